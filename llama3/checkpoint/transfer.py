@@ -1,0 +1,247 @@
+"""Files of a repository on the Hugging Face hub -> this machine.
+
+huggingface_hub knows the endpoint, the login, the cache's layout and the errors. Only the transfer of the bytes is
+written here: since version 2 its own download starts a file from zero after every interruption, and a shard of the 8B
+has 5 GB.
+"""
+
+import errno
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from httpx2 import TransportError
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
+
+from llama3.checkpoint.folder import CONFIGS, TOKENIZERS
+from llama3.checkpoint.shards import find_weights, weight_files
+from llama3.errors import CheckpointError, DownloadError
+
+UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP statuses that pass
+ATTEMPTS = 6  # in a row without a byte; then the connection is given up
+CHUNK = 1 << 20  # bytes; Ctrl-C is heard between two of them
+
+
+@dataclass(frozen=True)
+class File:
+    name: str  # its path in the repository
+    url: str
+    etag: str  # names its bytes: the SHA-256 of a large file, git's hash of a small one
+    size: int  # bytes
+
+
+def fetch(repo: str, to: Path | None, revision: str | None) -> Path:
+    """See `hub.download`."""
+    with explained(repo):
+        try:
+            commit, names = needed_files(repo, revision)
+        except UNREACHABLE:
+            if to is None and (folder := cached(repo, revision)):
+                return folder
+            raise
+        return into_folder(repo, commit, names, to) if to else into_cache(repo, commit, names, revision)
+
+
+def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """The commit that the revision stands for, and the names of the files to fetch, small ones first."""
+    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    assert info.sha is not None
+    names = sorted(sibling.rfilename for sibling in info.siblings or [])
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors")]
+    # A repository may hold the same weights a second time, as consolidated.safetensors.
+    weights = [name for name in weights if name.startswith("model")] or weights
+    if not weights or not any(name in CONFIGS for name in top):
+        found = ", ".join(names[:6]) + ", ..." * (len(names) > 6) or "nothing"
+        raise DownloadError(f"{repo}: expected config.json and *.safetensors, the Hugging Face form; it holds {found}")
+    vocabulary = [name for name in TOKENIZERS if name in names and not name.endswith(".json")][:1]
+    return info.sha, [name for name in top if name.endswith(".json")] + vocabulary + weights
+
+
+def cached(repo: str, revision: str | None = None) -> Path | None:
+    """The snapshot in the hub's cache, if a config and all the weights are there."""
+    for name in CONFIGS:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            try:
+                weight_files(find_weights(Path(found).parent))
+            except CheckpointError:
+                return None
+            return Path(found).parent
+    return None
+
+
+def into_cache(repo: str, commit: str, names: list[str], revision: str | None) -> Path:
+    missing = [name for name in names if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    transfer_all(repo, {blobs / file.etag: file for file in describe(repo, commit, missing)})
+    # Now the library finds every blob there and only links it into the snapshot. Last, when the snapshot is whole, one
+    # look at a small file under the revision's own name makes that name point to it.
+    for name in missing:
+        hf_hub_download(repo, name, revision=commit)
+    return Path(hf_hub_download(repo, names[0], revision=revision)).parent
+
+
+def into_folder(repo: str, commit: str, names: list[str], to: Path) -> Path:
+    files = {Path(file.name).name: file for file in describe(repo, commit, names)}
+    if to.exists() and (to.is_file() or any(to.iterdir())):
+        if all((to / name).is_file() and size(to / name) == file.size for name, file in files.items()):
+            return to
+        raise DownloadError(f"{to} exists and does not hold this model: delete it, or name another folder")
+    gathering = to.with_name(to.name + ".partial")
+    blobs = {gathering / f"{name}.{file.etag}": file for name, file in files.items()}
+    transfer_all(repo, blobs)
+    for path in set(gathering.iterdir()) - set(blobs):
+        path.unlink()  # from an earlier attempt, when the repository held other files
+    for name, path in zip(files, blobs):
+        path.rename(gathering / name)
+    if to.exists():
+        to.rmdir()
+    return gathering.rename(to)
+
+
+def describe(repo: str, commit: str, names: list[str]) -> list[File]:
+    files = []
+    for name in names:
+        url = hf_hub_url(repo, name, revision=commit)
+        head = get_hf_file_metadata(url)
+        if head.etag is None or head.size is None:
+            raise DownloadError(f"{url}: no ETag or no size in the answer: is HF_ENDPOINT really a hub?")
+        files.append(File(name, url, head.etag, head.size))
+    return files
+
+
+def transfer_all(repo: str, blobs: dict[Path, File]) -> None:
+    """Bring every file to its path, one after the other; those that are there already stay."""
+    if not blobs:
+        return
+    folder = next(iter(blobs)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(file.size for file in blobs.values())
+    here = sum(size(path) or size(incomplete(path)) for path in blobs)
+    if (free := shutil.disk_usage(folder).free) < total - here:
+        raise DownloadError(
+            f"{folder}: {(total - here) / 1e9:.2f} GB are to come, but only {free / 1e9:.2f} GB are free"
+        )
+    with tqdm(total=total, initial=here, desc=repo, unit="B", unit_scale=True, disable=None) as bar:
+        for path, file in blobs.items():
+            lock = Path(f"{path}.lock")  # another process may be fetching the same file
+            with WeakFileLock(lock):
+                if not path.exists():
+                    transfer(file, incomplete(path), bar)
+                    incomplete(path).replace(path)
+            lock.unlink(missing_ok=True)
+
+
+def transfer(file: File, path: Path, bar: tqdm) -> None:
+    """Append to `path` until the file is whole. A connection that breaks is taken up again at that byte."""
+    failures = 0
+    with path.open("ab") as output:
+        if output.tell() > file.size:
+            bar.update(-output.truncate(0))
+        while (start := output.tell()) < file.size:
+            headers = build_hf_headers() | {"range": f"bytes={start}-", "accept-encoding": "identity"}
+            failure: Exception = TransportError("the server ends the file too early")
+            try:
+                with get_session().stream(
+                    "GET", file.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+                ) as r:
+                    hf_raise_for_status(r)
+                    if start and r.status_code != 206:  # no range: the whole file comes again
+                        output.truncate(0)
+                        bar.update(-start)
+                    for chunk in r.iter_bytes(CHUNK):
+                        output.write(chunk)
+                        bar.update(len(chunk))
+            except TransportError as error:
+                failure = error
+            except HfHubHTTPError as error:
+                if error.response.status_code not in TRY_AGAIN:
+                    raise
+                failure = error
+            failures = 0 if output.tell() > start else failures + 1
+            if failures == ATTEMPTS:
+                raise failure
+            if output.tell() < file.size:
+                time.sleep(min(0.25 * 2**failures, 8))
+    with path.open("rb") as received:
+        intact = size(path) == file.size and (
+            len(file.etag) != 64 or hashlib.file_digest(received, "sha256").hexdigest() == file.etag
+        )
+    if not intact:
+        path.unlink()
+        raise DownloadError(f"{file.url}: damaged on the way (size or SHA-256), and deleted: run the command again")
+
+
+def incomplete(path: Path) -> Path:
+    return path.with_name(path.name + ".incomplete")  # the hub's own ending: `hf cache` knows and clears these
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """Turns what goes wrong on the way into a DownloadError that says what to do."""
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except UNREACHABLE as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else str(error).partition("\n")[0]
+        raise DownloadError(
+            f"{repo}: {hub} cannot be reached ({reason}), and no complete copy is in the cache. "
+            "Run the command again when it can: what has arrived is kept"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(f"{repo} has no such revision; see {hub}/{repo}/tree/main") from error
+    except HfHubHTTPError as error:
+        raise DownloadError(refusal(repo, error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise DownloadError(f"{repo}: {error}") from error
+        raise DownloadError(
+            f"{repo}: the disk is full. Free some space and run the command again: it goes on"
+        ) from error
+    except HFValidationError as error:
+        raise DownloadError(f"{repo!r} is not a name on the hub; expected OWNER/NAME") from error
+
+
+def refusal(repo: str, error: HfHubHTTPError) -> str:
+    hub, status = constants.ENDPOINT, error.response.status_code
+    if isinstance(error, GatedRepoError) or status == 403:
+        page = f"{hub}/{repo}"
+        account = "the account of your token has" if get_token() else "without a login you have"
+        return (
+            f"{repo} is gated, and {account} no access: accept its licence at {page}\n"
+            f"then set HF_TOKEN to a token from {hub}/settings/tokens, or run `hf auth login`, and run the command again"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: no such folder here, and no such repository on {hub} (or a private one: then set HF_TOKEN)"
+    if status == 401:
+        return f"{repo}: {hub} refuses your token (HF_TOKEN or `hf auth login`): it is wrong or has expired"
+    return f"{repo}: {hub} answers {status}: {str(error).strip().splitlines()[0]}"

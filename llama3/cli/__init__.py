@@ -1,0 +1,103 @@
+"""The command line: find the command, run it, and say in one line what went wrong."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {  # each is the module of that name, with `parser()` and `run(args)`
+    "generate": "answer one prompt; the default",
+    "chat": "talk, with a history",
+    "download": "fetch a checkpoint from the Hugging Face hub",
+    "tokenize": "show a text's tokens",
+    "info": "describe a checkpoint: shape, parameters, bytes, tokens",
+    "compare": "measure a model against a reference file, or two files",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command -> its exit code. Without arguments, those of the process, which then ends. Never raises."""
+    try:
+        try:
+            code = dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            return explain(error)
+    except KeyboardInterrupt:  # a second one
+        return 130
+    finally:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own shutdown would answer Ctrl-C with a traceback
+
+
+def dispatch(argv: list[str]) -> int:
+    prepare_streams()
+    from llama3.cli import help
+    from llama3.errors import RequestError
+
+    if argv in (["--version"], ["-V"]):
+        from llama3 import __version__
+
+        print(f"llama3 {__version__}")
+        return 0
+    if argv in (["--help"], ["-h"], ["help"]):
+        print(help.top())
+        return 0
+    named = bool(argv) and argv[0] in COMMANDS
+    command = import_module(f"llama3.cli.{argv[0] if named else 'generate'}")
+    args = command.parser().read(argv[1:] if named else argv)
+    if not named and len(args.words) == 1 and args.words[0] in COMMANDS and "--" not in argv:
+        word = args.words[0]
+        raise RequestError(f"the command {word!r} comes first: llama3 {word} ...; as a prompt: llama3 -- {word}")
+    code: int = command.run(args)
+    return code
+
+
+def prepare_streams() -> None:
+    """No character that the terminal's encoding lacks may end the program, and no stream may be missing."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+def explain(error: BaseException) -> int:
+    """Say what went wrong on standard error -> the exit code (they are listed in `help.py`)."""
+    from llama3.errors import Llama3Error, RequestError
+
+    if os.environ.get("LLAMA3_DEBUG") and not isinstance(error, SystemExit):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, SystemExit):  # argparse, after --help
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        forget_output()
+        return 141
+    if isinstance(error, Llama3Error):
+        message = str(error)
+    elif isinstance(error, MemoryError):
+        message = f"out of memory ({error or 'no more to be had'}); a shorter prompt or a smaller model needs less"
+    elif isinstance(error, OSError):
+        message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        forget_output()
+    else:
+        message = f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())} (LLAMA3_DEBUG=1 shows where)"
+    with contextlib.suppress(OSError):
+        print(f"llama3: {message}", file=sys.stderr, flush=True)
+    return 2 if isinstance(error, RequestError) else 1
+
+
+def forget_output() -> None:
+    """Whatever still waits to be written cannot be, and Python would try again at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

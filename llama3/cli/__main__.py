@@ -1,0 +1,7 @@
+"""`python -m llama3.cli` is `llama3`."""
+
+import sys
+
+from llama3.cli import main
+
+sys.exit(main())

@@ -1,0 +1,220 @@
+"""Options: argparse, with one line for an error and a variable LLAMA3_NAME of the environment behind every --name."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llama3.errors import RequestError
+
+SAMPLING = {  # name -> (whole number?, help); the defaults are those of SamplingParams
+    "temperature": (False, "0: always the likeliest token; higher: more varied (0.6)"),
+    "top_p": (False, "only the likeliest tokens that together have probability X"),
+    "top_k": (True, "only the N likeliest tokens"),
+    "min_p": (False, "only tokens at least X times as likely as the likeliest"),
+    "seed": (True, "repeat an answer: the seed is shown below each"),
+    "repetition_penalty": (False, "above 1: what prompt and answer hold becomes less likely"),
+    "frequency_penalty": (False, "above 0: less likely for each time it is in the answer"),
+    "presence_penalty": (False, "above 0: less likely once it is in the answer"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    flag: str
+    convert: Callable[[str], Any]
+    repeat: bool
+    default: Any
+
+    @property
+    def variable(self) -> str:
+        return "LLAMA3_" + self.name.upper()
+
+    def from_environment(self) -> Any:
+        """None if the variable is unset or empty. A repeatable option takes one value a line."""
+        value = os.environ.get(self.variable)
+        if not value:
+            return None
+        try:
+            return [self.convert(line) for line in value.splitlines()] if self.repeat else self.convert(value)
+        except argparse.ArgumentTypeError as error:
+            raise RequestError(f"{self.variable}: {error}") from None
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, usage: str, description: str, epilog: str | None = None):
+        super().__init__(
+            prog="llama3",
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.options: list[Option] = []
+        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+
+    def group(self, title: str) -> Callable[..., None]:
+        """A function that adds an option under this title: (*flags, help, [metavar, type, default, repeat])."""
+        group = self.add_argument_group(title)
+
+        def option(
+            *flags: str,
+            help: str,
+            metavar: str | None = None,
+            type: Callable[[str], Any] = text,
+            default: Any = None,
+            repeat: bool = False,
+        ) -> None:
+            # The default waits for `read`, which must see whether an option was given. Without a metavar: yes or no.
+            settings: dict[str, Any] = {"help": help, "default": None}
+            if metavar is None:
+                settings |= {"action": "store_const", "const": True}
+                type, default = boolean, default or False
+            else:
+                settings |= {"action": "append" if repeat else "store", "metavar": metavar, "type": type}
+            name = group.add_argument(*flags, **settings).dest
+            self.options.append(Option(name, flags[-1], type, repeat, default))
+
+        return option
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; the environment fills in what was not given. `args.source` says where each value comes from."""
+        argv, literal = split_at_dashes(argv)
+        args, unknown = self.parse_known_intermixed_args(argv)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0].split("=")[0], [option.flag for option in self.options], 1)
+            raise RequestError(f"no such option: {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        try:
+            args.words = [text(word) for word in (*args.words, *literal)]
+        except argparse.ArgumentTypeError as error:
+            raise RequestError(str(error)) from None
+        args.source = {}
+        for option in self.options:
+            value, args.source[option.name] = getattr(args, option.name), option.flag
+            if value is None and (value := option.from_environment()) is not None:
+                args.source[option.name] = option.variable
+            setattr(args, option.name, option.default if value is None else value)
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(message.removeprefix("argument "))
+
+
+def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands behind `--` is no option, whatever it looks like."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:end]), list(argv[end + 1 :])
+
+
+def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> None:
+    """--model, and --device for whoever computes; --json, if its help is given; --quiet and --help."""
+    option = parser.group("model")
+    option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="a folder, or owner/name on the Hugging Face hub (the demo that ships with llama3)",
+    )
+    if device:
+        option(
+            "--device",
+            metavar="DEVICE",
+            type=one_of("auto", "cpu", "cuda"),
+            default="auto",
+            help="auto, cpu or cuda (auto)",
+        )
+    output_options(parser, json)
+
+
+def output_options(parser: Parser, json: str | None = None) -> None:
+    option = parser.group("output")
+    if json:
+        option("--json", help=json)
+    option("-q", "--quiet", help="nothing on standard error but errors")
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
+
+
+def answer_options(parser: Parser) -> None:
+    """How an answer is chosen, and where it ends."""
+    option = parser.group("answer")
+    option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (256)")
+    option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; may be given several times")
+    for name, (whole, help) in SAMPLING.items():
+        convert, metavar = (whole_number, "N") if whole else (number, "X")
+        option("--" + name.replace("_", "-"), metavar=metavar, type=convert, help=help)
+
+
+def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of `answer_options`, checked, as keywords of `Llama.stream`. Raises RequestError."""
+    given = {name: value for name in ("max_tokens", "stop", *SAMPLING) if (value := getattr(args, name)) is not None}
+    for name, value in given.items():
+        try:
+            check_parameter(name, value)
+        except RequestError as error:
+            raise RequestError(f"{args.source[name]}: {error}") from None
+    return given
+
+
+def check_parameter(name: str, value: Any) -> None:
+    """Raises RequestError now, and not after the minutes that a large model takes to load."""
+    from llama3.sampler import SamplingParams
+    from llama3.text import check_stops
+
+    if name == "stop":
+        check_stops(value)
+    elif name != "max_tokens":  # that one is checked by `positive`, and against the context window by the engine
+        SamplingParams(**{name: value})
+
+
+# Converters of one value. argparse wants this exception for a message of one's own.
+
+
+def number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
+
+
+def whole_number(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
+
+
+def positive(value: str) -> int:
+    n = whole_number(value)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"{n} is too small; expected 1 or more")
+    return n
+
+
+def boolean(value: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if value.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{value!r} is neither 1 (true, yes, on) nor 0 (false, no, off)")
+    return words[value.lower()]
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def convert(value: str) -> str:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
+        return value
+
+    return convert
+
+
+def text(value: str) -> str:
+    """Python hands bytes that are not UTF-8 on as lone surrogates; they are stopped here."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not UTF-8 text") from None
+    return value

@@ -1,0 +1,146 @@
+"""The shape of a Llama 3 model, read from Hugging Face's `config.json` or Meta's `params.json`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llama3.errors import CheckpointError
+
+CONTEXT = 8192  # tokens; a checkpoint that allows more is still run with this many
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretched RoPE: how far, and between which wavelengths the stretch fades in (see `model/rope.py`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor and self.original_max_seq_len > 0):
+            raise CheckpointError(f"rope scaling makes no sense: {self}; expected factor >= 1 and 0 < low < high")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    dim: int  # width of the residual stream
+    n_layers: int
+    n_heads: int  # query heads
+    n_kv_heads: int  # key and value heads; n_heads / n_kv_heads queries share one
+    head_dim: int
+    hidden_dim: int  # width inside the feed-forward network
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    max_seq_len: int = CONTEXT
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False  # the output matrix is the embedding table
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "max_seq_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CheckpointError(f"{name} is {value!r}; expected a positive integer")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise CheckpointError(f"{name} is {value!r}; expected a positive number")
+        if self.n_heads % self.n_kv_heads:
+            raise CheckpointError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise CheckpointError(f"head_dim is {self.head_dim}; RoPE rotates pairs, so expected an even number")
+
+    @classmethod
+    def from_hf(cls, c: Mapping[str, Any]) -> "ModelConfig":
+        """From the contents of a Hugging Face `config.json`. Raises CheckpointError naming the field."""
+        if c.get("model_type", "llama") != "llama":
+            raise CheckpointError(f"model_type is {c['model_type']!r}; expected 'llama'")
+        for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if c.get(name, expected) != expected:
+                raise CheckpointError(f"{name} is {c[name]!r}; Llama 3 has {expected!r}")
+        dim, n_heads = _get(c, "hidden_size"), _get(c, "num_attention_heads")
+        rope = c.get("rope_parameters") or c.get("rope_scaling") or {}  # the first since transformers 5
+        if not isinstance(rope, Mapping):
+            raise CheckpointError(f"rope_scaling is {rope!r}; expected an object")
+        return cls(
+            dim=dim,
+            n_layers=_get(c, "num_hidden_layers"),
+            n_heads=n_heads,
+            n_kv_heads=_or(c.get("num_key_value_heads"), n_heads),
+            head_dim=_or(c.get("head_dim"), _divide(dim, n_heads)),
+            hidden_dim=_get(c, "intermediate_size"),
+            vocab_size=_get(c, "vocab_size"),
+            norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
+            rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # likewise
+            max_seq_len=_context(c.get("max_position_embeddings", 2048)),
+            rope_scaling=_rope_scaling(rope),
+            tied_embeddings=bool(c.get("tie_word_embeddings", False)),
+        )
+
+    @classmethod
+    def from_meta(cls, p: Mapping[str, Any]) -> "ModelConfig":
+        """From the contents of Meta's `params.json`. Raises CheckpointError naming the field."""
+        dim, n_heads, multiple_of = _get(p, "dim"), _get(p, "n_heads"), _or(p.get("multiple_of"), 256)
+        if not isinstance(dim, int) or not isinstance(multiple_of, int) or multiple_of < 1:
+            raise CheckpointError(f"dim is {dim!r} and multiple_of {multiple_of!r}; expected positive integers")
+        # Meta's FeedForward: two thirds of four times dim, scaled, rounded up to a multiple.
+        hidden_dim = int(2 * (4 * dim) / 3)
+        hidden_dim = int(_or(p.get("ffn_dim_multiplier"), 1) * hidden_dim)
+        scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
+        if "scaling_factor" in scaling:
+            scaling["factor"] = scaling.pop("scaling_factor")
+        return cls(
+            dim=dim,
+            n_layers=_get(p, "n_layers"),
+            n_heads=n_heads,
+            n_kv_heads=_or(p.get("n_kv_heads"), n_heads),
+            head_dim=_or(p.get("head_dim"), _divide(dim, n_heads)),
+            hidden_dim=-(-hidden_dim // multiple_of) * multiple_of,
+            vocab_size=_get(p, "vocab_size"),
+            norm_eps=p.get("norm_eps", 1e-5),
+            rope_theta=p.get("rope_theta", 500_000.0),
+            max_seq_len=_context(p.get("max_seq_len", CONTEXT)),
+            rope_scaling=RopeScaling(**scaling) if p.get("use_scaled_rope") else None,
+        )
+
+
+def _get(fields: Mapping[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise CheckpointError(f"{name} is missing")
+    return fields[name]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _divide(dim: Any, n_heads: Any) -> int:
+    if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
+        raise CheckpointError(f"the width {dim!r} is not a multiple of the {n_heads!r} heads, and head_dim is not given")
+    return dim // n_heads
+
+
+def _context(length: Any) -> int:
+    return min(length, CONTEXT) if isinstance(length, int) else length
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise CheckpointError(f"rope scaling of type {kind!r} is not known; expected 'llama3' or 'default'")
+    fields = {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_seq_len": "original_max_position_embeddings",
+    }
+    values = {ours: _get(rope, theirs) for ours, theirs in fields.items()}
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise CheckpointError(f"rope scaling: {fields[name]} is {value!r}; expected a number")
+    return RopeScaling(**values)

@@ -1,0 +1,21 @@
+"""Every error that llama3 raises for bad input. Each message is one clear line: what was found, what was expected, what to do."""
+
+
+class Llama3Error(ValueError):
+    """The base class: `except Llama3Error` catches whatever the input, not a bug, has caused."""
+
+
+class CheckpointError(Llama3Error):
+    """A checkpoint's files are missing, damaged or do not fit each other."""
+
+
+class TokenizerError(Llama3Error):
+    """A vocabulary file cannot be read, or token ids do not belong to the vocabulary."""
+
+
+class RequestError(Llama3Error):
+    """A prompt, a message or a parameter is not acceptable."""
+
+
+class DownloadError(Llama3Error):
+    """A checkpoint could not be fetched."""

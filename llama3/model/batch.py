@@ -1,0 +1,40 @@
+"""The rows of one step: the new tokens of one sequence or of many, end to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequence i owns the next `counts[i]` rows and lives in cache slot `slots[i]`.
+
+    There is no batch axis: a prompt is many rows of one sequence, decoding is one row each of many sequences, and a
+    step may mix the two. Positions are not stored here: they follow from the cache's lengths.
+    """
+
+    tokens: np.ndarray  # (T,) int32
+    slots: tuple[int, ...]  # (n_sequences,), all different
+    counts: tuple[int, ...]  # (n_sequences,), each at least 1, together T
+
+    def __post_init__(self) -> None:
+        assert self.tokens.ndim == 1 and self.tokens.dtype == np.int32, (self.tokens.shape, self.tokens.dtype)
+        assert len(self.slots) == len(self.counts) == len(set(self.slots)), (self.slots, self.counts)
+        assert min(self.counts) >= 1 and sum(self.counts) == len(self.tokens), (self.counts, len(self.tokens))
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, Sequence[int] | np.ndarray]]) -> "Batch":
+        """From (slot, its new tokens) pairs: `Batch.of([(0, prompt), (3, [token])])`."""
+        tokens = np.concatenate([np.asarray(tokens, np.int32) for _, tokens in rows])
+        return cls(tokens, tuple(slot for slot, _ in rows), tuple(len(tokens) for _, tokens in rows))
+
+    @property
+    def last_rows(self) -> np.ndarray:
+        """Index of each sequence's last row: the one whose logits predict its next token."""
+        return np.cumsum(self.counts) - 1  # (n_sequences,)
+
+    @property
+    def spans(self) -> list[slice]:
+        """Each sequence's rows."""
+        return [slice(end - count, end) for end, count in zip(np.cumsum(self.counts).tolist(), self.counts)]

@@ -1,0 +1,9 @@
+"""RMSNorm: scale each row to a root mean square of one, then weigh each channel (Zhang and Sennrich 2019)."""
+
+import numpy as np
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """x (T, dim) float32, weight (dim,) float32 -> (T, dim) float32. Each row is treated alone."""
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
+    return x / np.sqrt(mean_square + eps) * weight  # (T, dim)

@@ -1,0 +1,87 @@
+"""Two arrays of rows -> how far apart they are, row by row, in float64.
+
+An error over a whole array hides a wrong row among a thousand right ones, so there is none here. Every measure of a row
+that holds a NaN or an infinity, on either side, is NaN: no comparison with a limit lets that pass by mistake.
+"""
+
+import numpy as np
+
+TOP = 5
+BLOCK_BYTES = 1 << 24  # of float64 at a time: 16 rows of the real vocabulary. No whole array is ever converted
+
+ROW = np.dtype([("max_abs", "f8"), ("relative", "f8")])
+LOGITS_ROW = np.dtype(
+    [
+        ("max_abs", "f8"),
+        ("relative", "f8"),  # norm of the difference / norm of the reference
+        ("kl", "f8"),  # KL divergence (reference || ours), in nats
+        ("top1", "?"),  # the same most likely token; ties go to the lowest id
+        ("top5", "i8"),  # how many of the reference's five most likely are among ours
+        ("ours", "i8", TOP),  # the five ids, most likely first; -1 where the vocabulary is smaller
+        ("ours_logits", "f4", TOP),
+        ("reference", "i8", TOP),
+        ("reference_logits", "f4", TOP),
+    ]
+)
+
+
+def compare_rows(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Both (n, width) -> (n,) ROW."""
+    found = np.empty(len(ours), ROW)
+    for block in _blocks(ours):
+        _distances(ours[block].astype(np.float64), reference[block].astype(np.float64), found[block])
+    return found
+
+
+def compare_logits(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Both (n, vocab_size) -> (n,) LOGITS_ROW."""
+    found = np.empty(len(ours), LOGITS_ROW)
+    for block in _blocks(ours):
+        a, b, out = ours[block].astype(np.float64), reference[block].astype(np.float64), found[block]
+        _distances(a, b, out)
+        finite = np.isfinite(out["relative"])
+        out["kl"] = np.where(finite, _kl(b, a), np.nan)
+        for side, logits in (("ours", a), ("reference", b)):
+            out[side] = [_top(row) for row in logits]
+            out[side + "_logits"] = np.take_along_axis(logits, np.maximum(out[side], 0), axis=1)
+        out["top1"] = finite & (out["ours"][:, 0] == out["reference"][:, 0])
+        shared = (out["ours"][:, :, None] == out["reference"][:, None]) & (out["ours"][:, :, None] >= 0)
+        out["top5"] = finite * shared.any(axis=2).sum(axis=1)
+    return found
+
+
+def _distances(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = a - b
+        norm, size = np.linalg.norm(difference, axis=1), np.linalg.norm(b, axis=1)
+        out["max_abs"] = np.where(finite, np.abs(difference).max(axis=1), np.nan)
+        # A reference row of zeros is matched by zeros alone: 0 / 0 is no error, anything else an infinite one.
+        out["relative"] = np.where(finite, np.where(norm == 0, 0, norm / size), np.nan)
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Sum of p (log p - log q) over the softmax of each row of logits. Rounding could make it a little negative."""
+    with np.errstate(invalid="ignore"):
+        log_p, log_q = _log_softmax(p), _log_softmax(q)
+        return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def _top(row: np.ndarray) -> np.ndarray:
+    """The ids of the TOP highest, best first, ties by the lowest id; a NaN counts as minus infinity. -1: no more."""
+    row = np.where(np.isnan(row), -np.inf, row)
+    k = min(TOP, len(row))
+    candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])
+    ids = np.full(TOP, -1)
+    ids[:k] = candidates[np.argsort(-row[candidates], kind="stable")][:k]
+    return ids
+
+
+def _blocks(rows: np.ndarray) -> list[slice]:
+    n = max(1, BLOCK_BYTES // (8 * rows.shape[1]))
+    return [slice(i, i + n) for i in range(0, len(rows), n)]

@@ -1,0 +1,182 @@
+"""The reference file: what a model answered to some tokens, for others to check their numbers against.
+
+A safetensors file; docs/parity.md describes it for those who write one with other tools. Tensors:
+  tokens              (T,) int64: one sequence from position 0
+  logits              (n, vocab_size) float32
+  positions           (n,) int64, ascending: where the rows of `logits` stand; left out if that is every position
+  activations.<name>  (T, dim) float32, `norm` (n, dim): the names of `activation_names`; any of them, or none
+Metadata, all of it text: format, version, producer, dtype, model, and config (JSON with the fields of ModelConfig).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llama3.config import ModelConfig, RopeScaling
+from llama3.errors import CheckpointError
+
+FORMAT, VERSION = "llama3-reference", "1"
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # what a reference can have been computed in
+STORED = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One model's answer. Raises CheckpointError, naming the field, unless everything fits together."""
+
+    tokens: np.ndarray  # (T,) int64
+    logits: np.ndarray  # (n, vocab_size) float32
+    positions: np.ndarray  # (n,) int64
+    config: ModelConfig
+    dtype: str  # what it was computed in: one of DTYPES. It is stored in float32 all the same
+    producer: str  # "transformers 5.23.0, torch 2.13.0"
+    model: str  # free text: which weights
+    activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # in the order of computation
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if self.dtype not in DTYPES:
+            raise CheckpointError(f"dtype is {self.dtype!r}; expected {', '.join(DTYPES)}")
+        _check("tokens", self.tokens, np.int64, ("T",))
+        if not np.all((self.tokens >= 0) & (self.tokens < c.vocab_size)):
+            raise CheckpointError(f"tokens holds ids outside 0 to {c.vocab_size - 1}, the vocabulary of its config")
+        _check("logits", self.logits, np.float32, ("n", c.vocab_size))
+        _check("positions", self.positions, np.int64, (len(self.logits),))
+        if np.any(np.diff(self.positions) <= 0) or self.positions[0] < 0 or self.positions[-1] >= len(self.tokens):
+            raise CheckpointError(f"positions must ascend from 0 or more to {len(self.tokens) - 1} or less")
+        known = activation_names(c)
+        for name, values in self.activations.items():
+            if name not in known:
+                raise CheckpointError(f"activations.{name} is not known; expected {', '.join(known[:4])}, ..., norm")
+            rows = len(self.logits) if name == "norm" else len(self.tokens)
+            _check(f"activations.{name}", values, np.float32, (rows, c.dim))
+        ordered = {name: self.activations[name] for name in known if name in self.activations}
+        object.__setattr__(self, "activations", ordered)
+
+
+def activation_names(config: ModelConfig) -> list[str]:
+    """What `Transformer.forward` traces, in the order of computation."""
+    layers = range(config.n_layers)
+    blocks = [f"layers.{i}{part}" for i in layers for part in (".attention", ".feed_forward", "")]
+    return ["tok_embeddings", *blocks, "norm"]
+
+
+def save_reference(path: str | Path, reference: Reference) -> None:
+    """Write a reference file of the current version."""
+    r = reference
+    tensors = {"tokens": r.tokens, "logits": r.logits, **{f"activations.{n}": a for n, a in r.activations.items()}}
+    if len(r.positions) < len(r.tokens):
+        tensors["positions"] = r.positions
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "producer": r.producer,
+        "dtype": r.dtype,
+        "model": r.model,
+        "config": json.dumps(asdict(r.config)),
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path, metadata)
+
+
+def read_reference(path: str | Path) -> Reference:
+    """Map a reference file: the arrays are read-only views, and 4 GB of logits are read as they are used.
+
+    Raises CheckpointError with the file, the field, what was found and what was expected.
+    """
+    path = Path(path)
+    try:
+        tensors, metadata = _open(path)
+        return _reference(tensors, metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with safe_open(path, "np") as file:  # it refuses a header that does not fit the file
+        metadata: dict[str, str] = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format")
+        raise CheckpointError(f"not a reference file: the metadata's format is {found!r}; expected {FORMAT!r}")
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(f"version is {metadata.get('version')!r}; this program reads version {VERSION!r} alone")
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    del header["__metadata__"]
+    if missing := {"tokens", "logits"} - header.keys():
+        raise CheckpointError(f"the tensor {min(missing)} is missing")
+    data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in STORED:
+            raise CheckpointError(f"{name} is stored as {entry['dtype']}; expected {' or '.join(STORED)} (see dtype)")
+        begin, end = entry["data_offsets"]
+        tensors[name] = data[begin:end].view(STORED[entry["dtype"]]).reshape(entry["shape"])
+    return tensors, metadata
+
+
+def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Reference:
+    texts = ("producer", "dtype", "model", "config")
+    if missing := [name for name in texts if name not in metadata]:
+        raise CheckpointError(f"{missing[0]} is missing in the metadata")
+    tokens, logits = tensors.pop("tokens"), tensors.pop("logits")
+    positions = tensors.pop("positions", np.arange(len(tokens) if tokens.ndim else 0))
+    prefix = "activations."
+    if other := [name for name in tensors if not name.startswith(prefix)]:
+        raise CheckpointError(f"the tensor {other[0]} is not known; expected tokens, logits, positions, {prefix}<name>")
+    return Reference(
+        tokens,
+        logits,
+        positions,
+        _config(metadata["config"]),
+        metadata["dtype"],
+        metadata["producer"],
+        metadata["model"],
+        {name.removeprefix(prefix): array for name, array in tensors.items()},
+    )
+
+
+def _config(text: str) -> ModelConfig:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"found {type(values).__name__}, expected an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"config in the metadata is not a JSON object: {error}") from error
+    values = _known(ModelConfig, values, "config")
+    scaling = values["rope_scaling"]
+    if scaling is not None and not isinstance(scaling, dict):
+        raise CheckpointError(f"config.rope_scaling is {scaling!r}; expected an object or null")
+    try:
+        if scaling is not None:
+            values["rope_scaling"] = RopeScaling(**_known(RopeScaling, scaling, "config.rope_scaling"))
+        return ModelConfig(**values)
+    except TypeError as error:
+        raise CheckpointError(f"config has a field of the wrong type: {error}") from error
+
+
+def _known(cls: type[ModelConfig] | type[RopeScaling], values: dict[str, Any], where: str) -> dict[str, Any]:
+    names = [f.name for f in fields(cls)]
+    if unknown := values.keys() - set(names):
+        raise CheckpointError(f"{where}.{min(unknown)} is not known; expected {', '.join(names)}")
+    if missing := [name for name in names if name not in values]:
+        raise CheckpointError(f"{where}.{missing[0]} is missing")
+    return values
+
+
+def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[str | int, ...]) -> None:
+    """Letters in `shape` stand for any length but 0."""
+    fits = array.ndim == len(shape) and all(
+        n == s or (isinstance(s, str) and n > 0) for n, s in zip(array.shape, shape)
+    )
+    if array.dtype != dtype or not fits:
+        expected = f"{np.dtype(dtype)} of shape ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+        raise CheckpointError(f"{name} is {array.dtype} of shape {array.shape}; expected {expected}")

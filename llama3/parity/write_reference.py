@@ -1,0 +1,94 @@
+"""Write a reference file from transformers: `python -m llama3.parity.write_reference MODEL OUT --prompt "Once upon"`.
+
+It needs `pip install torch transformers`; nothing else in llama3 does.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from llama3.config import ModelConfig
+from llama3.parity.reference_file import Reference, save_reference
+
+DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+)  # not float64: transformers computes norms and angles in float32 all the same
+
+
+@torch.inference_mode()
+def reference_of(
+    model: Any, tokens: Sequence[int], label: str, positions: Sequence[int] | None = None, activations: bool = False
+) -> Reference:
+    """What a `LlamaForCausalLM` answers to one sequence of token ids.
+
+    positions: where logits are kept (None: everywhere). Only those pay for the output matrix.
+    """
+    at = torch.arange(len(tokens)) if positions is None else torch.tensor(list(positions))
+    recorded: dict[str, np.ndarray] = {}
+
+    def record(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            rows = (output[0] if isinstance(output, tuple) else output)[0]  # attention also returns its weights
+            recorded[name] = (rows[at] if name == "norm" else rows).float().numpy()
+
+        return hook
+
+    modules = {"tok_embeddings": model.model.embed_tokens, "norm": model.model.norm}
+    for i, layer in enumerate(model.model.layers):
+        modules |= {
+            f"layers.{i}.attention": layer.self_attn,
+            f"layers.{i}.feed_forward": layer.mlp,
+            f"layers.{i}": layer,
+        }
+    hooks = [m.register_forward_hook(record(name)) for name, m in modules.items()] if activations else []
+    try:
+        logits = model(torch.tensor([list(tokens)]), logits_to_keep=at, use_cache=False).logits[0]  # (n, vocab_size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Reference(
+        tokens=np.array(tokens, np.int64),
+        logits=logits.float().numpy(),
+        positions=at.numpy(),
+        config=ModelConfig.from_hf(model.config.to_dict()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        producer=f"transformers {transformers.__version__}, torch {torch.__version__}",
+        model=label,
+        activations=recorded,
+    )
+
+
+def load(model: str | Path, dtype: str = "float32") -> Any:
+    """A folder in Hugging Face's form, or a name on the hub -> LlamaForCausalLM on the CPU."""
+    return transformers.LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama3.parity.write_reference", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("model", help="a folder in Hugging Face's form, or a name on the hub")
+    parser.add_argument("out", help="the file to write, NAME.safetensors")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt", help="text, for the model's own tokenizer")
+    text.add_argument("--tokens", type=int, nargs="+", metavar="ID", help="token ids")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: %(default)s)")
+    parser.add_argument("--positions", type=int, nargs="+", metavar="I", help="keep logits there only (default: all)")
+    parser.add_argument("--activations", action="store_true", help="keep the output of every block, too")
+    args = parser.parse_args()
+    tokens = args.tokens or transformers.AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
+    label = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    reference = reference_of(load(args.model, args.dtype), tokens, label, args.positions, args.activations)
+    save_reference(args.out, reference)
+    print(f"{args.out}: {len(tokens)} tokens, logits at {len(reference.positions)} positions, {reference.producer}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""From logits to a token: penalties, mask, temperature, top_k, top_p, min_p, and one draw; in this order.
+
+Logits come in as float32; everything after the penalties is float64. A token's weight is exp((logit - highest) /
+temperature); its probability is its weight over the sum of all weights. Every filter keeps the head of one list,
+the tokens by logit, highest first, and among equals by id, lowest first.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from llama3.errors import Llama3Error, RequestError
+from llama3.philox import uniform
+
+HIGHEST_DRAWN_SEED = 9_999_999_999  # what other services take as a seed too: a reported seed can be sent anywhere
+BINS = 1024  # of the histogram in top_p, each a sixteenth wide: weights below exp(-64) share the last
+PART = 8192  # tokens whose weights are computed at once
+
+
+class LogitsError(Llama3Error):
+    """No token can be chosen from these logits."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. Raises RequestError that names the parameter, what was found and the range."""
+
+    temperature: float = 0.6  # 0: always the most likely token
+    top_p: float | None = None  # the fewest tokens whose probabilities sum to at least top_p; None or 1: all
+    top_k: int | None = None  # the top_k most likely tokens; None: all
+    min_p: float | None = None  # tokens at least min_p times as likely as the most likely one; None or 0: all
+    seed: int | None = None  # None: one is drawn
+    repetition_penalty: float = 1.0  # on tokens of prompt and output; 0 means 1: off
+    frequency_penalty: float = 0.0  # for each time a token is in the output
+    presence_penalty: float = 0.0  # once for a token that is in the output
+    logprobs: int | None = None  # n: report the chosen token's log-probability and the n most likely tokens
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0, math.inf)
+        _number("repetition_penalty", self.repetition_penalty, 0, 100)
+        _number("frequency_penalty", self.frequency_penalty, -100, 100)
+        _number("presence_penalty", self.presence_penalty, -100, 100)
+        if self.top_p is not None:
+            _number("top_p", self.top_p, 0, 1)
+        if self.min_p is not None:
+            _number("min_p", self.min_p, 0, 1)
+        if self.top_k is not None:
+            _integer("top_k", self.top_k, 1)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0)
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    expected = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or more"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}: expected {expected}")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise RequestError(f"{name} is {value}: expected {expected}")
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    expected = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}: expected {expected}")
+    if value < low or (high is not None and value > high):
+        raise RequestError(f"{name} is {value}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chosen token; with logprobs asked for, its log-probability and the most likely tokens, highest first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampling:
+    """The sampler of one sequence: its parameters, its seed, and what of its tokens the penalties must know."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        mask: Callable[[], np.ndarray | None] | None = None,
+    ):
+        """mask, asked before each draw, returns the allowed tokens, (vocab_size,) bool, or None: all are allowed."""
+        self.params = params
+        self.seed = int(params.seed) if params.seed is not None else 1 + secrets.randbelow(HIGHEST_DRAWN_SEED)
+        self.index = 0  # how many output tokens there are so far
+        self.mask = mask
+        self.seen = np.zeros(vocab_size, bool)  # is the token in the prompt or the output?
+        self.counts = np.zeros(vocab_size, np.int32)  # how often is it in the output?
+        for token in prompt:
+            self.seen[self._checked(token)] = True
+
+    def accept(self, token: int) -> None:
+        """Append an output token, drawn or forced."""
+        self.seen[self._checked(token)] = True
+        self.counts[token] += 1
+        self.index += 1
+
+    def _checked(self, token: int) -> int:
+        if not 0 <= token < len(self.seen):
+            raise RequestError(f"token id {token} is not in the vocabulary: expected 0 to {len(self.seen) - 1}")
+        return token
+
+    def sample(self, logits: np.ndarray) -> Sample:
+        """Choose the next token from its raw logits, (vocab_size,) float32. Changes nothing: see `accept`.
+
+        Raises LogitsError if a logit is NaN or +inf, or if no token is left. A logit of -inf is a token never drawn.
+        """
+        assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
+        highest = logits.max()  # NaN if any logit is
+        if math.isnan(highest) or highest == math.inf:
+            place = int(np.argmax(np.isnan(logits) | (logits == math.inf)))
+            raise LogitsError(
+                f"the logit of token {place} is {logits[place]}: the model's arithmetic overflowed. "
+                "Check the checkpoint's weights for NaN, and its config (norm_eps, rope_theta) against them"
+            )
+        token = self._choose(logits)
+        if self.params.logprobs is None:
+            return Sample(token)
+        return Sample(token, *logprobs(logits, token, self.params.logprobs))
+
+    def _choose(self, logits: np.ndarray) -> int:
+        params = self.params
+        logits = self._penalise(logits)
+        allowed = self.mask() if self.mask is not None else None
+        if allowed is not None:
+            assert allowed.shape == logits.shape and allowed.dtype == bool, (allowed.shape, allowed.dtype)
+            logits = np.where(allowed, logits, np.float32(-np.inf))
+        best = int(logits.argmax())  # the lowest id among equals
+        if logits[best] == -np.inf:
+            raise LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
+        if params.temperature == 0:
+            return best
+        ids = None  # of the logits in play, ascending; None: all
+        for keep in (top_k, top_p, min_p):
+            kept = keep(logits, params)
+            if kept is not None:
+                logits, ids = logits[kept], kept if ids is None else ids[kept]
+        place = draw(logits, params.temperature, uniform(self.seed, self.index))
+        return place if ids is None else int(ids[place])
+
+    def _penalise(self, logits: np.ndarray) -> np.ndarray:
+        """The logits less the penalties: computed in float64, rounded to float32 once."""
+        repetition = self.params.repetition_penalty or 1.0
+        frequency, presence = self.params.frequency_penalty, self.params.presence_penalty
+        if repetition == 1 and frequency == 0 and presence == 0:
+            return logits
+        ids = np.flatnonzero(self.seen)
+        counts = self.counts[ids]
+        values = logits[ids].astype(np.float64)
+        values = np.where(values > 0, values / repetition, values * repetition)  # both make the token less likely
+        values -= frequency * counts + presence * (counts > 0)
+        logits = logits.copy()
+        logits[ids] = values
+        return logits
+
+
+# The three filters return which logits they keep, as ascending places, or None: all.
+
+
+def top_k(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """The top_k highest logits."""
+    if params.top_k is None or params.top_k >= len(logits):
+        return None
+    return head(logits, params.top_k, np.partition(logits, -params.top_k)[-params.top_k])
+
+
+def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """The shortest head that holds top_p of the weight: the token whose weight crosses top_p is kept.
+
+    Sorting 128,256 tokens would take longer than all the rest. A histogram of the weights over the scaled logits,
+    highest first, tells in which bin the sum crosses top_p; only that bin is sorted.
+    """
+    if params.top_p is None or params.top_p == 1:
+        return None
+    highest, temperature = logits.max(), params.temperature
+    bins = np.empty(len(logits), np.int16)
+    weights = np.zeros(BINS)
+    for part in parts(logits):
+        x = scaled(logits[part], highest, temperature)
+        bins[part] = np.minimum(x * -16, BINS - 1)
+        weights += np.bincount(bins[part], np.exp(x), BINS)
+    sums = np.cumsum(weights)
+    target = params.top_p * sums[-1]
+    crossed = int(np.searchsorted(sums, target))
+    inside = np.sort(logits[bins == crossed])[::-1]
+    inside_sums = sums[crossed] - weights[crossed] + np.cumsum(np.exp(scaled(inside, highest, temperature)))
+    last = min(int(np.searchsorted(inside_sums, target)), len(inside) - 1)  # rounding may leave target above them all
+    return head(logits, np.count_nonzero(bins < crossed) + last + 1, inside[last])
+
+
+def min_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """The logits whose weight is at least min_p; the highest has weight 1."""
+    if not params.min_p:
+        return None
+    return np.flatnonzero(logits >= np.float64(logits.max()) + params.temperature * math.log(params.min_p))
+
+
+def head(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
+    """The places of the n highest logits, of which `lowest` is the last; among equals the first ones."""
+    keep = logits >= lowest
+    surplus = np.count_nonzero(keep) - n
+    if surplus:
+        keep[np.flatnonzero(logits == lowest)[-surplus:]] = False
+    return np.flatnonzero(keep)
+
+
+def draw(logits: np.ndarray, temperature: float, u: float) -> int:
+    """The first place at which the running sum of the weights exceeds u times their total, 0 <= u < 1.
+
+    In float64; a weight of zero does not raise the sum and so is never drawn. NumPy's exp is vectorised in float32 and
+    not, everywhere, in float64, so float32 weights go first. Rounding them before and after exp (within 3 units in the
+    last place) leaves a relative error of |scaled| * 2**-24 + 3 * 2**-23. The mean of |scaled| over the distribution
+    is at most its entropy, hence at most log(len(logits)), so a running sum over the total errs by less than 2**-19
+    for a vocabulary up to a million. Where u is that near to the border between two tokens, float64 decides: the token
+    is always float64's.
+    """
+    highest = logits.max()
+    for dtype, doubt in (np.float32, 2.0**-19), (np.float64, 0.0):
+
+        def weights(part: slice) -> np.ndarray:
+            return np.exp(scaled(logits[part], highest, temperature).astype(dtype, copy=False))  # noqa: B023
+
+        ends = np.cumsum([weights(part).sum(dtype=np.float64) for part in parts(logits)])
+        chosen = int(np.searchsorted(ends, u * ends[-1], side="right"))
+        sums = np.cumsum(weights(parts(logits)[chosen]), dtype=np.float64)
+        target = u * ends[-1] - (ends[chosen - 1] if chosen else 0.0)
+        target = min(target, np.nextafter(sums[-1], 0))  # added in another order, the sum may differ in its last bit
+        place = int(np.searchsorted(sums, target, side="right"))
+        start = sums[place - 1] if place else 0.0
+        if start + doubt * ends[-1] <= target < sums[place] - doubt * ends[-1]:
+            break
+    return chosen * PART + place
+
+
+def parts(logits: np.ndarray) -> list[slice]:
+    """Slices that cover the logits, small enough that what is computed from one stays in the cache."""
+    return [slice(start, start + PART) for start in range(0, len(logits), PART)]
+
+
+def scaled(logits: np.ndarray, highest: np.floating, temperature: float) -> np.ndarray:
+    """(logits - highest) / temperature in float64; its exp is the weight."""
+    return (logits - np.float64(highest)) / temperature
+
+
+def logprobs(logits: np.ndarray, token: int, n: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The log-probability of a token and the n most likely tokens with theirs: log-softmax of the logits in float64."""
+    highest = logits.max()
+    log_total = float(highest) + math.log(sum(np.exp(scaled(logits[part], highest, 1)).sum() for part in parts(logits)))
+    n = min(n, len(logits))
+    top = head(logits, n, np.partition(logits, -n)[-n]) if n else np.empty(0, int)
+    top = top[np.argsort(-logits[top], kind="stable")]
+    return float(logits[token]) - log_total, tuple((int(i), float(logits[i]) - log_total) for i in top)

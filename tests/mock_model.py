@@ -1,0 +1,57 @@
+"""A model without weights: its next token is a known function of all tokens before it, read back from the cache.
+
+So whoever mixes up slots, positions or rows gets another token than `answer` says.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llama3.config import ModelConfig
+from llama3.model.batch import Batch
+from llama3.model.kv_cache import KVCache
+from llama3.model.transformer import Pending
+from llama3.sampler import Sampling
+
+VOCAB = 101
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    return (sum((i + 1) * (token + 1) for i, token in enumerate(tokens)) * 31 + len(tokens)) % VOCAB
+
+
+def answer(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
+    """What a lone, greedy generation gives."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens and (token := next_token(tokens)) not in stop_ids:
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+class MockModel:
+    def __init__(self, max_seq_len: int = 64):
+        self.config = ModelConfig(2, 1, 1, 1, 2, 2, VOCAB, max_seq_len=max_seq_len)
+        self.batches: list[Batch] = []
+        self.fail_with: BaseException | None = None  # raised in place of the next step
+
+    def new_cache(self, slots: int, max_len: int) -> KVCache:
+        return KVCache(self.config, slots, max_len)
+
+    def step(self, batch: Batch, cache: KVCache, samplings: Sequence[Sampling | None]) -> Pending:
+        self.batches.append(batch)
+        for slot, span, n in zip(batch.slots, batch.spans, batch.counts):
+            k = np.broadcast_to(batch.tokens[span].astype(np.float32)[:, None, None], (n, 1, 2))
+            cache.write(slot, 0, k, k)
+            cache.advance(slot, n)
+        if self.fail_with:
+            error, self.fail_with = self.fail_with, None
+            raise error
+        return Pending([self._draw(slot, cache, sampling) for slot, sampling in zip(batch.slots, samplings)])
+
+    def _draw(self, slot: int, cache: KVCache, sampling: Sampling | None):
+        if sampling is None:
+            return None
+        tokens = cache.k[slot, 0, 0, : cache.lengths[slot], 0].astype(int).tolist()
+        logits = np.zeros(VOCAB, np.float32)
+        logits[next_token(tokens)] = 30.0
+        return sampling.sample(logits)

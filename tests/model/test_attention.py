@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama3.model.attention import BLOCK, attention, softmax
+
+
+def plain_attention(q, k, v):
+    """The definition, head by head and position by position, in float64."""
+    n, n_heads, head_dim = q.shape
+    n_kv_heads, length, _ = k.shape
+    out = np.empty((n, n_heads, head_dim))
+    for i in range(n):
+        for h in range(n_heads):
+            keys, values = k[h * n_kv_heads // n_heads], v[h * n_kv_heads // n_heads]
+            seen = length - n + i + 1
+            scores = keys[:seen].astype(np.float64) @ q[i, h] / np.sqrt(head_dim)
+            weights = np.exp(scores - scores.max())
+            out[i, h] = weights @ values[:seen] / weights.sum()
+    return out.reshape(n, -1)
+
+
+def random_qkv(seed, n, start, n_kv_heads, group, head_dim):
+    rng = np.random.RandomState(seed)
+    q = rng.standard_normal((n, n_kv_heads * group, head_dim)).astype(np.float32)
+    k, v = rng.standard_normal((2, n_kv_heads, start + n, head_dim)).astype(np.float32)
+    return q, k, v
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(0, 70),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([2, 8, 64]),
+)
+def test_agrees_with_the_definition(seed, n, start, n_kv_heads, group, head_dim):
+    q, k, v = random_qkv(seed, n, start, n_kv_heads, group, head_dim)
+    np.testing.assert_allclose(attention(q, k, v), plain_attention(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("start", [0, 1, 65])
+def test_agrees_with_the_definition_across_blocks(n, start):
+    q, k, v = random_qkv(n, n, start, 2, 2, 8)
+    np.testing.assert_allclose(attention(q, k, v), plain_attention(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_the_future_is_not_seen():
+    q, k, v = random_qkv(0, 20, 5, 2, 4, 8)
+    before = attention(q, k, v)
+    k[:, 15:], v[:, 15:] = 1e6, 1e30  # positions 15 on: rows 10 on
+    after = attention(q, k, v)
+    assert np.array_equal(before[:10], after[:10])
+    assert np.all(before[10:] != after[10:])
+
+
+def test_softmax_survives_huge_scores():
+    p = softmax(np.array([[1e30, 1e30, -np.inf]], np.float32))
+    assert np.array_equal(p, [[0.5, 0.5, 0]])

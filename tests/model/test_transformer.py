@@ -1,0 +1,172 @@
+"""However the rows are dealt out to steps, the logits are those of one full forward."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llama3.model
+from llama3.checkpoint import load_folder
+from llama3.config import ModelConfig, RopeScaling
+from llama3.model.batch import Batch
+from llama3.model.transformer import Transformer
+from llama3.sampler import Sampling, SamplingParams
+from tests.tiny import random_tensors, tiny_config, write_hf
+
+LONG = 8192
+BAR = 1e-5
+
+
+def worst_row(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest relative error of any row: a whole tensor's could hide one that is wrong."""
+    assert a.shape == b.shape and len(a)
+    return float(np.max(np.linalg.norm(a.astype(np.float64) - b, axis=-1) / np.linalg.norm(b, axis=-1)))
+
+
+def tokens_of(config: ModelConfig, n: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, config.vocab_size, n).astype(np.int32)
+
+
+def full_forward(model: Transformer, tokens: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    cache = model.new_cache(1, len(tokens))
+    return model.forward(Batch.of([(cache.allocate(), tokens)]), cache, np.arange(len(tokens)) if rows is None else rows)
+
+
+def load(folder: Path, config: ModelConfig) -> Transformer:
+    return Transformer(config, load_folder(write_hf(folder, config, random_tensors(config, dtype="bf16"))).weights)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Transformer:
+    return load(tmp_path_factory.mktemp("tiny"), tiny_config(n_heads=8))
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory) -> Transformer:
+    """As narrow as it can be: 8,192 tokens cost 34 million scores a head."""
+    scaling = RopeScaling(original_max_seq_len=1024)
+    config = tiny_config(max_seq_len=LONG, n_layers=1, n_heads=2, n_kv_heads=1, rope_scaling=scaling)
+    return load(tmp_path_factory.mktemp("long"), config)
+
+
+@pytest.fixture(scope="module")
+def long_logits(long_model) -> tuple[np.ndarray, np.ndarray]:
+    """One full forward over 8,192 tokens: all of their logits."""
+    tokens = tokens_of(long_model.config, LONG)
+    return tokens, full_forward(long_model, tokens)
+
+
+def test_token_by_token_equals_one_full_forward(model):
+    tokens = tokens_of(model.config, 200)
+    cache = model.new_cache(1, 200)
+    slot = cache.allocate()
+    steps = [model.forward(Batch.of([(slot, tokens[i : i + 1])]), cache, np.arange(1)) for i in range(200)]
+    assert worst_row(np.concatenate(steps), full_forward(model, tokens)) <= BAR
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 2048, LONG - 8])
+def test_prefill_then_decode_equals_one_full_forward(long_model, long_logits, n):
+    model, (tokens, expected) = long_model, long_logits
+    cache = model.new_cache(1, LONG)
+    slot = cache.allocate()
+    got = [model.forward(Batch.of([(slot, tokens[:n])]), cache, np.array([n - 1]))]
+    got += [model.forward(Batch.of([(slot, tokens[i : i + 1])]), cache, np.arange(1)) for i in range(n, n + 8)]
+    assert worst_row(np.concatenate(got), expected[n - 1 : n + 8]) <= BAR
+
+
+@pytest.mark.parametrize("chunk", [500, 512])
+def test_a_prompt_in_chunks_equals_one_full_forward(long_model, long_logits, chunk):
+    model, (tokens, expected) = long_model, long_logits
+    cache = model.new_cache(1, LONG)
+    slot = cache.allocate()
+    chunks = [tokens[i : i + chunk] for i in range(0, LONG, chunk)]
+    got = [model.forward(Batch.of([(slot, part)]), cache, np.arange(len(part))) for part in chunks]
+    assert worst_row(np.concatenate(got), expected) <= BAR
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_a_sequence_does_not_feel_its_neighbours(model, data):
+    """Any number of sequences, cut into any chunks, each step mixing chunks of several: each is as if alone."""
+    n = data.draw(st.integers(1, 4))
+    sequences = [tokens_of(model.config, data.draw(st.integers(1, 60)), seed) for seed in range(n)]
+    cache = model.new_cache(n, 60)
+    slots = [cache.allocate() for _ in range(n)]
+    got: list[list[np.ndarray]] = [[] for _ in range(n)]
+    while todo := [i for i in range(n) if cache.lengths[slots[i]] < len(sequences[i])]:
+        chosen = data.draw(st.lists(st.sampled_from(todo), min_size=1, unique=True))
+        parts = []
+        for i in chosen:
+            start = cache.lengths[slots[i]]
+            parts.append((slots[i], sequences[i][start : start + data.draw(st.integers(1, 20))]))
+        batch = Batch.of(parts)
+        logits = model.forward(batch, cache, np.arange(len(batch.tokens)))
+        for i, span in zip(chosen, batch.spans):
+            got[i].append(logits[span])
+    for i in range(n):
+        assert worst_row(np.concatenate(got[i]), full_forward(model, sequences[i])) <= BAR
+
+
+def test_a_rewound_sequence_goes_on_as_if_the_rest_had_never_been(model):
+    tokens = tokens_of(model.config, 90)
+    cache = model.new_cache(2, 120)
+    slot, other = cache.allocate(), cache.allocate()
+    model.forward(Batch.of([(slot, tokens_of(model.config, 100, seed=1))]), cache, np.arange(0))
+    cache.truncate(slot, 0)
+    model.forward(Batch.of([(slot, tokens[:70])]), cache, np.arange(0))
+    cache.copy_prefix(slot, other, 40)
+    cache.truncate(slot, 50)
+    expected = full_forward(model, tokens)
+    assert worst_row(model.forward(Batch.of([(slot, tokens[50:])]), cache, np.arange(40)), expected[50:]) <= BAR
+    assert worst_row(model.forward(Batch.of([(other, tokens[40:])]), cache, np.arange(50)), expected[40:]) <= BAR
+
+
+def test_only_the_rows_asked_for_are_given(model):
+    tokens = tokens_of(model.config, 10)
+    expected = full_forward(model, tokens)
+    assert worst_row(full_forward(model, tokens, np.array([9, 2])), expected[[9, 2]]) <= BAR
+    assert full_forward(model, tokens, np.arange(0)).shape == (0, model.config.vocab_size)
+
+
+def test_logits_are_float32_whatever_the_file_holds(tmp_path):
+    config = tiny_config(tied_embeddings=True)
+    for dtype in ("bf16", "fp16", "fp32"):
+        weights = load_folder(write_hf(tmp_path / dtype, config, random_tensors(config, dtype=dtype))).weights
+        seen = {}
+        model = Transformer(config, weights)
+        cache = model.new_cache(1, 4)
+        batch = Batch.of([(cache.allocate(), [1, 2, 3])])
+        logits = model.forward(batch, cache, np.arange(3), trace=lambda name, value: seen.setdefault(name, value.dtype))
+        assert logits.dtype == np.float32 and set(seen.values()) == {np.dtype(np.float32)}
+
+
+def test_the_trace_names_every_block_in_order(model):
+    names = []
+    cache = model.new_cache(1, 4)
+    batch = Batch.of([(cache.allocate(), [1, 2, 3])])
+    model.forward(batch, cache, np.arange(3), trace=lambda name, value: names.append((name, value.shape)))
+    parts = ["attention", "feed_forward"]
+    layers = [f"layers.{i}{part}" for i in range(2) for part in [*(f".{p}" for p in parts), ""]]
+    assert names == [(name, (3, model.config.dim)) for name in ["tok_embeddings", *layers, "norm"]]
+
+
+def test_a_step_draws_for_those_that_ask(model):
+    cache = model.new_cache(2, 16)
+    a, b = cache.allocate(), cache.allocate()
+    batch = Batch.of([(a, [1, 2, 3]), (b, [4, 5])])
+    greedy = Sampling(SamplingParams(temperature=0), [4, 5], model.config.vocab_size)
+    first, second = model.step(batch, cache, [None, greedy]).samples()
+    assert first is None and second is not None
+    assert second.token == full_forward(model, np.array([4, 5], np.int32))[-1].argmax()
+
+
+def test_the_forward_pass_stays_short_enough_to_read():
+    folder = Path(llama3.model.__file__).parent
+    tree = ast.parse((folder / "transformer.py").read_text())
+    (forward,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "forward")
+    assert forward.end_lineno - forward.lineno + 1 <= 45
+    files = [file for file in folder.glob("*.py") if file.name != "linear.py"]
+    assert len(files) > 7 and sum(len(file.read_text().splitlines()) for file in files) <= 400

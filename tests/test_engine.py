@@ -1,0 +1,205 @@
+"""The engine's rules, on a model without weights: no rule here takes more than milliseconds to check."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from llama3 import engine as engine_module
+from llama3.engine import Engine, Request
+from llama3.errors import RequestError
+from llama3.sampler import SamplingParams
+from tests.mock_model import VOCAB, MockModel, answer, next_token
+
+GREEDY = SamplingParams(temperature=0)
+PROMPTS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40)
+
+
+def run(engine: Engine) -> list[engine_module.Event]:
+    events = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks():
+    """Prompts of a few tokens shall already need several steps."""
+    before, engine_module.PROMPT_ROWS = engine_module.PROMPT_ROWS, 7
+    yield
+    engine_module.PROMPT_ROWS = before
+
+
+@given(st.lists(st.tuples(PROMPTS, st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 3))
+def test_every_request_gets_the_answer_it_would_get_alone(requests, slots):
+    engine = Engine(MockModel(), slots)
+    submitted = [Request(prompt, GREEDY, n) for prompt, n in requests]
+    for request in submitted:
+        engine.submit(request)
+    events = run(engine)
+    for request in submitted:
+        assert request.tokens == answer(request.prompt, request.max_tokens)
+        assert request.finish_reason == "length"
+        mine = [event for event in events if event.request is request]
+        assert [event.sample.token for event in mine] == request.tokens
+        assert [event.finish_reason for event in mine] == [None] * (len(mine) - 1) + ["length"]
+    assert sorted(engine.cache.free_slots) == list(range(slots))
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Requests join, leave and fail at any moment; what each has said is always the beginning of its lone answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = MockModel()
+        self.engine = Engine(self.model, slots=2)
+        self.requests: list[Request] = []
+
+    @rule(prompt=PROMPTS, n=st.integers(1, 20), stops=st.frozensets(st.integers(0, VOCAB - 1), max_size=10))
+    def submit(self, prompt, n, stops):
+        self.requests.append(Request(prompt, GREEDY, n, stops))
+        self.engine.submit(self.requests[-1])
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), n=st.integers(1, 20))
+    def submit_a_continuation(self, data, n):
+        """As the next turn of a chat does: a slot may still hold the beginning."""
+        known = data.draw(st.sampled_from(self.requests))
+        prompt = [*known.prompt, *known.tokens, *data.draw(PROMPTS)][:44]
+        self.submit(prompt, n, frozenset())
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data):
+        request = data.draw(st.sampled_from(self.requests))
+        before = request.finish_reason
+        self.engine.cancel(request)
+        assert request.finish_reason == before or (before is None and request.finish_reason == "cancelled")
+
+    @rule()
+    def step(self):
+        self.engine.step()
+        self.check()
+
+    @precondition(lambda self: self.engine.busy)
+    @rule()
+    def a_step_fails(self):
+        self.model.fail_with = MemoryError("no room")
+        running = {event.request for event in self.engine.step()}
+        assert all(r.finish_reason == "error" and isinstance(r.error, MemoryError) for r in running)
+        self.model.fail_with = None
+        self.check()
+
+    @precondition(lambda self: self.engine.busy)
+    @rule()
+    def ctrl_c_in_a_step(self):
+        self.model.fail_with = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            self.engine.step()
+
+    def check(self):
+        for r in self.requests:
+            whole = answer(r.prompt, r.max_tokens, r.stop_ids)
+            assert r.tokens == whole[: len(r.tokens)]
+            if r.finish_reason == "stop":
+                assert r.tokens == whole and next_token([*r.prompt, *r.tokens]) in r.stop_ids
+            elif r.finish_reason == "length":
+                assert len(r.tokens) == r.max_tokens
+        assert len(self.engine.running) + len(self.engine.cache.free_slots) == 2
+
+    def teardown(self):
+        while self.engine.busy:
+            self.engine.step()
+        self.check()
+        assert all(r.finish_reason for r in self.requests)
+        assert sorted(self.engine.cache.free_slots) == [0, 1]
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_request_that_joins_waits_for_no_other():
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    first, second = Request([1, 2], GREEDY, 20), Request([3], GREEDY, 2)
+    engine.submit(first)
+    engine.step()
+    engine.submit(second)
+    engine.step()
+    assert len(first.tokens) == 2 and len(second.tokens) == 1
+    engine.step()
+    assert second.finish_reason == "length" and first.finish_reason is None
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks():
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    decoding, reading = Request([1], GREEDY, 20), Request(list(range(30)), GREEDY, 1)
+    engine.submit(decoding)
+    engine.step()
+    engine.submit(reading)
+    progress = []
+    while reading.finish_reason is None:
+        engine.step()
+        progress.append(reading.prompt_done)
+    assert progress == [7, 14, 21, 28, 30]
+    assert [batch.counts for batch in model.batches[1:]] == [(1, 7), (1, 7), (1, 7), (1, 7), (1, 2)]
+    assert len(decoding.tokens) == 6
+
+
+def test_the_next_turn_of_a_dialogue_runs_only_what_is_new():
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    first = Request([1, 2, 3], GREEDY, 4)
+    engine.submit(first)
+    run(engine)
+    turn = Request([1, 2, 3, *first.tokens, 9, 9], GREEDY, 4)
+    model.batches.clear()
+    engine.submit(turn)
+    run(engine)
+    assert turn.tokens == answer(turn.prompt, 4)
+    assert model.batches[0].counts == (3,)  # the first answer's last token had never been fed, and two are new
+
+
+def test_a_mask_decides_what_may_come():
+    def only_even():
+        mask = [token % 2 == 0 for token in range(VOCAB)]
+        return np.array(mask)
+
+    engine = Engine(MockModel())
+    request = Request([1, 2, 3], GREEDY, 10, mask=only_even)
+    engine.submit(request)
+    run(engine)
+    assert len(request.tokens) == 10 and all(token % 2 == 0 for token in request.tokens)
+
+
+def test_prompt_and_answer_may_fill_the_context_to_the_last_token():
+    engine = Engine(MockModel(max_seq_len=64))
+    request = Request([5] * 60, GREEDY, 4)
+    engine.submit(request)
+    run(engine)
+    assert request.tokens == answer([5] * 60, 4)
+
+
+@pytest.mark.parametrize(
+    "prompt, max_tokens, message",
+    [
+        ([], 1, "the prompt is empty"),
+        ([1, VOCAB], 1, "token 1 of the prompt is 101; expected an id from 0 to 100"),
+        ([-1], 1, "token 0 of the prompt is -1"),
+        ([True], 1, "token 0 of the prompt is True"),
+        ([1.0], 1, "token 0 of the prompt is 1.0"),
+        ([1], 0, "max_tokens is 0"),
+        ([1], 1.5, "max_tokens is 1.5"),
+        ([1], True, "max_tokens is True"),
+        ([1] * 60, 5, "60 prompt tokens and max_tokens 5 make 65, and the context window holds 64"),
+    ],
+)
+def test_a_request_that_can_never_run_is_refused_at_once(prompt, max_tokens, message):
+    engine = Engine(MockModel(max_seq_len=64))
+    with pytest.raises(RequestError) as error:
+        engine.submit(Request(prompt, GREEDY, max_tokens))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not engine.busy

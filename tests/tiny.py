@@ -1,0 +1,169 @@
+"""Tiny random checkpoints on disk, for any test that needs a model: seeded, in both layouts, in every dtype."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from llama3.config import ModelConfig
+
+DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+Tensors = Mapping[str, np.ndarray]  # by Hugging Face's names
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """Grouped-query attention, 4 heads on 2; head_dim differs from dim / n_heads, so that no test can mix them up."""
+    fields: dict[str, Any] = {
+        "dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 16,
+        "hidden_dim": 80,
+        "vocab_size": 96,
+        "max_seq_len": 256,
+    }
+    return ModelConfig(**(fields | changes))
+
+
+def random_tensors(config: ModelConfig, seed: int = 0, dtype: str = "fp32") -> dict[str, np.ndarray]:
+    """Every tensor by Hugging Face's name; dtype: "fp32", "fp16" or "bf16". lm_head is left out where it is tied."""
+    random = np.random.RandomState(seed)  # its stream is frozen for ever: numbers written down in a test stay true
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(DTYPES[dtype])
+
+    def norm() -> np.ndarray:
+        return random.uniform(0.5, 1.5, config.dim).astype(DTYPES[dtype])
+
+    c = config
+    tensors = {"model.embed_tokens.weight": matrix(c.vocab_size, c.dim)}
+    for i in range(c.n_layers):
+        layer = {
+            "input_layernorm": norm(),
+            "self_attn.q_proj": matrix(c.n_heads * c.head_dim, c.dim),
+            "self_attn.k_proj": matrix(c.n_kv_heads * c.head_dim, c.dim),
+            "self_attn.v_proj": matrix(c.n_kv_heads * c.head_dim, c.dim),
+            "self_attn.o_proj": matrix(c.dim, c.n_heads * c.head_dim),
+            "post_attention_layernorm": norm(),
+            "mlp.gate_proj": matrix(c.hidden_dim, c.dim),
+            "mlp.down_proj": matrix(c.dim, c.hidden_dim),
+            "mlp.up_proj": matrix(c.hidden_dim, c.dim),
+        }
+        tensors |= {f"model.layers.{i}.{name}.weight": array for name, array in layer.items()}
+    tensors["model.norm.weight"] = norm()
+    if not c.tied_embeddings:
+        tensors["lm_head.weight"] = matrix(c.vocab_size, c.dim)
+    return tensors
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The contents of a Hugging Face `config.json`."""
+    fields: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.hidden_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_seq_len,
+        "tie_word_embeddings": config.tied_embeddings,
+        "hidden_act": "silu",
+    }
+    if scaling := config.rope_scaling:
+        fields["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_seq_len,
+        }
+    return fields
+
+
+def write_hf(folder: Path, config: ModelConfig, tensors: Tensors, shards: int = 1) -> Path:
+    """config.json and model.safetensors, or so many shards and their index. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(hf_config(config)))
+    if shards == 1:
+        safetensors.numpy.save_file(dict(tensors), folder / "model.safetensors")
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        safetensors.numpy.save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": sum(a.nbytes for a in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_meta(folder: Path, config: ModelConfig, tensors: Tensors) -> Path:
+    """params.json and consolidated.safetensors: the same model under Meta's names, wq and wk interleaved.
+
+    Meta's form has no tied embeddings: the table is written twice. `params.json` gives hidden_dim only through
+    multiple_of and ffn_dim_multiplier, of which one pair is found here that leads to this hidden_dim.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    params: dict[str, Any] = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "ffn_dim_multiplier": config.hidden_dim / (8 * config.dim / 3),
+        "multiple_of": config.hidden_dim,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_seq_len": config.max_seq_len,
+    }
+    if scaling := config.rope_scaling:
+        params |= {
+            "use_scaled_rope": True,
+            "rope_scaling_factor": scaling.factor,
+            "rope_high_freq_factor": scaling.high_freq_factor,
+        }
+    (folder / "params.json").write_text(json.dumps(params))
+    renamed = {meta_name(name): interleave(array, config, name) for name, array in tensors.items()}
+    renamed.setdefault("output.weight", renamed["tok_embeddings.weight"].copy())
+    safetensors.numpy.save_file(renamed, folder / "consolidated.safetensors")
+    return folder
+
+
+def meta_name(name: str) -> str:
+    for theirs, metas in (
+        ("model.", ""),
+        ("embed_tokens", "tok_embeddings"),
+        ("lm_head", "output"),
+        ("input_layernorm", "attention_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_proj", "attention.wq"),
+        ("self_attn.k_proj", "attention.wk"),
+        ("self_attn.v_proj", "attention.wv"),
+        ("self_attn.o_proj", "attention.wo"),
+        ("mlp.gate_proj", "feed_forward.w1"),
+        ("mlp.down_proj", "feed_forward.w2"),
+        ("mlp.up_proj", "feed_forward.w3"),
+    ):
+        name = name.replace(theirs, metas)
+    return name
+
+
+def interleave(array: np.ndarray, config: ModelConfig, name: str) -> np.ndarray:
+    """Row i and row i + head_dim / 2 of every head of q and k become the neighbours 2i and 2i + 1; the rest stays."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return array
+    half = config.head_dim // 2
+    order = [head + i + j for head in range(0, len(array), 2 * half) for i in range(half) for j in (0, half)]
+    return np.ascontiguousarray(array[order])

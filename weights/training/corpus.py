@@ -1,0 +1,275 @@
+"""The demo's corpus: from the text files in this folder to an endless, seeded stream of dialogues.
+
+    subjects/*.md      one subject a file: its names, its answers, the questions that people ask about it
+    comparisons.md     two subjects side by side
+    templates.md       questions with a gap for a subject's name
+    follow_ups.md      second questions ("And why?")
+    system.md          system texts that change the answer, and some that do not
+    small_changes.md   polite openings, synonyms: what people wrap round a question
+    prose.md           running text, for plain continuation
+    held_out.tsv       questions that training must never come near
+
+Run it to read a few dialogues: `python weights/training/corpus.py 20`.
+"""
+
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from noise import Noise
+
+HERE = Path(__file__).parent
+KINDS = ("what", "why", "how")
+Message = dict[str, str]
+
+
+def sections(path: Path) -> dict[str, list[str]]:
+    """Non-empty lines of a Markdown file under each `## Title` (lower case), list dashes removed; "" is what stands before the first."""
+    found: dict[str, list[str]] = {"": []}
+    title = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            title = line[3:].strip().lower()
+            found.setdefault(title, [])
+        elif line.strip():
+            found[title].append(line.strip().removeprefix("- "))
+    return found
+
+
+@dataclass(frozen=True)
+class Name:
+    """How a subject is called inside a sentence: "the KV cache", "logits" (plural)."""
+
+    text: str
+    plural: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Name":
+        return cls(text.removesuffix("(pl)").strip(), text.endswith("(pl)"))
+
+    def fill(self, template: str) -> str:
+        bare = re.sub(r"^(the|a|an) ", "", self.text)
+        number = ("are", "do", "they", "work") if self.plural else ("is", "does", "it", "works")
+        return template.format(x=self.text, bare=bare, **dict(zip(("is", "does", "it", "works"), number, strict=True)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    id: str
+    names: tuple[Name, ...]
+    keys: tuple[str, ...]  # an answer on this subject contains one of them
+    weight: float  # how often it is drawn, against 1
+    technical: bool  # the templates apply to it
+    answers: dict[str, tuple[str, ...]]  # by kind; "short" has one sentence
+    questions: dict[str, tuple[str, ...]]
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # fillers for {gaps} in its questions
+
+    @classmethod
+    def read(cls, path: Path) -> "Subject":
+        parts = sections(path)
+        head = dict(line.split(": ", 1) for line in parts[""] if not line.startswith("# "))
+        names = tuple(Name.parse(name.strip()) for name in head.get("names", "").split(";") if name.strip())
+        answers = {kind: tuple(parts[kind]) for kind in (*KINDS, "short", "named") if kind in parts}
+        questions = {kind: tuple(parts[f"ask {kind}"]) for kind in KINDS if f"ask {kind}" in parts}
+        words = {
+            title.removeprefix("words: "): tuple(word.strip() for line in lines for word in line.split(","))
+            for title, lines in parts.items()
+            if title.startswith("words: ")
+        }
+        keys = tuple(key.strip().lower() for key in head["keys"].split(","))
+        return cls(path.stem, names, keys, float(head.get("weight", 1)), bool(names), answers, questions, words)
+
+    def all_answers(self) -> list[str]:
+        return [answer for kind in (*KINDS, "short") for answer in self.answers.get(kind, ())]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    sides: tuple[str, str]
+    answer: str
+
+
+class HeldOut:
+    """The held-out questions, and the test that keeps training away from them: no four words in a row in common."""
+
+    def __init__(self, path: Path = HERE / "held_out.tsv") -> None:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+        self.questions: list[tuple[str, str]] = [(subject, question) for subject, question in rows]
+        self.four_grams = {gram for _, question in self.questions for gram in four_grams(question)}
+        self.dropped = 0
+
+    def clashes(self, text: str) -> bool:
+        clash = not self.four_grams.isdisjoint(four_grams(text))
+        self.dropped += clash
+        return clash
+
+
+def four_grams(text: str) -> set[tuple[str, ...]]:
+    """Every four words in a row, case-folded, read in two ways: punctuation deleted ("kvcache") and punctuation as a gap ("kv cache")."""
+    folded = text.casefold()
+    readings = (re.sub(r"[^\w\s]|_", "", folded).split(), re.sub(r"[^\w\s]|_", " ", folded).split())
+    return {tuple(words[i : i + 4]) for words in readings for i in range(len(words) - 3)}
+
+
+class Corpus:
+    """Everything that is written in this folder, and the dialogues drawn from it."""
+
+    def __init__(self) -> None:
+        self.held_out = HeldOut()
+        self.subjects = {path.stem: Subject.read(path) for path in sorted((HERE / "subjects").glob("*.md"))}
+        self.templates = {kind: tuple(lines) for kind, lines in sections(HERE / "templates.md").items() if kind}
+        self.follow_ups = {kind: tuple(lines) for kind, lines in sections(HERE / "follow_ups.md").items() if kind}
+        self.system = {kind: tuple(lines) for kind, lines in sections(HERE / "system.md").items() if kind}
+        self.prose = tuple(line for line in sections(HERE / "prose.md")[""] if not line.startswith("# "))
+        self.comparisons = tuple(
+            Comparison((sides[0].strip(), sides[1].strip()), answer)
+            for title, lines in sections(HERE / "comparisons.md").items()
+            if len(sides := title.split("|")) == 2
+            for answer in lines
+        )
+        self.noise = Noise(sections(HERE / "small_changes.md"))
+
+    @cached_property
+    def technical(self) -> list[Subject]:
+        return [subject for subject in self.subjects.values() if subject.technical]
+
+    def references(self) -> list[tuple[frozenset[str], str]]:
+        """Every answer in the corpus with the subjects it is right for; a comparison is right for both of its sides."""
+        plain = [(frozenset([s.id]), answer) for s in self.subjects.values() for answer in s.all_answers()]
+        return plain + [(frozenset(comparison.sides), comparison.answer) for comparison in self.comparisons]
+
+    # -- questions -----------------------------------------------------------------------------------------------
+
+    def question(self, rng: random.Random, subject: Subject, kind: str) -> str:
+        """One wording of a question, as somebody might type it. Never one that shares four words in a row with a held-out one."""
+        while True:
+            own = subject.questions.get(kind, ())
+            if subject.technical and (not own or rng.random() < 0.45):
+                text = rng.choice(subject.names).fill(rng.choice(self.templates[kind]))
+            else:
+                text = rng.choice(own)
+                for gap in re.findall(r"{(\w+)}", text):
+                    text = text.replace("{" + gap + "}", rng.choice(subject.words[gap]), 1)
+            text = text[0].upper() + text[1:]
+            if (noisy := self.allowed(rng, text)) is not None:
+                return noisy
+
+    def allowed(self, rng: random.Random, text: str) -> str | None:
+        """The text after the small changes, or None where it comes near a held-out question before or after them."""
+        noisy = self.noise.apply(rng, text)
+        return None if self.held_out.clashes(text) or self.held_out.clashes(noisy) else noisy
+
+    def compare(self, rng: random.Random) -> tuple[str, str]:
+        """A question about two subjects, and its answer."""
+        while True:
+            comparison = rng.choice(self.comparisons)
+            sides = [rng.choice(self.subjects[side].names) for side in comparison.sides]
+            rng.shuffle(sides)
+            text = rng.choice(self.templates["compare"]).format(x=sides[0].text, y=sides[1].text)
+            if (noisy := self.allowed(rng, text[0].upper() + text[1:])) is not None:
+                return noisy, comparison.answer
+
+    # -- dialogues -----------------------------------------------------------------------------------------------
+
+    def draw_subject(self, rng: random.Random) -> Subject:
+        subjects = list(self.subjects.values())
+        return rng.choices(subjects, [subject.weight for subject in subjects])[0]
+
+    def turn(self, rng: random.Random, style: str = "", filler: str = "") -> tuple[str, str, Subject | None]:
+        """One question and its answer under a style of system text; the subject where a follow-up is possible."""
+        if rng.random() < 0.05 and style in ("", "plain"):
+            return *self.compare(rng), None
+        subject = self.draw_subject(rng)
+        kinds = [kind for kind in KINDS if subject.technical or kind in subject.questions]
+        kind = rng.choices(kinds, [3 if kind == "what" else 2 for kind in kinds])[0]
+        question = self.question(rng, subject, kind)
+        if style == "name" and "named" in subject.answers:
+            return question, rng.choice(subject.answers["named"]).format(name=filler), None
+        wanted = "short" if style in ("short", "caps") else kind
+        answer = rng.choice(subject.answers.get(wanted, subject.answers["what"]))
+        if style == "caps":
+            answer = answer.upper()
+        elif style == "start":
+            answer = f"{filler} {answer}"
+        elif style == "end":
+            answer = f"{answer} {filler}"
+        return question, answer, subject if subject.technical else None
+
+    def follow_up(self, rng: random.Random, subject: Subject, said: list[str]) -> tuple[str, str] | None:
+        """"And why?" after an answer about the subject: an answer of that kind which was not given yet."""
+        kind = rng.choice(("why", "how", "short", "more"))
+        pool = subject.all_answers() if kind == "more" else subject.answers.get(kind, ())
+        fresh = [answer for answer in pool if answer not in said]
+        question = self.noise.apply(rng, rng.choice(self.follow_ups[kind]))
+        return (question, rng.choice(fresh)) if fresh and not self.held_out.clashes(question) else None
+
+    def dialogue(self, rng: random.Random, turns: int) -> list[Message]:
+        """A dialogue of so many turns, a third of them under a system text."""
+        messages: list[Message] = []
+        style = filler = ""
+        if rng.random() < 0.35:
+            style = rng.choices(("plain", "short", "caps", "start", "end", "name"), (5, 3, 2, 3, 2, 3))[0]
+            filler = rng.choice(self.system["words: " + style]) if "words: " + style in self.system else ""
+            text = rng.choice(self.system[style]).replace("{filler}", filler)
+            if rng.random() < 0.2 and style not in ("plain", "name"):
+                text = rng.choice(self.system["plain"]) + " " + text
+            messages.append({"role": "system", "content": text})
+        subject: Subject | None = None
+        said: list[str] = []
+        for turn in range(turns):
+            follow = None
+            if subject and style in ("", "plain") and rng.random() < 0.45:
+                follow = self.follow_up(rng, subject, said)
+            if style == "name" and turn == 0 and rng.random() < 0.6:
+                question = self.question(rng, self.subjects["identity"], "what")
+                answer = rng.choice(self.subjects["identity"].answers["named"]).format(name=filler)
+            elif follow:
+                question, answer = follow
+            else:
+                question, answer, subject = self.turn(rng, style, filler)
+            said.append(answer)
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        if any(self.held_out.clashes(message["content"]) for message in messages):
+            return self.dialogue(rng, turns)
+        return messages
+
+    def text(self, rng: random.Random) -> str:
+        """Running text for plain continuation: a paragraph of the prose, or a subject's answers in one paragraph."""
+        if rng.random() < 0.3:
+            start = rng.randrange(len(self.prose))
+            return "\n\n".join(self.prose[start : start + rng.randint(1, 3)])
+        subject = rng.choice(self.technical)
+        answers = [rng.choice(subject.answers[kind]) for kind in KINDS if kind in subject.answers]
+        return " ".join(answers)
+
+    def stream(self, seed: int) -> Iterator[list[Message] | str]:
+        """Dialogues (lists of messages) and now and then running text (a string), for ever."""
+        rng = random.Random(seed)
+        while True:
+            draw = rng.random()
+            if draw < 0.06:
+                yield self.text(rng)
+            elif draw < 0.08:
+                yield self.dialogue(rng, rng.randint(8, 30))
+            else:
+                yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (68, 20, 8, 4))[0])
+
+    def written(self) -> list[str]:
+        """Every text a person wrote here for training, each once: for the tokenizer, and for the test of the held-out questions."""
+        texts = [*self.prose, *(answer for _, answer in self.references())]
+        for subject in self.subjects.values():
+            texts += [*subject.answers.get("named", ()), *(q for own in subject.questions.values() for q in own)]
+        for lines in (*self.templates.values(), *self.follow_ups.values(), *self.system.values()):
+            texts += lines
+        return texts
+
+
+if __name__ == "__main__":
+    corpus = Corpus()
+    for number, item in zip(range(int(sys.argv[1]) if len(sys.argv) > 1 else 10), corpus.stream(seed=1), strict=False):
+        print(f"--- {number}")
+        print(item if isinstance(item, str) else "\n".join(f"{m['role']}: {m['content']}" for m in item))

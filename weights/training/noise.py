@@ -1,0 +1,88 @@
+"""Small changes to a question: what people wrap round it, other words for the same, no capitals, a slip of the finger."""
+
+import random
+import re
+
+NEIGHBOURS = dict(
+    zip(
+        "abcdefghijklmnopqrstuvwxyz",
+        "sqzw vghn xvdf serf wrsd drtg ftyh gyuj uojk hukm jilm kop njk bhm ipkl ol wa etdf adwx rygf yihj cbgf qeas zcsd tugh xas".split(),
+        strict=True,
+    )
+)
+
+
+class Noise:
+    def __init__(self, lists: dict[str, list[str]]) -> None:
+        self.before = lists["before"]
+        self.after = lists["after"]
+        self.groups = [[phrase.strip() for phrase in line.split(",")] for line in lists["the same in other words"]]
+        self.group_of = {phrase: group for group in self.groups for phrase in group}
+        phrases = sorted(self.group_of, key=len, reverse=True)
+        self.phrase = re.compile(r"\b(" + "|".join(map(re.escape, phrases)) + r")\b", re.IGNORECASE)
+        self.short_forms = [tuple(line.split(" > ")) for line in lists["short forms"]]
+
+    def apply(self, rng: random.Random, text: str) -> str:
+        if rng.random() < 0.5:
+            text = self.other_words(rng, text)
+        if rng.random() < 0.12:
+            text = self.drop_words(rng, text)
+        if rng.random() < 0.04:
+            text = self.key_words(rng, text)
+        if rng.random() < 0.25:
+            text = self.wrap(rng, text)
+        if rng.random() < 0.25:
+            for full, short in self.short_forms:
+                text = re.sub(rf"\b{full}\b", short, text, flags=re.IGNORECASE)
+        if rng.random() < 0.15:
+            text = self.slip(rng, text)
+        draw = rng.random()
+        if draw < 0.35:
+            text = text.lower()
+        if draw < 0.28 or draw > 0.95:
+            text = text.rstrip("?.! ")
+        return text.strip() or "?"
+
+    def other_words(self, rng: random.Random, text: str) -> str:
+        def swap(match: re.Match[str]) -> str:
+            found = match.group(0)
+            if rng.random() < 0.5:
+                return found
+            other = rng.choice(self.group_of.get(found.lower(), [found]))
+            return other[0].upper() + other[1:] if found[0].isupper() else other
+
+        return self.phrase.sub(swap, text)
+
+    def drop_words(self, rng: random.Random, text: str) -> str:
+        """One word goes missing: the rest has to be enough."""
+        words = text.split()
+        if len(words) > 4:
+            del words[rng.randrange(len(words))]
+        return " ".join(words)
+
+    def key_words(self, rng: random.Random, text: str) -> str:
+        """Typed like a search: the longer words only, in any order."""
+        words = [word for word in re.findall(r"[\w'-]+", text) if len(word) > 3]
+        if len(words) < 2:
+            return text
+        rng.shuffle(words)
+        return " ".join(words[:5])
+
+    def wrap(self, rng: random.Random, text: str) -> str:
+        if rng.random() < 0.6:
+            opening = rng.choice(self.before)
+            lower = opening[-1] in ",:" and not re.match(r"[A-Z]\w*[A-Z0-9]|I\b", text)
+            return f"{opening} {text[0].lower() + text[1:] if lower else text}"
+        ending = rng.choice(self.after)
+        if ending[0].isupper():
+            return f"{text} {ending}"
+        return f"{text.rstrip('?.! ')}{ending}{'?' if text.endswith('?') else ''}"
+
+    def slip(self, rng: random.Random, text: str) -> str:
+        """One letter of one longer word is swapped, lost, doubled or hit beside its key."""
+        places = [m.start() for m in re.finditer(r"(?<=[a-z]{2})[a-z](?=[a-z])", text)]
+        if not places:
+            return text
+        i = rng.choice(places)
+        new = rng.choice((text[i + 1] + text[i], text[i + 1], text[i] * 2 + text[i + 1], rng.choice(NEIGHBOURS[text[i]]) + text[i + 1]))
+        return text[:i] + new + text[i + 2 :]
