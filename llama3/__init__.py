@@ -23,7 +23,7 @@ __all__ = [
     "RequestError",
     "SamplingParams",
     "Stream",
-    "TokenizerError",
     "Tokenizer",
+    "TokenizerError",
     "Usage",
 ]

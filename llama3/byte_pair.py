@@ -32,32 +32,29 @@ def split(text: str) -> list[str]:
 
 
 def merge(chunk: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """The bytes of a chunk -> token ids: of all neighbours that form a token, the pair of lowest rank is joined first,
-    the leftmost if several; again and again, until no two neighbours do. Every single byte must have a rank.
+    """The bytes of a chunk -> token ids. Of all neighbours that form a token, those with the lowest rank are joined
+    first, the leftmost if there are several; and so on, until no two neighbours do. Each byte alone must have a rank.
 
-    The heap keeps a long chunk from costing the square of its length: n bytes take n log n steps.
+    Candidates wait in a heap, so that n bytes take n log n steps and not the square of n: a chunk may be a megabyte.
     """
     size = len(chunk)
-    end = [*range(1, size + 1), size + 1]  # the part that starts at i ends at end[i]; end[i] == i: no part starts there
+    end = [*range(1, size + 1), size]  # the part that starts at i ends at end[i]; end[i] == i: no part starts there
     before = list(range(-1, size))  # the part that starts at i follows the one that starts at before[i]
-    pairs = [(ranks[chunk[i : i + 2]], i, i + 2) for i in range(size - 1) if chunk[i : i + 2] in ranks]
-    heapify(pairs)
+    # A candidate is one number, rank * size + start: for these the order of numbers is the order of merging.
+    heap = [ranks[pair] * size + i for i in range(size - 1) if (pair := chunk[i : i + 2]) in ranks]
+    heapify(heap)
 
-    def consider(start: int, stop: int) -> None:
-        rank = ranks.get(chunk[start:stop])
-        if rank is not None:
-            heappush(pairs, (rank, start, stop))
-
-    while pairs:
-        _, start, stop = heappop(pairs)
+    while heap:
+        rank, start = divmod(heappop(heap), size)
         middle = end[start]
-        if middle == start or end[middle] != stop:
+        stop = end[middle]
+        if stop == middle or ranks.get(chunk[start:stop]) != rank:
             continue  # one of the two has been joined with another neighbour meanwhile
         end[start], end[middle], before[stop] = stop, middle, start
-        if start > 0:
-            consider(before[start], stop)
-        if stop < size:
-            consider(start, end[stop])
+        if start > 0 and (left := ranks.get(chunk[before[start] : stop])) is not None:
+            heappush(heap, left * size + before[start])
+        if stop < size and (right := ranks.get(chunk[start : end[stop]])) is not None:
+            heappush(heap, right * size + start)
 
     ids, start = [], 0
     while start < size:

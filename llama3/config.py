@@ -20,7 +20,8 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
-        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor and self.original_max_seq_len > 0):
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if not (self.factor >= 1 and 0 < low < high and self.original_max_seq_len > 0):
             raise CheckpointError(f"rope scaling makes no sense: {self}; expected factor >= 1 and 0 < low < high")
 
 
@@ -119,7 +120,7 @@ def _or(value: Any, default: Any) -> Any:
 
 def _divide(dim: Any, n_heads: Any) -> int:
     if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
-        raise CheckpointError(f"the width {dim!r} is not a multiple of the {n_heads!r} heads, and head_dim is not given")
+        raise CheckpointError(f"the width {dim!r} is no multiple of the {n_heads!r} heads, and head_dim is not given")
     return dim // n_heads
 
 

@@ -66,6 +66,8 @@ class Event:
 class Engine:
     def __init__(self, model: Model, slots: int = 1, max_len: int | None = None):
         """`slots` sequences run at once, each up to `max_len` tokens (default: the model's context); others wait."""
+        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+            raise RequestError(f"slots is {slots!r}; expected a whole number of at least 1")
         self.model = model
         self.max_len = model.config.max_seq_len if max_len is None else max_len
         self.cache = model.new_cache(slots, self.max_len)

@@ -1,4 +1,4 @@
-"""Every error that llama3 raises for bad input. Each message is one clear line: what was found, what was expected, what to do."""
+"""The errors raised for bad input. Each message is one clear line: what was found, what was expected, what to do."""
 
 
 class Llama3Error(ValueError):

@@ -80,8 +80,9 @@ class Stream(Iterator[Piece]):
         while not self._inbox:
             if self.finish_reason:
                 raise StopIteration
+            before = self._request.prompt_done
             self._llama._crank()
-            if self._on_prompt and not self.tokens:
+            if self._on_prompt and self._request.prompt_done > before:
                 self._on_prompt(self._request.prompt_done, len(self._request.prompt))
         event = self._inbox.popleft()
         if event.sample is None:
@@ -133,7 +134,7 @@ class Llama:
         Weights are read through the file system's cache as they are first used. `slots`: how many requests run at
         once; each takes cache memory of its own. Raises CheckpointError, TokenizerError or DownloadError.
         """
-        check_device(device)
+        check_device(device)  # before reading 16 GB
         return cls(load_folder(resolve(model)), device, slots)
 
     def encode(self, text: str) -> list[int]:
@@ -154,7 +155,7 @@ class Llama:
         ids = self._ids(prompt)
         check_tokens(ids, self.config.vocab_size)
         if len(ids) > self.config.max_seq_len:
-            raise RequestError(f"the text has {len(ids)} tokens, and the context window holds {self.config.max_seq_len}")
+            raise RequestError(f"the text has {len(ids)} tokens; the context window holds {self.config.max_seq_len}")
         cache = self.model.new_cache(1, len(ids))
         slot = cache.allocate()
         blocks = [ids[i : i + PROMPT_ROWS] for i in range(0, len(ids), PROMPT_ROWS)]
@@ -198,7 +199,11 @@ class Llama:
         return self.stream_chat(messages, **parameters).completion()
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        if isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
+            return list(prompt)
+        raise RequestError(f"the prompt is {type(prompt).__name__}; expected text or a list of token ids")
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

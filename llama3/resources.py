@@ -14,4 +14,4 @@ def resource(*parts: str) -> Path:
     for base in (package, package.parent):
         if (path := base.joinpath(*parts)).exists():
             return path
-    raise FileNotFoundError(f"{'/'.join(parts)} is missing from this installation (looked in {package} and {package.parent})")
+    raise FileNotFoundError(f"{'/'.join(parts)} is not in this installation: neither in {package} nor beside it")

@@ -1,16 +1,15 @@
 """From logits to a token: penalties, mask, temperature, top_k, top_p, min_p, and one draw; in this order.
 
-Logits come in as float32; everything after the penalties is float64. A token's weight is exp((logit - highest) /
-temperature); its probability is its weight over the sum of all weights. Every filter keeps the head of one list,
-the tokens by logit, highest first, and among equals by id, lowest first.
+A token's weight is exp((logit - highest logit) / temperature), in float64; its probability is its weight over the sum
+of the weights in play. Every filter keeps the head of one list: the tokens by logit, highest first, and among equals by
+id, lowest first. The draw adds up weights in the order of the ids.
 """
 
 import math
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from llama3.errors import Llama3Error, RequestError
 from llama3.philox import uniform
 
 HIGHEST_DRAWN_SEED = 9_999_999_999  # what other services take as a seed too: a reported seed can be sent anywhere
-BINS = 1024  # of the histogram in top_p, each a sixteenth wide: weights below exp(-64) share the last
 PART = 8192  # tokens whose weights are computed at once
 
 
@@ -41,36 +39,29 @@ class SamplingParams:
     logprobs: int | None = None  # n: report the chosen token's log-probability and the n most likely tokens
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0, math.inf)
-        _number("repetition_penalty", self.repetition_penalty, 0, 100)
-        _number("frequency_penalty", self.frequency_penalty, -100, 100)
-        _number("presence_penalty", self.presence_penalty, -100, 100)
-        if self.top_p is not None:
-            _number("top_p", self.top_p, 0, 1)
-        if self.min_p is not None:
-            _number("min_p", self.min_p, 0, 1)
-        if self.top_k is not None:
-            _integer("top_k", self.top_k, 1)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0)
+        self._check("temperature", float, 0)
+        self._check("top_p", float, 0, 1)
+        self._check("top_k", int, 1)
+        self._check("min_p", float, 0, 1)
+        self._check("seed", int, 0, 2**64 - 1)
+        self._check("repetition_penalty", float, 0, 100)
+        self._check("frequency_penalty", float, -100, 100)
+        self._check("presence_penalty", float, -100, 100)
+        self._check("logprobs", int, 0)
 
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    expected = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or more"
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}: expected {expected}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise RequestError(f"{name} is {value}: expected {expected}")
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    expected = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}: expected {expected}")
-    if value < low or (high is not None and value > high):
-        raise RequestError(f"{name} is {value}: expected {expected}")
+    def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
+        """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
+        value = getattr(self, name)
+        if value is None and type(self).__dataclass_fields__[name].default is None:
+            return
+        numbers = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+        most = sys.float_info.max if high is None else high
+        if not isinstance(value, numbers) or isinstance(value, bool) or not low <= value <= most:
+            limits = f"from {low} to {high}" if high is not None else f"not below {low}"
+            raise RequestError(
+                f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}"
+            )
+        object.__setattr__(self, name, kind(value))
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ class Sampling:
     ):
         """mask, asked before each draw, returns the allowed tokens, (vocab_size,) bool, or None: all are allowed."""
         self.params = params
-        self.seed = int(params.seed) if params.seed is not None else 1 + secrets.randbelow(HIGHEST_DRAWN_SEED)
+        self.seed = params.seed if params.seed is not None else 1 + secrets.randbelow(HIGHEST_DRAWN_SEED)
         self.index = 0  # how many output tokens there are so far
         self.mask = mask
         self.seen = np.zeros(vocab_size, bool)  # is the token in the prompt or the output?
@@ -114,19 +105,19 @@ class Sampling:
         return token
 
     def sample(self, logits: np.ndarray) -> Sample:
-        """Choose the next token from its raw logits, (vocab_size,) float32. Changes nothing: see `accept`.
+        """Choose the next token from its raw logits, (vocab_size,) float32. Changes nothing: `accept` does.
 
-        Raises LogitsError if a logit is NaN or +inf, or if no token is left. A logit of -inf is a token never drawn.
+        Raises LogitsError if a logit is NaN or +inf, or no token is left. A token whose logit is -inf is never chosen.
         """
         assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
-        highest = logits.max()  # NaN if any logit is
-        if math.isnan(highest) or highest == math.inf:
-            place = int(np.argmax(np.isnan(logits) | (logits == math.inf)))
+        if not logits.max() < np.inf:  # NaN if one of them is
+            token = int(np.flatnonzero(~(logits < np.inf))[0])
             raise LogitsError(
-                f"the logit of token {place} is {logits[place]}: the model's arithmetic overflowed. "
-                "Check the checkpoint's weights for NaN, and its config (norm_eps, rope_theta) against them"
+                f"the logit of token {token} is {logits[token]}: expected finite numbers. "
+                "Look for NaN or huge values in the checkpoint's weights, and whether config.json belongs to them"
             )
-        token = self._choose(logits)
+        with np.errstate(over="ignore"):  # a tiny temperature takes all but the highest logits to -inf
+            token = self._choose(logits)
         if self.params.logprobs is None:
             return Sample(token)
         return Sample(token, *logprobs(logits, token, self.params.logprobs))
@@ -143,13 +134,11 @@ class Sampling:
             raise LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
         if params.temperature == 0:
             return best
-        ids = None  # of the logits in play, ascending; None: all
-        for keep in (top_k, top_p, min_p):
-            kept = keep(logits, params)
-            if kept is not None:
-                logits, ids = logits[kept], kept if ids is None else ids[kept]
-        place = draw(logits, params.temperature, uniform(self.seed, self.index))
-        return place if ids is None else int(ids[place])
+        ids = survivors(logits, params)
+        u = uniform(self.seed, self.index)
+        if ids is None:
+            return draw(logits, params.temperature, u)
+        return int(ids[draw(logits[ids], params.temperature, u)])
 
     def _penalise(self, logits: np.ndarray) -> np.ndarray:
         """The logits less the penalties: computed in float64, rounded to float32 once."""
@@ -163,22 +152,29 @@ class Sampling:
         values = np.where(values > 0, values / repetition, values * repetition)  # both make the token less likely
         values -= frequency * counts + presence * (counts > 0)
         logits = logits.copy()
-        logits[ids] = values
+        logits[ids] = np.minimum(values, np.finfo(np.float32).max)  # a tiny repetition penalty must not make infinity
         return logits
 
 
-# The three filters return which logits they keep, as ascending places, or None: all.
+def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
+    """The ids that top_k, top_p and min_p leave, ascending; None: all. Each filter sees only what the last one left."""
+    ids = None
+    for keep in (top_k, top_p, min_p):
+        places = keep(logits, params)
+        if places is not None:
+            logits, ids = logits[places], places if ids is None else ids[places]
+    return ids
 
 
 def top_k(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The top_k highest logits."""
+    """The places of the top_k highest logits, ascending; None: all."""
     if params.top_k is None or params.top_k >= len(logits):
         return None
     return head(logits, params.top_k, np.partition(logits, -params.top_k)[-params.top_k])
 
 
 def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The shortest head that holds top_p of the weight: the token whose weight crosses top_p is kept.
+    """The places of the shortest head that holds top_p of the weight: the token that crosses top_p is kept.
 
     Sorting 128,256 tokens would take longer than all the rest. A histogram of the weights over the scaled logits,
     highest first, tells in which bin the sum crosses top_p; only that bin is sorted.
@@ -187,22 +183,22 @@ def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
         return None
     highest, temperature = logits.max(), params.temperature
     bins = np.empty(len(logits), np.int16)
-    weights = np.zeros(BINS)
+    weights = np.zeros(1025)
     for part in parts(logits):
-        x = scaled(logits[part], highest, temperature)
-        bins[part] = np.minimum(x * -16, BINS - 1)
-        weights += np.bincount(bins[part], np.exp(x), BINS)
+        x = np.maximum(scaled(logits[part], highest, temperature), -64)  # lighter tokens do not count in float64
+        bins[part] = x * -16
+        weights += np.bincount(bins[part], np.exp(x), len(weights))
     sums = np.cumsum(weights)
     target = params.top_p * sums[-1]
     crossed = int(np.searchsorted(sums, target))
     inside = np.sort(logits[bins == crossed])[::-1]
     inside_sums = sums[crossed] - weights[crossed] + np.cumsum(np.exp(scaled(inside, highest, temperature)))
     last = min(int(np.searchsorted(inside_sums, target)), len(inside) - 1)  # rounding may leave target above them all
-    return head(logits, np.count_nonzero(bins < crossed) + last + 1, inside[last])
+    return head(logits, int(np.count_nonzero(bins < crossed)) + last + 1, inside[last])
 
 
 def min_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The logits whose weight is at least min_p; the highest has weight 1."""
+    """The places of the logits whose weight is at least min_p; the highest has weight 1."""
     if not params.min_p:
         return None
     return np.flatnonzero(logits >= np.float64(logits.max()) + params.temperature * math.log(params.min_p))
@@ -228,14 +224,14 @@ def draw(logits: np.ndarray, temperature: float, u: float) -> int:
     is always float64's.
     """
     highest = logits.max()
+
+    def weights(part: slice, dtype: type) -> np.ndarray:
+        return np.exp(scaled(logits[part], highest, temperature).astype(dtype, copy=False))
+
     for dtype, doubt in (np.float32, 2.0**-19), (np.float64, 0.0):
-
-        def weights(part: slice) -> np.ndarray:
-            return np.exp(scaled(logits[part], highest, temperature).astype(dtype, copy=False))  # noqa: B023
-
-        ends = np.cumsum([weights(part).sum(dtype=np.float64) for part in parts(logits)])
+        ends = np.cumsum([weights(part, dtype).sum(dtype=np.float64) for part in parts(logits)])
         chosen = int(np.searchsorted(ends, u * ends[-1], side="right"))
-        sums = np.cumsum(weights(parts(logits)[chosen]), dtype=np.float64)
+        sums = np.cumsum(weights(parts(logits)[chosen], dtype), dtype=np.float64)
         target = u * ends[-1] - (ends[chosen - 1] if chosen else 0.0)
         target = min(target, np.nextafter(sums[-1], 0))  # added in another order, the sum may differ in its last bit
         place = int(np.searchsorted(sums, target, side="right"))

@@ -10,6 +10,8 @@ MAX_STOPS = 16
 
 def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     """One stop string or several -> a tuple. Raises RequestError for an empty one, or for more than 16."""
+    if not isinstance(stop, (str, list, tuple)):
+        raise RequestError(f"stop is {type(stop).__name__}; expected a string or a list of them")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOPS:
         raise RequestError(f"stop has {len(stops)} strings; expected at most {MAX_STOPS}")
@@ -26,13 +28,16 @@ class TextStream:
         """Without a tokenizer all text is empty, and only ids speak."""
         if stops and tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this checkpoint has none")
+        self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
         self._stops = stops
         self._held = ""
         self.stopped = False  # a stop string has come: everything from it on is dropped
 
     def push(self, token: int) -> str:
-        return self._release(self._decoder.push(token)) if self._decoder else ""
+        if self._tokenizer is None or self._decoder is None or token >= self._tokenizer.vocab_size:
+            return ""  # an embedding may be padded to a round number: the ids behind the vocabulary have no text
+        return self._release(self._decoder.push(token))
 
     def flush(self) -> str:
         """The end: what was held back is text after all. Half a character becomes U+FFFD."""

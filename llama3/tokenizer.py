@@ -72,8 +72,11 @@ class Tokenizer:
         return self.special[name]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text -> token ids, without <|begin_of_text|>. The text of a special token is text like any other, unless
-        `allow_special`. A surrogate without its other half becomes U+FFFD. Raises RequestError for what is not a str."""
+        """Text -> token ids, without <|begin_of_text|>. Raises RequestError for what is not a str.
+
+        The text of a special token is text like any other, unless `allow_special`. A surrogate without its other half
+        becomes U+FFFD.
+        """
         if not isinstance(text, str):
             raise RequestError(f"text to encode is {type(text).__name__}, expected str")
         text = _join_surrogates(text)

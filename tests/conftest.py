@@ -15,7 +15,7 @@ collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find
 
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
-    """Real trained weights (karpathy/tinyllamas) with reference ids and logits; they are not part of this repository."""
+    """Real trained weights (karpathy/tinyllamas) with reference ids and logits; not part of this repository."""
     beside = Path(__file__).parents[2].glob("*/models/stories260K")  # in any folder that stands beside this checkout
     folder = Path(os.environ.get("LLAMA3_STORIES260K") or next(beside, "stories260K"))
     if not folder.is_dir():

@@ -1,5 +1,6 @@
 """Tiny random checkpoints on disk, for any test that needs a model: seeded, in both layouts, in every dtype."""
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,3 +168,14 @@ def interleave(array: np.ndarray, config: ModelConfig, name: str) -> np.ndarray:
     half = config.head_dim // 2
     order = [head + i + j for head in range(0, len(array), 2 * half) for i in range(half) for j in (0, half)]
     return np.ascontiguousarray(array[order])
+
+
+def write_tokenizer(folder: Path, words: tuple[str, ...] = ("th", "the", " the", "ing")) -> Path:
+    """A `tokenizer.model` in tiktoken's format: the 256 bytes, then these words; 256 special tokens follow on load."""
+    tokens = [bytes([byte]) for byte in range(256)] + [word.encode() for word in words]
+    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
+    (folder / "tokenizer.model").write_bytes(b"".join(lines))
+    return folder
+
+
+TINY_VOCAB = 516  # 256 bytes, 4 words, 256 special tokens

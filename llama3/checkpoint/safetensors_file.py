@@ -86,6 +86,8 @@ def _tensors(
                 f"{where}: data_offsets is {offsets}, but {entry['dtype']} {shape} takes {needed} bytes"
             )
         tensors[name] = (dtype, tuple(shape), *offsets)
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
     filled = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2]):
         if begin != filled:

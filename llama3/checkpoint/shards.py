@@ -54,9 +54,7 @@ def weight_files(source: Path) -> dict[Path, set[str] | None]:
     for name in sorted(set(map(str, weight_map.values()))):
         # A name such as "../x" would have us open files elsewhere.
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{source}: weight_map names {name!r}; expected a safetensors file in the same folder"
-            )
+            raise CheckpointError(f"{source}: weight_map names {name!r}; expected a safetensors file beside it")
         if not (file := source.parent / name).is_file():
             raise CheckpointError(f"{file}: this shard is missing; {source.name} names it: fetch it again")
         files[file] = {tensor for tensor, shard in weight_map.items() if shard == name}

@@ -7,14 +7,16 @@ has 5 GB.
 
 import errno
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from httpx2 import TransportError
+from httpx2 import HTTPError, InvalidURL, TransportError
 from huggingface_hub import (
     HfApi,
     constants,
@@ -34,7 +36,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy does not follow their lazy imports
+    WeakFileLock,
+    build_hf_headers,
+    hf_raise_for_status,
+    tqdm,
+)
 
 from llama3.checkpoint.folder import CONFIGS, TOKENIZERS
 from llama3.checkpoint.shards import find_weights, weight_files
@@ -43,7 +50,8 @@ from llama3.errors import CheckpointError, DownloadError
 UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP statuses that pass
 ATTEMPTS = 6  # in a row without a byte; then the connection is given up
-CHUNK = 1 << 20  # bytes; Ctrl-C is heard between two of them
+TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
+CHUNK = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,6 @@ def fetch(repo: str, to: Path | None, revision: str | None) -> Path:
 def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
     """The commit that the revision stands for, and the names of the files to fetch, small ones first."""
     info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    assert info.sha is not None
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
@@ -79,7 +86,7 @@ def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
         found = ", ".join(names[:6]) + ", ..." * (len(names) > 6) or "nothing"
         raise DownloadError(f"{repo}: expected config.json and *.safetensors, the Hugging Face form; it holds {found}")
     vocabulary = [name for name in TOKENIZERS if name in names and not name.endswith(".json")][:1]
-    return info.sha, [name for name in top if name.endswith(".json")] + vocabulary + weights
+    return str(info.sha), [name for name in top if name.endswith(".json")] + vocabulary + weights
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
@@ -97,8 +104,9 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
 
 def into_cache(repo: str, commit: str, names: list[str], revision: str | None) -> Path:
     missing = [name for name in names if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
-    transfer_all(repo, {blobs / file.etag: file for file in describe(repo, commit, missing)})
+    cache, name_there = Path(constants.HF_HUB_CACHE), f"models--{repo.replace('/', '--')}"
+    blobs = {cache / name_there / "blobs" / file.etag: file for file in describe(repo, commit, missing)}
+    transfer_all(repo, blobs, locks=cache / ".locks" / name_there)
     # Now the library finds every blob there and only links it into the snapshot. Last, when the snapshot is whole, one
     # look at a small file under the revision's own name makes that name point to it.
     for name in missing:
@@ -114,9 +122,9 @@ def into_folder(repo: str, commit: str, names: list[str], to: Path) -> Path:
         raise DownloadError(f"{to} exists and does not hold this model: delete it, or name another folder")
     gathering = to.with_name(to.name + ".partial")
     blobs = {gathering / f"{name}.{file.etag}": file for name, file in files.items()}
-    transfer_all(repo, blobs)
+    transfer_all(repo, blobs, locks=gathering)
     for path in set(gathering.iterdir()) - set(blobs):
-        path.unlink()  # from an earlier attempt, when the repository held other files
+        path.unlink()  # a lock, or from an earlier attempt, when the repository held other files
     for name, path in zip(files, blobs):
         path.rename(gathering / name)
     if to.exists():
@@ -129,32 +137,33 @@ def describe(repo: str, commit: str, names: list[str]) -> list[File]:
     for name in names:
         url = hf_hub_url(repo, name, revision=commit)
         head = get_hf_file_metadata(url)
-        if head.etag is None or head.size is None:
-            raise DownloadError(f"{url}: no ETag or no size in the answer: is HF_ENDPOINT really a hub?")
-        files.append(File(name, url, head.etag, head.size))
+        # The ETag becomes a file's name, so it must not be a path.
+        if head.size is None or not re.fullmatch(r"[0-9A-Za-z][\w.-]*", head.etag or ""):
+            raise DownloadError(f"{url}: the answer lacks a size or a plain ETag: is HF_ENDPOINT really a hub?")
+        files.append(File(name, url, str(head.etag), head.size))
     return files
 
 
-def transfer_all(repo: str, blobs: dict[Path, File]) -> None:
-    """Bring every file to its path, one after the other; those that are there already stay."""
+def transfer_all(repo: str, blobs: dict[Path, File], locks: Path) -> None:
+    """Bring every file to its path (all in one folder), one after the other; those that are there already stay."""
     if not blobs:
         return
     folder = next(iter(blobs)).parent
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, locks):
+        needed.mkdir(parents=True, exist_ok=True)
     total = sum(file.size for file in blobs.values())
     here = sum(size(path) or size(incomplete(path)) for path in blobs)
     if (free := shutil.disk_usage(folder).free) < total - here:
         raise DownloadError(
             f"{folder}: {(total - here) / 1e9:.2f} GB are to come, but only {free / 1e9:.2f} GB are free"
         )
-    with tqdm(total=total, initial=here, desc=repo, unit="B", unit_scale=True, disable=None) as bar:
+    progress = {"total": total, "initial": here, "desc": repo, "unit": "B", "unit_scale": True}
+    with tqdm(**progress, disable=None) as bar:  # type: ignore[no-untyped-call]  # None: silent unless on a terminal
         for path, file in blobs.items():
-            lock = Path(f"{path}.lock")  # another process may be fetching the same file
-            with WeakFileLock(lock):
+            with WeakFileLock(locks / f"{path.name}.lock"):  # another process may be fetching the same file
                 if not path.exists():
                     transfer(file, incomplete(path), bar)
                     incomplete(path).replace(path)
-            lock.unlink(missing_ok=True)
 
 
 def transfer(file: File, path: Path, bar: tqdm) -> None:
@@ -162,19 +171,16 @@ def transfer(file: File, path: Path, bar: tqdm) -> None:
     failures = 0
     with path.open("ab") as output:
         if output.tell() > file.size:
-            bar.update(-output.truncate(0))
+            bar.update(-restart(output))
         while (start := output.tell()) < file.size:
             headers = build_hf_headers() | {"range": f"bytes={start}-", "accept-encoding": "identity"}
             failure: Exception = TransportError("the server ends the file too early")
             try:
-                with get_session().stream(
-                    "GET", file.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-                ) as r:
-                    hf_raise_for_status(r)
-                    if start and r.status_code != 206:  # no range: the whole file comes again
-                        output.truncate(0)
-                        bar.update(-start)
-                    for chunk in r.iter_bytes(CHUNK):
+                with get_session().stream("GET", file.url, headers=headers, timeout=TIMEOUT) as response:
+                    hf_raise_for_status(response)
+                    if start and response.status_code != 206:  # not the range asked for: the whole file comes again
+                        bar.update(-restart(output))
+                    for chunk in response.iter_bytes(CHUNK):
                         output.write(chunk)
                         bar.update(len(chunk))
             except TransportError as error:
@@ -197,6 +203,14 @@ def transfer(file: File, path: Path, bar: tqdm) -> None:
         raise DownloadError(f"{file.url}: damaged on the way (size or SHA-256), and deleted: run the command again")
 
 
+def restart(output: BinaryIO) -> int:
+    """Empties the file. Returns how many bytes it had."""
+    had = output.tell()
+    output.seek(0)
+    output.truncate()
+    return had
+
+
 def incomplete(path: Path) -> Path:
     return path.with_name(path.name + ".incomplete")  # the hub's own ending: `hf cache` knows and clears these
 
@@ -211,24 +225,26 @@ def explained(repo: str) -> Iterator[None]:
     hub = constants.ENDPOINT
     try:
         yield
-    except UNREACHABLE as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else str(error).partition("\n")[0]
-        raise DownloadError(
-            f"{repo}: {hub} cannot be reached ({reason}), and no complete copy is in the cache. "
-            "Run the command again when it can: what has arrived is kept"
-        ) from error
+    except DownloadError:
+        raise
     except RevisionNotFoundError as error:
         raise DownloadError(f"{repo} has no such revision; see {hub}/{repo}/tree/main") from error
     except HfHubHTTPError as error:
         raise DownloadError(refusal(repo, error)) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(f"{repo}: {error}") from error
+    except (HTTPError, InvalidURL, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else str(error).partition("\n")[0]
         raise DownloadError(
-            f"{repo}: the disk is full. Free some space and run the command again: it goes on"
+            f"{repo} is not whole on this machine, and {hub} cannot be reached ({reason}): "
+            "run the command again when it can; what has arrived is kept"
         ) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "the disk is full: free some space and run the command again; what has arrived is kept"
+        raise DownloadError(f"{repo}: {advice if full else error}") from error
     except HFValidationError as error:
         raise DownloadError(f"{repo!r} is not a name on the hub; expected OWNER/NAME") from error
+    except ValueError as error:
+        raise DownloadError(f"{repo}: {hub} does not answer as a hub does ({error})") from error
 
 
 def refusal(repo: str, error: HfHubHTTPError) -> str:
@@ -238,7 +254,7 @@ def refusal(repo: str, error: HfHubHTTPError) -> str:
         account = "the account of your token has" if get_token() else "without a login you have"
         return (
             f"{repo} is gated, and {account} no access: accept its licence at {page}\n"
-            f"then set HF_TOKEN to a token from {hub}/settings/tokens, or run `hf auth login`, and run the command again"
+            f"then set HF_TOKEN to a token from {hub}/settings/tokens, or run `hf auth login`, and try again"
         )
     if isinstance(error, RepositoryNotFoundError):
         return f"{repo}: no such folder here, and no such repository on {hub} (or a private one: then set HF_TOKEN)"

@@ -7,16 +7,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {  # each is the module of that name, with `parser()` and `run(args)`
-    "generate": "answer one prompt; the default",
-    "chat": "talk, with a history",
-    "download": "fetch a checkpoint from the Hugging Face hub",
-    "tokenize": "show a text's tokens",
-    "info": "describe a checkpoint: shape, parameters, bytes, tokens",
-    "compare": "measure a model against a reference file, or two files",
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> its exit code. Without arguments, those of the process, which then ends. Never raises."""
     try:
@@ -34,24 +24,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    """A command is the module of that name, with `parser()` and `run(args)`."""
     prepare_streams()
-    from llama3.cli import help
+    from llama3.cli.help import COMMANDS, everything, opening
+    from llama3.cli.terminal import is_terminal
     from llama3.errors import RequestError
 
-    if argv in (["--version"], ["-V"]):
+    if argv == ["--version"]:
         from llama3 import __version__
 
         print(f"llama3 {__version__}")
         return 0
-    if argv in (["--help"], ["-h"], ["help"]):
-        print(help.top())
-        return 0
     named = bool(argv) and argv[0] in COMMANDS
     command = import_module(f"llama3.cli.{argv[0] if named else 'generate'}")
-    args = command.parser().read(argv[1:] if named else argv)
+    parser = command.parser()
+    if argv in (["--help"], ["-h"], ["help"]):
+        print(everything(parser.format_options()))
+        return 0
+    args = parser.read(argv[1:] if named else argv)
     if not named and len(args.words) == 1 and args.words[0] in COMMANDS and "--" not in argv:
         word = args.words[0]
-        raise RequestError(f"the command {word!r} comes first: llama3 {word} ...; as a prompt: llama3 -- {word}")
+        raise RequestError(f"a command comes first: llama3 {word} ...; {word!r} as a prompt: llama3 -- {word}")
+    if not named and not args.words and is_terminal(sys.stdin):
+        print(opening() + "\n\nllama3 --help lists the options.", file=sys.stderr)
+        return 2
     code: int = command.run(args)
     return code
 
@@ -66,7 +62,7 @@ def prepare_streams() -> None:
 
 
 def explain(error: BaseException) -> int:
-    """Say what went wrong on standard error -> the exit code (they are listed in `help.py`)."""
+    """Say what went wrong on standard error -> the exit code (`help.py` lists them)."""
     from llama3.errors import Llama3Error, RequestError
 
     if os.environ.get("LLAMA3_DEBUG") and not isinstance(error, SystemExit):

@@ -11,14 +11,14 @@ EXAMPLES = [
     ("llama3 download OWNER/NAME", "fetch a model from the Hugging Face hub"),
     ('llama3 --model OWNER/NAME "..."', "ask that model"),
 ]
-COMMANDS = [
-    ("generate", "answer one prompt. The default: a first word that is no command is the prompt"),
-    ("chat", "talk, with a history; /help there lists what it can do"),
-    ("download", "fetch a checkpoint, into the hub's cache or a folder"),
-    ("tokenize", "show the tokens of a text, or the text of tokens"),
-    ("info", "describe a checkpoint: shape, parameters, bytes, special tokens"),
-    ("compare", "measure a model against a reference file, or one file against another"),
-]
+COMMANDS = {
+    "generate": "answer one prompt. The default: a first word that is no command is the prompt",
+    "chat": "talk, with a history; /help there lists what it can do",
+    "download": "fetch a checkpoint, into the hub's cache or a folder",
+    "tokenize": "show the tokens of a text, or the text of tokens",
+    "info": "describe a checkpoint: shape, parameters, bytes, special tokens",
+    "compare": "measure a model against a reference file, or one file against another",
+}
 ENVIRONMENT = [
     ("LLAMA3_MODEL, ...", "every option: --top-p is LLAMA3_TOP_P. An option given wins. LLAMA3_STOP: one text a line"),
     ("LLAMA3_DEBUG=1", "errors come with a traceback"),
@@ -35,21 +35,18 @@ EXIT_CODES = [
 ]
 
 
-def teach() -> str:
-    """The first screen, for someone who has typed `llama3` alone."""
+def opening() -> str:
     return f"""Llama 3, written to be read: type a question, and it answers.
 
 {columns(EXAMPLES)}
 
 Commands (llama3 COMMAND --help says more):
-{columns(COMMANDS)}
-
-llama3 --help shows all options."""
+{columns(list(COMMANDS.items()))}"""
 
 
-def top(options: str) -> str:
-    """The whole help. `options` is argparse's list for `generate`."""
-    return f"""{teach().rsplit(chr(10), 2)[0]}
+def everything(options: str) -> str:
+    """`options` is argparse's list for `generate`."""
+    return f"""{opening()}
 
 {options}
 

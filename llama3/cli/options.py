@@ -5,6 +5,7 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from llama3.errors import RequestError
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             usage=usage,
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
             allow_abbrev=False,
             add_help=False,
         )
@@ -87,8 +88,9 @@ class Parser(argparse.ArgumentParser):
         argv, literal = split_at_dashes(argv)
         args, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
-            close = difflib.get_close_matches(unknown[0].split("=")[0], [option.flag for option in self.options], 1)
-            raise RequestError(f"no such option: {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+            wrong, known = unknown[0].split("=")[0], [option.flag for option in self.options]
+            close = [flag for flag in known if flag.startswith(wrong)] or difflib.get_close_matches(wrong, known)
+            raise RequestError(f"no such option: {wrong}" + (f"; did you mean {close[0]}?" if close else ""))
         try:
             args.words = [text(word) for word in (*args.words, *literal)]
         except argparse.ArgumentTypeError as error:
@@ -100,6 +102,14 @@ class Parser(argparse.ArgumentParser):
                 args.source[option.name] = option.variable
             setattr(args, option.name, option.default if value is None else value)
         return args
+
+    def format_options(self) -> str:
+        """The options alone, without usage and description."""
+        usage, description, self.usage, self.description = self.usage, self.description, argparse.SUPPRESS, None
+        try:
+            return self.format_help().strip()
+        finally:
+            self.usage, self.description = usage, description
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message.removeprefix("argument "))
@@ -115,7 +125,6 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
     """--model, and --device for whoever computes; --json, if its help is given; --quiet and --help."""
     option = parser.group("model")
     option(
-        "-m",
         "--model",
         metavar="MODEL",
         help="a folder, or owner/name on the Hugging Face hub (the demo that ships with llama3)",
@@ -135,7 +144,7 @@ def output_options(parser: Parser, json: str | None = None) -> None:
     option = parser.group("output")
     if json:
         option("--json", help=json)
-    option("-q", "--quiet", help="nothing on standard error but errors")
+    option("--quiet", help="nothing on standard error but errors")
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
 
 

@@ -1,5 +1,6 @@
 """What the screen gets: notes and bars on standard error, text without control codes, columns that fit."""
 
+import json
 import os
 import shutil
 import sys
@@ -35,6 +36,12 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_json(value: object) -> None:
+    """One line. Escapes keep it JSON where standard output cannot show every character."""
+    utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
+
+
 @contextmanager
 def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, if that is a terminal; call the function with how much is done."""
@@ -45,11 +52,11 @@ def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callabl
 
     scale = {"unit_scale": True, "unit_divisor": 1000} if unit == "B" else {}
     with tqdm(desc=label, total=total, unit=unit, leave=False, dynamic_ncols=True, **scale) as bar:
-        yield lambda done: void(bar.update(done - bar.n))
 
+        def show_done(done: int) -> None:
+            bar.update(done - bar.n)
 
-def void(value: object) -> None:
-    pass
+        yield show_done
 
 
 def read_stdin() -> str:

@@ -1,1 +1,2 @@
-"""Llama 3 in NumPy. Read in this order: rms_norm, rope, attention, feed_forward, linear, kv_cache, batch, transformer."""
+"""Llama 3 in NumPy, to be read in this order: rms_norm, rope, attention, feed_forward, linear, kv_cache, batch,
+transformer."""

@@ -12,7 +12,8 @@ from llama3.config import ModelConfig, RopeScaling
 
 def rope_table(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of every angle: two (length, head_dim / 2) float32 arrays, computed in float64."""
-    frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)  # (head_dim / 2,), radians a position
+    exponent = -np.arange(0, config.head_dim, 2) / config.head_dim  # (head_dim / 2,): 0 to almost -1
+    frequency = config.rope_theta**exponent  # (head_dim / 2,), radians a position: the first pairs turn fastest
     if config.rope_scaling is not None:
         frequency = _stretch(frequency, config.rope_scaling)
     angle = np.outer(np.arange(length), frequency)  # (length, head_dim / 2)

@@ -10,7 +10,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 300), st.floats(1e-3, 1e3))
 def test_agrees_with_float64(seed, rows, dim, scale):
     rng = np.random.RandomState(seed)
-    x, weight = (rng.standard_normal((rows, dim)) * scale).astype(np.float32), rng.standard_normal(dim).astype(np.float32)
+    x = (rng.standard_normal((rows, dim)) * scale).astype(np.float32)
+    weight = rng.standard_normal(dim).astype(np.float32)
     x64 = x.astype(np.float64)
     expected = x64 / np.sqrt((x64**2).mean(axis=1, keepdims=True) + 1e-5) * weight
     y = rms_norm(x, weight, 1e-5)

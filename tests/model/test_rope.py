@@ -43,9 +43,7 @@ def test_position_zero_changes_nothing():
 def test_scaling_leaves_fast_pairs_slows_slow_ones_and_blends_between():
     scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
     wide = dataclasses.replace(CONFIG, head_dim=128)
-    plain, stretched = (
-        rope_angle(dataclasses.replace(wide, rope_scaling=s)) for s in (None, scaling)
-    )
+    plain, stretched = (rope_angle(dataclasses.replace(wide, rope_scaling=s)) for s in (None, scaling))
     wavelength = 2 * np.pi / plain
     fast, slow = wavelength < 8192 / 4, wavelength > 8192 / 1
     between = ~fast & ~slow

@@ -32,7 +32,8 @@ def tokens_of(config: ModelConfig, n: int, seed: int = 0) -> np.ndarray:
 
 def full_forward(model: Transformer, tokens: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     cache = model.new_cache(1, len(tokens))
-    return model.forward(Batch.of([(cache.allocate(), tokens)]), cache, np.arange(len(tokens)) if rows is None else rows)
+    rows = np.arange(len(tokens)) if rows is None else rows
+    return model.forward(Batch.of([(cache.allocate(), tokens)]), cache, rows)
 
 
 def load(folder: Path, config: ModelConfig) -> Transformer:
@@ -135,12 +136,12 @@ def test_logits_are_float32_whatever_the_file_holds(tmp_path):
     config = tiny_config(tied_embeddings=True)
     for dtype in ("bf16", "fp16", "fp32"):
         weights = load_folder(write_hf(tmp_path / dtype, config, random_tensors(config, dtype=dtype))).weights
-        seen = {}
+        seen = []
         model = Transformer(config, weights)
         cache = model.new_cache(1, 4)
         batch = Batch.of([(cache.allocate(), [1, 2, 3])])
-        logits = model.forward(batch, cache, np.arange(3), trace=lambda name, value: seen.setdefault(name, value.dtype))
-        assert logits.dtype == np.float32 and set(seen.values()) == {np.dtype(np.float32)}
+        model.forward(batch, cache, np.arange(3), trace=lambda name, value, seen=seen: seen.append(value.dtype))
+        assert set(seen) == {np.dtype(np.float32)} and full_forward(model, batch.tokens).dtype == np.float32
 
 
 def test_the_trace_names_every_block_in_order(model):

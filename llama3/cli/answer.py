@@ -1,0 +1,73 @@
+"""Write a stream of pieces to standard output as they come, and keep the time."""
+
+from contextlib import ExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from llama3.cli.terminal import per_second, progress, show
+
+if TYPE_CHECKING:
+    from llama3.llama import Llama, Piece, Stream
+
+
+class Answer:
+    """One answer on its way. If Ctrl-C ends `write`, `text` and the figures hold what there was until then."""
+
+    def __init__(self, quiet: bool, silent: bool = False):
+        """quiet: no bar while the prompt is read; silent: no text on standard output either."""
+        self.quiet, self.silent = quiet, silent
+        self.text = ""
+        self.pieces: list[Piece] = []
+        self.started = self.first = self.last = perf_counter()
+        self._bar = ExitStack()
+        self._report = None
+
+    def on_prompt(self, done: int, total: int) -> None:
+        """For `Llama.stream`. A prompt that is done in a single step needs no bar."""
+        if self._report is None and done < total:
+            self._report = self._bar.enter_context(progress("reading the prompt", total, " tokens", self.quiet))
+        if self._report is not None:
+            self._report(done)
+
+    def write(self, stream: "Stream") -> None:
+        """Run the stream to its end. The text ends with a newline whatever happens."""
+        self.stream = stream
+        self.started = perf_counter()
+        try:
+            for piece in stream:
+                self.last = perf_counter()
+                if not self.pieces:
+                    self.first = self.last
+                    self._bar.close()
+                self.pieces.append(piece)
+                self.text += piece.text
+                if not self.silent:
+                    show(piece.text)
+        finally:
+            self._bar.close()
+            stream.close()
+            if not self.silent and not self.text.endswith("\n"):
+                show("\n")
+
+    @property
+    def answer_rate(self) -> str:
+        """Of all tokens but the first, which comes with the prompt."""
+        return per_second(len(self.pieces) - 1, self.last - self.first)
+
+    def short_figures(self) -> str:
+        """For a dialogue, where most of the prompt is known from before."""
+        rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
+        ended = {"length": "; cut off by max_tokens", "cancelled": "; stopped"}.get(str(self.stream.finish_reason), "")
+        return f"({self.stream.usage.completion_tokens} tokens{rate}, seed {self.stream.seed}{ended})"
+
+    def figures(self, llama: "Llama") -> str:
+        """Two short lines for standard error."""
+        usage, first = self.stream.usage, self.first - self.started
+        rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
+        reason = self.stream.finish_reason
+        return (
+            f"prompt {usage.prompt_tokens} tokens, {per_second(usage.prompt_tokens, first)}; "
+            f"answer {usage.completion_tokens} tokens{rate}; first after {first:.2f} s\n"
+            f"finished: {reason}{' (--max-tokens)' if reason == 'length' else ''}; seed {self.stream.seed}; "
+            f"{llama.checkpoint.path.name} on {llama.device}"
+        )

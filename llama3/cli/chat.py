@@ -1,0 +1,239 @@
+"""`llama3 chat`: a conversation. Lines come from the keyboard, or from a pipe; answers go to standard output."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3.cli.answer import Answer
+from llama3.cli.loading import load
+from llama3.cli.options import (
+    SAMPLING,
+    Parser,
+    answer_options,
+    answer_parameters,
+    check_parameter,
+    common_options,
+    number,
+    positive,
+    whole_number,
+)
+from llama3.cli.terminal import columns, is_terminal, not_text, note
+from llama3.errors import Llama3Error, RequestError
+
+if TYPE_CHECKING:
+    from llama3.llama import Llama
+
+DESCRIPTION = """\
+Talk. The dialogue so far is part of every question; /help lists what else can be typed.
+Lines may come from a pipe, too: one message a line, one answer each."""
+
+HELP = {
+    "/system TEXT": "how to answer from now on; /system alone shows it, /system off removes it",
+    "/set NAME VALUE": "a parameter: /set temperature 0, /set seed off; /set alone shows all",
+    "/clear": "forget the dialogue; system text and parameters stay",
+    "/help": "this list",
+    "/bye": "quit, as Ctrl-D does",
+    '"""': "begins and ends a message of several lines",
+    "Ctrl-C": "stops an answer; what it said so far stays in the dialogue",
+}
+QUOTES = '"""'
+HISTORY_LINES = 1000
+
+
+def parser() -> Parser:
+    parser = Parser("llama3 chat [OPTIONS]", DESCRIPTION)
+    parser.group("prompt")("--system", metavar="TEXT", help="how to answer: the system message before the dialogue")
+    answer_options(parser)
+    common_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.words:
+        raise RequestError(f"chat takes no prompt ({' '.join(args.words)!r}): start it, then type")
+    parameters = answer_parameters(args)
+    chat = Chat(load(args), args.system, parameters, args.quiet)
+    if not is_terminal(sys.stdin):
+        return chat.read_all(piped_line)
+    if not args.quiet:
+        note(f"{chat.llama.checkpoint.path.name} on {chat.llama.device}; /help lists what you can type, Ctrl-D quits")
+    with line_editing():
+        return chat.read_all(typed_line)
+
+
+class Chat:
+    def __init__(self, llama: "Llama", system: str | None, parameters: dict[str, Any], quiet: bool):
+        self.llama, self.system, self.parameters, self.quiet = llama, system, parameters, quiet
+        self.dialogue: list[dict[str, str]] = []  # user and assistant in turn
+        self.failed = False
+
+    def read_all(self, read: Callable[[str], str]) -> int:
+        """Until the lines end -> the exit code. `read(prompt)` returns a line, or raises EOFError."""
+        typed = read is typed_line
+        while True:
+            try:
+                command, text = read_message(read)
+                if command in ("/bye", "/exit", "/quit"):
+                    return 0
+                with self.reported():
+                    if command:
+                        self.obey(command, text)
+                    elif text:
+                        self.ask(text)
+            except EOFError:
+                if typed:
+                    print(file=sys.stderr)
+                return 2 if self.failed and not typed else 0
+            except KeyboardInterrupt:
+                if not typed:
+                    raise
+                note("\n(Ctrl-D or /bye quits)")
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """What is wrong with one message ends neither the dialogue nor those that follow."""
+        try:
+            yield
+        except Llama3Error as error:
+            self.failed = True
+            print(f"llama3: {error}", file=sys.stderr, flush=True)
+
+    def ask(self, message: str) -> None:
+        """One turn. It enters the dialogue once the answer has begun."""
+        turn = [{"role": "user", "content": message}]
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        prompt = self.llama.encode_chat([*system, *self.dialogue, *turn])
+        answer = Answer(self.quiet)
+        try:
+            stream = self.llama.stream(prompt, on_prompt=answer.on_prompt, **self.parameters)
+        except RequestError as error:
+            raise RequestError(f"{error} (/clear forgets the dialogue; /set max_tokens N)") from None
+        try:
+            answer.write(stream)
+        except KeyboardInterrupt:
+            if not is_terminal(sys.stdin):
+                raise
+            if not answer.text:
+                note("(stopped before the answer began: the question is forgotten)")
+        if answer.text:
+            self.dialogue += [*turn, {"role": "assistant", "content": answer.text}]
+        if answer.pieces and is_terminal(sys.stdin) and not self.quiet:
+            note(answer.short_figures() + "\n")
+
+    def obey(self, command: str, text: str) -> None:
+        if command == "/system":
+            self.set_system(text)
+        elif command == "/set":
+            self.set(*text.split(maxsplit=1))
+        elif command == "/clear":
+            self.dialogue.clear()
+            self.say("the dialogue is forgotten")
+        elif command in ("/help", "/?"):
+            self.say(columns(list(HELP.items())))
+        else:
+            raise RequestError(f"there is no {command}; /help lists what there is, {QUOTES}/...{QUOTES} is a message")
+
+    def set_system(self, text: str) -> None:
+        if text:
+            self.system = None if text == "off" else text
+        self.say("no system text" if self.system is None else f"system text: {self.system}")
+
+    def set(self, name: str | None = None, value: str | None = None) -> None:
+        from llama3.llama import MAX_TOKENS
+        from llama3.sampler import SamplingParams
+
+        names = ["max_tokens", "stop", *SAMPLING]
+        if name is not None:
+            name = name.replace("-", "_")
+            if name not in names:
+                raise RequestError(f"there is no parameter {name}; there are {', '.join(names)}")
+            if value is not None:
+                self.change(name, value)
+            names = [name]
+        values = {"max_tokens": MAX_TOKENS, "stop": None, **vars(SamplingParams()), **self.parameters}
+        self.say(columns([(name, "off" if values[name] is None else str(values[name])) for name in names]))
+
+    def change(self, name: str, value: str) -> None:
+        """`off` goes back to the default."""
+        if value in ("off", "none", "default"):
+            self.parameters.pop(name, None)
+            return
+        try:
+            if name == "max_tokens":
+                parsed: Any = positive(value)
+            elif name == "stop":
+                parsed = [value]
+            else:
+                parsed = (whole_number if SAMPLING[name][0] else number)(value)
+        except argparse.ArgumentTypeError as error:
+            raise RequestError(f"{name}: {error}") from None
+        check_parameter(name, parsed)
+        self.parameters[name] = parsed
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            note(text)
+
+
+def read_message(read: Callable[[str], str]) -> tuple[str, str]:
+    '''A line, or what stands between two """ -> the /command that it begins with or "", and its text.'''
+    line = read(">>> ").strip()
+    command, _, text = line.partition(" ") if line.startswith("/") else ("", "", line)
+    text = text.strip()
+    if not text.startswith(QUOTES):
+        return command, text
+    lines = [text.removeprefix(QUOTES)]
+    while QUOTES not in lines[-1]:
+        try:
+            lines.append(read("... "))
+        except EOFError:  # the end of input ends the message, too
+            break
+    return command, "\n".join(lines).partition(QUOTES)[0].strip()
+
+
+def typed_line(prompt: str) -> str:
+    """From the keyboard. The prompt belongs to the screen, not to an answer that is written to a file."""
+    try:
+        if is_terminal(sys.stdout):
+            return input(prompt)
+        print(prompt, end="", file=sys.stderr, flush=True)
+        return piped_line(prompt)
+    except UnicodeDecodeError as error:
+        note(str(not_text(error)))
+        return ""
+
+
+def piped_line(prompt: str) -> str:
+    try:
+        line = sys.stdin.readline() if sys.stdin else ""
+    except UnicodeDecodeError as error:
+        raise not_text(error) from None
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+@contextlib.contextmanager
+def line_editing() -> Iterator[None]:
+    """Arrow keys, and a history that outlives the program where it can be written."""
+    try:
+        import readline
+    except ImportError:  # not on every system
+        yield
+        return
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    file = state / "llama3" / "history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(file)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)  # what was asked is nobody else's business
+            readline.write_history_file(file)

@@ -1,0 +1,106 @@
+"""`llama3 "What is RoPE?"`: one prompt, one answer."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from llama3.cli.answer import Answer
+from llama3.cli.loading import load
+from llama3.cli.options import Parser, answer_options, answer_parameters, common_options, whole_number
+from llama3.cli.terminal import is_terminal, note, print_json, read_stdin
+from llama3.errors import RequestError
+
+if TYPE_CHECKING:
+    from llama3.llama import Llama
+
+DESCRIPTION = """\
+Answer one prompt. It goes through the chat template as a user's message; the answer streams
+to standard output, and everything else to standard error.
+
+Standard input, unless it is a terminal, follows the prompt behind an empty line (its last
+newline is dropped). Without a prompt, or with "-", standard input is the prompt."""
+
+
+def parser() -> Parser:
+    parser = Parser('llama3 [generate] [OPTIONS] "PROMPT"', DESCRIPTION)
+    option = parser.group("prompt")
+    option("--system", metavar="TEXT", help="how to answer: the system message before the prompt")
+    option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
+    answer_options(parser)
+    common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
+    option("--logprobs", metavar="N", type=whole_number, help="with --json: log-probabilities of each token and of the N likeliest")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.raw and args.system is not None and args.source["system"] == "--system":
+        raise RequestError("--raw has no system message: write it into the prompt, or leave out --raw")
+    if args.logprobs is not None and not args.json:
+        raise RequestError("--logprobs is shown with --json only")
+    parameters = answer_parameters(args)
+    prompt = read_prompt(args.words)
+    llama = load(args)
+    answer = Answer(args.quiet, silent=args.json)
+    stream = llama.stream(encode(llama, prompt, args), on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters)
+    answer.write(stream)
+    if args.json:
+        print_json(as_dict(llama, answer, args))
+    if not args.quiet:
+        if is_terminal(sys.stdout):
+            note("")
+        note(answer.figures(llama))
+    return 0
+
+
+def read_prompt(words: list[str]) -> str:
+    """The words of the command line, then standard input; either may be missing."""
+    given = " ".join(words)
+    if given == "-":
+        prompt = read_stdin().removesuffix("\n")
+    elif is_terminal(sys.stdin) or sys.stdin is None:
+        prompt = given
+    else:
+        prompt = "\n\n".join(part for part in (given, read_stdin().removesuffix("\n")) if part)
+    if not prompt:
+        raise RequestError('there is no prompt, and nothing on standard input; try: llama3 "What is RoPE?"')
+    return prompt
+
+
+def encode(llama: "Llama", prompt: str, args: argparse.Namespace) -> list[int]:
+    if args.raw:
+        return llama.encode(prompt)
+    system = [{"role": "system", "content": args.system}] if args.system is not None else []
+    return llama.encode_chat([*system, {"role": "user", "content": prompt}])
+
+
+def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
+    stream, usage = answer.stream, answer.stream.usage
+    result = {
+        "text": answer.text,
+        "tokens": stream.tokens,
+        "finish_reason": stream.finish_reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        "seed": stream.seed,
+        "model": str(llama.checkpoint.path),
+        "device": llama.device,
+    }
+    if args.logprobs is not None:
+        pieces = answer.pieces[: len(stream.tokens)]  # without the stop token
+        result["logprobs"] = [
+            {
+                **logprob(llama, piece.token, piece.logprob),
+                "top": [logprob(llama, *likely) for likely in piece.top_logprobs],
+            }
+            for piece in pieces
+        ]
+    return result
+
+
+def logprob(llama: "Llama", token: int, value: float | None) -> dict[str, Any]:
+    assert llama.tokenizer is not None
+    return {"token": token, "text": llama.tokenizer.decode([token]), "logprob": value}

@@ -1,0 +1,165 @@
+"""A small hub on 127.0.0.1, speaking the part of the Hugging Face hub's API that a download uses.
+
+GET /api/models/ID[/revision/REV] lists a repository; HEAD and GET /ID/resolve/REV/FILE answer with a small file, or for
+a large one with a redirect to another server (the CDN), which serves ranges.
+"""
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+LARGE = (".safetensors", "tokenizer.model")  # kept in the CDN; their ETag is their SHA-256
+
+
+@dataclass
+class Request:
+    server: str  # "hub" or "cdn"
+    method: str
+    path: str
+    headers: dict[str, str]  # lower-case names
+    sent: int = 0  # bytes of the body
+
+
+@dataclass
+class Hub:
+    repo: str
+    files: dict[str, bytes]
+    commit: str = "0123456789abcdef0123456789abcdef01234567"
+    token: str | None = None  # without it, everything is 401, as for a private repository
+    gated: bool = False  # the listing is public, the files are not
+    ranges: bool = True  # whether the CDN serves parts of files
+    cuts: list[int] = field(default_factory=list)  # the CDN breaks the next connections after so many bytes
+    reset: bool = False  # ... by a TCP reset instead of a plain close
+    statuses: list[int] = field(default_factory=list)  # the CDN answers the next requests with these
+    stall: int | None = None  # after so many bytes the CDN sends nothing more, until `released`
+    stalled: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+    requests: list[Request] = field(default_factory=list)
+    endpoint: str = ""
+    cdn: str = ""
+
+    def gets(self, name: str) -> list[Request]:
+        """The requests that asked for the bytes of a file, in their order."""
+        at = etag(name, self.files[name])
+        return [r for r in self.requests if r.method == "GET" and r.path in (f"/{at}", self.url(name))]
+
+    def url(self, name: str) -> str:
+        return f"/{self.repo}/resolve/{self.commit}/{name}"
+
+
+def etag(name: str, content: bytes) -> str:
+    if name.endswith(LARGE):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # as git names it
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(hub, name)) for name in ("hub", "cdn")]
+    hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield hub
+    finally:
+        hub.released.set()
+        for server, thread in zip(servers, threads):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def handler(hub: Hub, server_name: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.request_log = Request(server_name, self.command, self.path.partition("?")[0], headers)
+            hub.requests.append(self.request_log)
+            if server_name == "cdn":
+                self.serve_part()
+            else:
+                self.serve_hub()
+
+        def serve_hub(self) -> None:
+            path = self.request_log.path
+            known = self.headers.get("Authorization") == f"Bearer {hub.token}"
+            listing = re.fullmatch(rf"/api/models/{hub.repo}(?:/revision/(.+))?", path)
+            file = re.fullmatch(rf"/{hub.repo}/resolve/([^/]+)/(.+)", path)
+            found = listing or file
+            if not found or (hub.token and not known and not hub.gated):
+                return self.answer(401, {"X-Error-Code": "RepoNotFound"}, b"{}")
+            if found[1] not in (None, "main", hub.commit):
+                return self.answer(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
+            if listing:
+                siblings = [{"rfilename": name} for name in hub.files]
+                body = {"id": hub.repo, "modelId": hub.repo, "sha": hub.commit, "siblings": siblings}
+                return self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+            assert file
+            if hub.gated and not known:
+                status = 403 if "Authorization" in self.headers else 401
+                return self.answer(status, {"X-Error-Code": "GatedRepo"}, b"{}")
+            name = file[2]
+            if name not in hub.files:
+                return self.answer(404, {"X-Error-Code": "EntryNotFound"}, b"")
+            content = hub.files[name]
+            headers = {"X-Repo-Commit": hub.commit, "ETag": f'"{etag(name, content)}"'}
+            if not name.endswith(LARGE):
+                return self.answer(200, headers, content)
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag(name, content)}"'}
+            return self.answer(302, headers | linked | {"Location": f"{hub.cdn}/{etag(name, content)}"}, b"")
+
+        def serve_part(self) -> None:
+            content = next(c for name, c in hub.files.items() if self.request_log.path == f"/{etag(name, c)}")
+            if hub.statuses:
+                return self.answer(hub.statuses.pop(0), {}, b"not now")
+            start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if start and hub.ranges:
+                begin = int(start[1])
+                extent = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                return self.answer(206, {"Content-Range": extent}, content[begin:])
+            return self.answer(200, {}, content)
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if server_name == "cdn" and hub.cuts:
+                body = body[: hub.cuts.pop(0)]
+                self.close_connection = True
+            if server_name == "cdn" and hub.stall is not None:
+                self.send(body[: hub.stall])
+                hub.stalled.set()
+                hub.released.wait(60)
+                self.close_connection = True
+                return
+            self.send(body)
+            if self.close_connection and hub.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+
+        def send(self, body: bytes) -> None:
+            self.wfile.write(body)
+            self.wfile.flush()
+            self.request_log.sent = len(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler

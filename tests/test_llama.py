@@ -1,0 +1,229 @@
+"""What an embedder sees: text in, text out, and the same answer by every way of asking."""
+
+import gc
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama3 import Llama, RequestError
+from llama3.engine import PROMPT_ROWS
+from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Llama:
+    config = tiny_config(vocab_size=TINY_VOCAB, max_seq_len=1024)
+    folder = write_hf(tmp_path_factory.mktemp("llama"), config, random_tensors(config))
+    return Llama.load(write_tokenizer(folder), slots=3)
+
+
+@pytest.fixture(scope="module")
+def speechless(tmp_path_factory) -> Llama:
+    """A checkpoint without a tokenizer."""
+    config = tiny_config()
+    return Llama.load(write_hf(tmp_path_factory.mktemp("ids"), config, random_tensors(config)))
+
+
+@settings(max_examples=25)
+@given(st.text(min_size=1, max_size=20), st.integers(1, 30), st.floats(0, 5), st.integers(0, 2**64 - 1))
+def test_a_stream_and_a_completion_say_the_same(llama, prompt, n, temperature, seed):
+    parameters = {"max_tokens": n, "temperature": temperature, "seed": seed}
+    stream = llama.stream(prompt, **parameters)
+    text = "".join(piece.text for piece in stream)
+    whole = llama.generate(prompt, **parameters)
+    assert (text, stream.tokens, stream.finish_reason, stream.usage, stream.seed) == (
+        whole.text,
+        whole.tokens,
+        whole.finish_reason,
+        whole.usage,
+        seed,
+    )
+    assert whole.usage.prompt_tokens == len(llama.encode(prompt)) and whole.usage.completion_tokens == len(whole.tokens)
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert text == llama.tokenizer.decode(whole.tokens)
+
+
+def test_the_seed_that_was_drawn_repeats_the_text(llama):
+    first = llama.generate("Once", max_tokens=40, temperature=2.0)
+    again = llama.generate("Once", max_tokens=40, temperature=2.0, seed=first.seed)
+    other = llama.generate("Once", max_tokens=40, temperature=2.0)
+    assert again == first and other.tokens != first.tokens
+
+
+def test_greedy_tokens_are_the_largest_logits(llama):
+    prompt = llama.encode("Once")
+    completion = llama.generate("Once", max_tokens=20, temperature=0)
+    logits = llama.logits([*prompt, *completion.tokens])
+    assert logits.shape == (len(prompt) + 20, TINY_VOCAB) and logits.dtype == np.float32
+    assert logits[len(prompt) - 1 : -1].argmax(axis=1).tolist() == completion.tokens
+
+
+def test_logprobs_are_those_of_the_logits(llama):
+    completion = llama.generate("Once", max_tokens=8, logprobs=3, temperature=1.5, repetition_penalty=1.7, seed=1)
+    logits = llama.logits([*llama.encode("Once"), *completion.tokens]).astype(np.float64)[-9:-1]
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for piece, row in zip(completion.pieces, expected, strict=True):
+        assert piece.logprob == pytest.approx(row[piece.token], abs=1e-4)
+        assert [token for token, _ in piece.top_logprobs] == np.argsort(-row, kind="stable")[:3].tolist()
+
+
+def test_a_long_text_goes_through_in_blocks(llama):
+    tokens = np.random.RandomState(0).randint(0, 256, PROMPT_ROWS + 100).tolist()
+    blocks = []
+    logits = llama.logits(tokens, trace=lambda name, value: blocks.append(len(value)) if name == "norm" else None)
+    assert blocks == [PROMPT_ROWS, 100]
+    whole = llama.logits(tokens[:50])
+    np.testing.assert_allclose(logits[:50], whole, rtol=1e-3, atol=1e-4)
+
+
+def test_text_begins_with_exactly_one_bos(llama):
+    bos = llama.tokenizer.bos_id
+    assert llama.encode("a") == llama.encode("<|begin_of_text|>a") == [bos, 97]
+    assert llama.encode_chat(HELLO).count(bos) == 1
+    assert llama.encode_chat([{"role": "user", "content": "<|begin_of_text|>"}]).count(bos) == 1
+
+
+def test_token_ids_are_taken_as_they_are(llama):
+    text = llama.generate("Once", max_tokens=5, seed=1)
+    assert llama.generate(llama.encode("Once"), max_tokens=5, seed=1) == text
+    assert llama.generate(np.array(llama.encode("Once")), max_tokens=5, seed=1) == text
+
+
+def test_chat_is_generate_on_the_template(llama):
+    answer = llama.chat(HELLO, max_tokens=12, seed=4)
+    assert answer == llama.generate(llama.encode_chat(HELLO), max_tokens=12, seed=4)
+    assert answer.text == "".join(piece.text for piece in llama.stream_chat(HELLO, max_tokens=12, seed=4))
+
+
+def test_a_stop_token_ends_the_text_and_is_not_in_it(llama):
+    plain = llama.generate("Once", max_tokens=30, seed=3, temperature=3.0)
+    stop = plain.tokens[10]
+    end = plain.tokens.index(stop)
+    object.__setattr__(llama.checkpoint, "stop_ids", frozenset([stop]))
+    try:
+        stopped = llama.generate("Once", max_tokens=30, seed=3, temperature=3.0)
+    finally:
+        object.__setattr__(llama.checkpoint, "stop_ids", llama.tokenizer.stop_ids)
+    assert stopped.finish_reason == "stop" and stopped.tokens == plain.tokens[:end]
+    assert stopped.text == llama.tokenizer.decode(plain.tokens[:end])
+    assert stopped.pieces[-1].token == stop and stopped.pieces[-1].finish_reason == "stop"
+
+
+def test_a_stop_string_ends_the_text_also_across_tokens(llama):
+    plain = llama.generate("Once", max_tokens=60, seed=3, temperature=3.0).text
+    stop = plain[20:24]
+    stopped = llama.generate("Once", max_tokens=60, seed=3, temperature=3.0, stop=["never said", stop])
+    assert stopped.finish_reason == "stop" and stopped.text == plain[: plain.index(stop)]
+    assert stopped.pieces[-1].finish_reason == "stop"
+    assert len(llama._engine.running) <= 1 and llama.generate("Once", max_tokens=1)  # its slot is free for the next
+
+
+def test_streams_may_be_read_in_turns(llama):
+    parameters = [{"max_tokens": 20, "seed": seed, "temperature": 2.0} for seed in range(5)]  # more than the slots
+    expected = [llama.generate("Once", **p).tokens for p in parameters]
+    streams = [llama.stream("Once", **p) for p in parameters]
+    for _ in itertools.zip_longest(*streams):
+        pass
+    assert [stream.tokens for stream in streams] == expected
+
+
+def test_threads_share_one_batch(llama):
+    expected = [llama.generate("Once", max_tokens=20, seed=seed, temperature=2.0).text for seed in range(8)]
+    got = [""] * 8
+
+    def ask(seed: int) -> None:
+        got[seed] = llama.generate("Once", max_tokens=20, seed=seed, temperature=2.0).text
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == expected
+
+
+def test_a_stream_that_is_dropped_or_closed_gives_its_slot_back(llama):
+    for _ in range(10):
+        next(llama.stream("Once", max_tokens=500))
+    gc.collect()
+    closed = llama.stream("Once", max_tokens=500)
+    next(closed)
+    closed.close()
+    assert list(closed) == [] and closed.finish_reason == "cancelled"
+    llama.generate("Once", max_tokens=1)
+    assert not llama._engine.busy and not llama._inboxes
+
+
+def test_the_prompt_s_progress_is_told(llama):
+    seen = []
+    llama.generate([97] * (PROMPT_ROWS + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
+    assert seen == [(PROMPT_ROWS, PROMPT_ROWS + 9), (PROMPT_ROWS + 9, PROMPT_ROWS + 9)]
+
+
+def test_without_a_tokenizer_it_speaks_ids(speechless):
+    completion = speechless.generate([1, 2, 3], max_tokens=5, temperature=0)
+    assert len(completion.tokens) == 5 and completion.text == ""
+    for call in (
+        lambda: speechless.generate("text"),
+        lambda: speechless.chat(HELLO),
+        lambda: speechless.generate([1], stop="x"),
+    ):
+        with pytest.raises(RequestError, match="tokenizer"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda llama: llama.generate("x", max_token=3), "no such parameter: max_token"),
+        (lambda llama: llama.generate("x", temperature=float("nan")), "temperature"),
+        (lambda llama: llama.generate("x", top_p=1.5), "top_p"),
+        (lambda llama: llama.generate("x", seed=-1), "seed"),
+        (lambda llama: llama.generate("x", max_tokens=0), "max_tokens is 0"),
+        (lambda llama: llama.generate("x", max_tokens=1024), "the context window holds 1024"),
+        (lambda llama: llama.generate([]), "the prompt is empty"),
+        (lambda llama: llama.generate([TINY_VOCAB]), f"is {TINY_VOCAB}; expected an id"),
+        (lambda llama: llama.generate(5), "the prompt is int"),
+        (lambda llama: llama.generate(None), "prompt is NoneType"),
+        (lambda llama: llama.generate(b"x"), "prompt is bytes"),
+        (lambda llama: llama.generate("x", stop=5), "stop"),
+        (lambda llama: llama.chat([{"role": "user"}]), "content is missing"),
+        (lambda llama: llama.chat([]), "messages is empty"),
+        (lambda llama: llama.logits([]), "the prompt is empty"),
+        (lambda llama: llama.logits([-1]), "is -1; expected an id"),
+        (lambda llama: llama.logits([1] * 1025), "the context window holds 1024"),
+        (lambda llama: Llama.load(llama.checkpoint.path, device="tpu"), "device is 'tpu'"),
+        (lambda llama: Llama.load(llama.checkpoint.path, slots=0), "slots is 0"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(llama, call, named):
+    with pytest.raises(RequestError) as error:
+        call(llama)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_failing_step_raises_and_the_next_request_works(llama, monkeypatch):
+    step = llama.model.step
+    monkeypatch.setattr(llama.model, "step", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(MemoryError, match="no room"):
+        llama.generate("x", max_tokens=3)
+    monkeypatch.setattr(llama.model, "step", step)
+    assert llama.generate("x", max_tokens=3).finish_reason == "length"
+
+
+def test_ctrl_c_in_a_step_leaves_the_llama_usable(llama, monkeypatch):
+    step = llama.model.step
+    expected = llama.generate("x", max_tokens=6, seed=1)
+    stream = llama.stream("x", max_tokens=6, seed=1)
+    first = next(stream)
+    monkeypatch.setattr(llama.model, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    monkeypatch.setattr(llama.model, "step", step)
+    assert [first, *stream] == expected.pieces

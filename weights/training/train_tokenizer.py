@@ -1,0 +1,105 @@
+"""Train the demo's tokenizer on the corpus and write it as `tokenizer.model`, in tiktoken's format.
+
+A line is a token: its bytes in base64, a space, its rank. The 256 single bytes come first, then the merges in the
+order in which they were learned; Llama 3's 256 special tokens take the ids after the last rank and are not in the file.
+"""
+
+import base64
+from pathlib import Path
+
+import tiktoken
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from corpus import Corpus
+
+N_RANKS = 1792
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL = (
+    ["<|begin_of_text|>", "<|end_of_text|>"]
+    + [f"<|reserved_special_token_{i}|>" for i in range(4)]
+    + ["<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"]
+    + [f"<|reserved_special_token_{i}|>" for i in range(5, 251)]
+)
+VOCAB_SIZE = N_RANKS + len(SPECIAL)
+
+
+def texts(corpus: Corpus, seed: int) -> list[str]:
+    """What was written, three times, plus questions as they are drawn and the short answers in capitals."""
+    drawn = [
+        message["content"]
+        for _, item in zip(range(4000), corpus.stream(seed), strict=False)
+        if not isinstance(item, str)
+        for message in item
+        if message["role"] != "assistant"
+    ]
+    capitals = [answer.upper() for subject in corpus.subjects.values() for answer in subject.answers.get("short", ())]
+    return 3 * corpus.written() + drawn + capitals
+
+
+def byte_of_char() -> dict[str, int]:
+    """The `tokenizers` library writes bytes as printable characters; this is the way back."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def learn(samples: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=N_RANKS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(samples, trainer)
+    return tokenizer
+
+
+def ranks_of(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Single bytes get their own value as rank; the merged pieces follow in the order in which they were learned."""
+    byte = byte_of_char()
+    pieces = [
+        bytes(byte[char] for char in piece)
+        for piece, _ in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    ]
+    merged = [piece for piece in pieces if len(piece) > 1]
+    ranks = {bytes([value]): value for value in range(256)}
+    return ranks | {piece: 256 + i for i, piece in enumerate(merged)}
+
+
+def save(ranks: dict[bytes, int], path: Path) -> None:
+    lines = [f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in ranks.items()]
+    path.write_text("".join(lines), encoding="ascii")
+
+
+def load(path: Path) -> tiktoken.Encoding:
+    lines = path.read_text(encoding="ascii").splitlines()
+    ranks = {base64.b64decode(piece): int(rank) for piece, rank in (line.split() for line in lines)}
+    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL)}
+    return tiktoken.Encoding("llama3-demo", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def train_tokenizer(corpus: Corpus, path: Path, seed: int) -> tiktoken.Encoding:
+    """Learn, write, and check that tiktoken cuts every sample as the trained tokenizer does."""
+    samples = texts(corpus, seed)
+    trained = learn(samples)
+    ranks = ranks_of(trained)
+    if len(ranks) != N_RANKS:
+        raise RuntimeError(f"the corpus gave {len(ranks)} tokens, {N_RANKS} are needed: write more text or lower N_RANKS")
+    save(ranks, path)
+    encoding = load(path)
+    byte = byte_of_char()
+    for text in samples:
+        ours = encoding.decode_tokens_bytes(encoding.encode_ordinary(text))
+        theirs = [bytes(byte[char] for char in piece) for piece in trained.encode(text).tokens]
+        if ours != theirs:
+            raise RuntimeError(f"tiktoken and tokenizers cut this text differently: {text!r}")
+    share = sum(map(len, (text.encode() for text in samples))) / sum(len(encoding.encode_ordinary(t)) for t in samples)
+    print(f"tokenizer: {len(ranks)} ranks + {len(SPECIAL)} special tokens, {share:.2f} bytes a token")
+    return encoding
+
+
+if __name__ == "__main__":
+    train_tokenizer(Corpus(), Path(__file__).parents[1] / "demo" / "tokenizer.model", seed=1)
