@@ -9,6 +9,7 @@ one <|begin_of_text|>. Meta describes it at https://www.llama.com/docs/model-car
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llama3.errors import RequestError
 from llama3.tokenizer import Tokenizer
@@ -30,8 +31,10 @@ def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
         if not isinstance(message, Mapping):
             found = type(message).__name__
             raise RequestError(f"messages[{index}] is {found}, expected a mapping with role and content")
+        role: Any = message.get("role")
+        content: Any = message.get("content")
         try:
-            ids += encode_message(tokenizer, *(message.get(key) for key in ("role", "content")))  # type: ignore[arg-type]
+            ids += encode_message(tokenizer, role, content)
         except RequestError as error:
             raise RequestError(f"messages[{index}]: {error}") from error
     return ids + _encode_header(tokenizer, "assistant")

@@ -201,7 +201,7 @@ class Llama:
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self.encode(prompt)
-        if isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
+        if isinstance(prompt, list | tuple | np.ndarray):
             return list(prompt)
         raise RequestError(f"the prompt is {type(prompt).__name__}; expected text or a list of token ids")
 

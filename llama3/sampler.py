@@ -52,15 +52,13 @@ class SamplingParams:
     def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
         """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
         value = getattr(self, name)
+        value = value.item() if isinstance(value, np.generic) else value
         if value is None and type(self).__dataclass_fields__[name].default is None:
             return
-        numbers = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
         most = sys.float_info.max if high is None else high
-        if not isinstance(value, numbers) or isinstance(value, bool) or not low <= value <= most:
+        if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
             limits = f"from {low} to {high}" if high is not None else f"not below {low}"
-            raise RequestError(
-                f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}"
-            )
+            raise RequestError(f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}")
         object.__setattr__(self, name, kind(value))
 
 
@@ -124,7 +122,7 @@ class Sampling:
 
     def _choose(self, logits: np.ndarray) -> int:
         params = self.params
-        logits = self._penalise(logits)
+        logits = penalised(logits, params, self.seen, self.counts)
         allowed = self.mask() if self.mask is not None else None
         if allowed is not None:
             assert allowed.shape == logits.shape and allowed.dtype == bool, (allowed.shape, allowed.dtype)
@@ -140,20 +138,22 @@ class Sampling:
             return draw(logits, params.temperature, u)
         return int(ids[draw(logits[ids], params.temperature, u)])
 
-    def _penalise(self, logits: np.ndarray) -> np.ndarray:
-        """The logits less the penalties: computed in float64, rounded to float32 once."""
-        repetition = self.params.repetition_penalty or 1.0
-        frequency, presence = self.params.frequency_penalty, self.params.presence_penalty
-        if repetition == 1 and frequency == 0 and presence == 0:
-            return logits
-        ids = np.flatnonzero(self.seen)
-        counts = self.counts[ids]
-        values = logits[ids].astype(np.float64)
-        values = np.where(values > 0, values / repetition, values * repetition)  # both make the token less likely
-        values -= frequency * counts + presence * (counts > 0)
-        logits = logits.copy()
-        logits[ids] = np.minimum(values, np.finfo(np.float32).max)  # a tiny repetition penalty must not make infinity
+
+def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The logits less the penalties, computed in float64 and rounded to float32 once.
+
+    seen, (vocab_size,) bool: is the token in the prompt or the output? counts, (vocab_size,): how often in the output?
+    """
+    repetition = params.repetition_penalty or 1.0
+    if repetition == 1 and params.frequency_penalty == 0 and params.presence_penalty == 0:
         return logits
+    ids = np.flatnonzero(seen)
+    values = logits[ids].astype(np.float64)
+    values = np.where(values > 0, values / repetition, values * repetition)  # either way less likely
+    values -= params.frequency_penalty * counts[ids] + params.presence_penalty * (counts[ids] > 0)
+    logits = logits.copy()
+    logits[ids] = np.minimum(values, np.finfo(np.float32).max)  # a tiny repetition penalty must not make infinity
+    return logits
 
 
 def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:

@@ -34,6 +34,8 @@ LLAMA3_1_SPECIAL = (
     *(f"<|reserved_special_token_{i}|>" for i in range(2, 246)),
 )
 
+_NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
+
 
 class Vocabulary(NamedTuple):
     ranks: dict[bytes, int]
@@ -100,9 +102,6 @@ def read_json(data: bytes) -> Vocabulary:
     return Vocabulary(ranks, special, model.get("ignore_merges") is True)
 
 
-_NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
-
-
 def _field(parent: Any, name: str, kind: type) -> Any:
     value = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
@@ -123,7 +122,7 @@ def _short(value: Any) -> str:
 def _check_split(pre_tokenizer: dict[str, Any]) -> None:
     """The pattern cuts the text, then the bytes of each chunk are spelled in GPT-2's letters: that and nothing else."""
     steps = _field(pre_tokenizer, "pretokenizers", list)
-    _same("pre_tokenizer.pretokenizers", [step.get("type") for step in steps], ["Split", "ByteLevel"])
+    _same("pre_tokenizer.pretokenizers", [_field(step, "type", str) for step in steps], ["Split", "ByteLevel"])
     split, byte_level = steps
     _same("pre_tokenizer's pattern", split.get("pattern"), {"Regex": PATTERN})
     _same("pre_tokenizer's behavior", split.get("behavior"), "Isolated")
@@ -136,7 +135,7 @@ def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
     """Merging by rank is right only if the file merges in the order of ids, and merges each pair that forms a token."""
     last = -1
     for merge in merges:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        left, right = merge.split(" ") if isinstance(merge, str) else merge  # older files have "a b", newer ["a", "b"]
         rank = vocab.get(left + right, -1)
         if rank < last or left not in vocab or right not in vocab:
             raise TokenizerError(f"model.merges does not follow the ids at {_short(merge)}; {_NOT_LLAMA3}")

@@ -1,4 +1,4 @@
-"""Where tests find what they need, and which are collected."""
+"""Where tests find what they need, which are collected, and which may be skipped."""
 
 import importlib.util
 import os
@@ -10,7 +10,10 @@ from hypothesis import settings
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 
+# The comparisons with transformers need the extra `oracle`: gigabytes that a newcomer shall not have to fetch.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
+
+MAY_SKIP = ("stories260K", "GPU")  # a continuous integration run fails on a skip for any other reason
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,14 @@ def stories260k() -> Path:
     if not folder.is_dir():
         pytest.skip("the stories260K weights are not here; LLAMA3_STORIES260K names their folder")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Skips are counted; in continuous integration one that should not have been fails the run."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    wrong = [reason for reason in reasons if not any(word in reason for word in MAY_SKIP)]
+    if wrong and os.environ.get("CI"):
+        terminalreporter.section("skips that fail this run")
+        for reason in wrong:
+            terminalreporter.write_line(reason)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED  # type: ignore[attr-defined]

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -50,7 +51,7 @@ def test_numbers_are_spread_evenly_and_neighbours_are_independent(along):
     n, bins = 20_000, 16
     numbers = [uniform(7, i) if along == "index" else uniform(i, 7) for i in range(n)]
     counts = [[0] * bins for _ in range(bins)]
-    for first, second in zip(numbers, numbers[1:]):
+    for first, second in itertools.pairwise(numbers):
         counts[int(first * bins)][int(second * bins)] += 1
     expected = (n - 1) / bins**2
     chi_square = sum((count - expected) ** 2 / expected for row in counts for count in row)

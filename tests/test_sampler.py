@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from llama3.errors import Llama3Error, RequestError
 from llama3.philox import uniform
-from llama3.sampler import PART, LogitsError, Sampling, SamplingParams, draw, survivors
+from llama3.sampler import PART, LogitsError, Sample, Sampling, SamplingParams, draw, penalised, survivors
 
 VOCAB = 128_256
 
@@ -135,7 +135,15 @@ def big_logits(kind):
 @pytest.mark.parametrize("kind", ["flat", "wide", "tied", "equal", "peaked"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"top_k": 40}, {"top_k": 100_000}, {"top_p": 0.1}, {"top_p": 0.999}, {"min_p": 0.3}, {"top_k": 500, "top_p": 0.5}],
+    [
+        {},
+        {"top_k": 40},
+        {"top_k": 100_000},
+        {"top_p": 0.1},
+        {"top_p": 0.999},
+        {"min_p": 0.3},
+        {"top_k": 500, "top_p": 0.5},
+    ],
     ids=str,
 )
 def test_a_whole_vocabulary_is_sampled_like_by_a_full_sort(kind, options):
@@ -183,7 +191,9 @@ def test_temperature_0_follows_penalties_and_mask():
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30, 1e-5])
-@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 3, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 3, "top_p": 0.9}], ids=str
+)
 @pytest.mark.filterwarnings("error")
 def test_a_tiny_temperature_is_greedy_but_for_ties(temperature, options):
     logits = np.array([-3e38, 2, 7, 6.5, 7, -np.inf], np.float32)
@@ -284,5 +294,280 @@ def test_what_is_kept_is_drawn_in_proportion(monkeypatch):
 
 
 def after_penalties(logits, prompt=(), output=(), **penalties):
-    """The logits the draw would see, read off the probabilities' logs is too coarse: ask for greedy choices instead."""
-    raise NotImplementedError
+    sampler = sampling(len(logits), prompt, output, **penalties)
+    return penalised(np.array(logits, np.float32), sampler.params, sampler.seen, sampler.counts).tolist()
+
+
+def test_repetition_divides_positive_and_multiplies_negative_logits_of_prompt_and_output():
+    logits = [4, -4, 0, 4, -4, 8]
+    assert after_penalties(logits, [0, 1, 2], [3, 4, 3], repetition_penalty=2) == [2, -8, 0, 2, -8, 8]
+    assert after_penalties(logits, [0, 0, 0], [1, 1, 1], repetition_penalty=0.5) == [8, -2, 0, 4, -4, 8]
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_repetition_0_means_off_like_1(off):
+    assert after_penalties([4, -4], [0], [1], repetition_penalty=off) == [4, -4]
+
+
+def test_frequency_counts_each_time_in_the_output_and_never_the_prompt():
+    assert after_penalties([1, 1, 1], [0, 0, 1], [1, 2, 2, 2], frequency_penalty=0.5) == [1, 0.5, -0.5]
+    assert after_penalties([1, 1, 1], [0, 0, 1], [1, 2, 2, 2], frequency_penalty=-1) == [1, 2, 4]
+
+
+def test_presence_counts_once_in_the_output_and_never_the_prompt():
+    assert after_penalties([1, 1, 1], [0, 0, 1], [1, 2, 2, 2], presence_penalty=0.5) == [1, 0.5, 0.5]
+    assert after_penalties([1, 1, 1], [0, 0, 1], [1, 2, 2, 2], presence_penalty=-2) == [1, 3, 3]
+
+
+def test_repetition_comes_before_frequency_and_presence():
+    penalties = {"repetition_penalty": 2, "frequency_penalty": 0.5, "presence_penalty": 3}
+    assert after_penalties([4, -4, 4], [2], [0, 0, 1], **penalties) == [4 / 2 - 1 - 3, -4 * 2 - 0.5 - 3, 4 / 2]
+
+
+def test_penalties_come_before_the_temperature_and_the_filters():
+    logits = np.array([3, 2, 0], np.float32)
+    sampler = sampling(3, output=[0], presence_penalty=2, temperature=0.5, top_k=1)
+    assert sampler.sample(logits).token == 1
+
+
+def test_a_penalty_leaves_the_models_logits_alone():
+    logits = np.array([3, 2, 0], np.float32)
+    sampling(3, output=[0], presence_penalty=2, repetition_penalty=1.3).sample(logits)
+    assert logits.tolist() == [3, 2, 0]
+
+
+def test_a_tiny_repetition_penalty_does_not_overflow():
+    assert sampling(3, [1], repetition_penalty=1e-300).sample(np.array([3, 2, 0], np.float32)).token == 1
+
+
+# ---- masks and logits that leave nothing to choose
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.9}], ids=str)
+def test_the_only_allowed_token_is_chosen(options):
+    logits = np.array([9, 1, -30, 5], np.float32)
+    for seed in range(20):
+        mask = np.arange(4) == 2
+        assert sampling(4, mask=lambda: mask, seed=seed, **options).sample(logits).token == 2  # noqa: B023
+
+
+def test_the_mask_comes_before_the_filters():
+    mask = np.array([True, False, True, True])
+    logits = logits_of(*P)
+    assert {sampling(4, mask=lambda: mask, top_k=2, seed=seed).sample(logits).token for seed in range(50)} == {2, 3}
+
+
+def test_the_mask_is_asked_before_each_draw_and_may_allow_all():
+    masks = iter([np.array([False, True]), None, np.array([True, False])])
+    sampler = sampling(2, mask=lambda: next(masks), temperature=0)
+    assert [sampler.sample(np.array([1, 0], np.float32)).token for _ in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nothing_allowed_is_an_error(temperature):
+    with pytest.raises(LogitsError, match="no token is left"):
+        sampling(3, mask=lambda: np.zeros(3, bool), temperature=temperature).sample(np.zeros(3, np.float32))
+    with pytest.raises(LogitsError, match="no token is left"):
+        sampling(3, temperature=temperature).sample(np.full(3, -np.inf, np.float32))
+    with pytest.raises(LogitsError, match="no token is left"):
+        mask = np.array([True, True, False])
+        logits = np.array([-np.inf, -np.inf, 1], np.float32)
+        sampling(3, mask=lambda: mask, temperature=temperature).sample(logits)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.5}, {"logprobs": 2}], ids=str)
+def test_a_logit_that_is_nan_or_infinite_is_an_error_that_names_it(bad, place, options):
+    logits = np.zeros(5, np.float32)
+    logits[place] = bad
+    mask = np.arange(5) != place  # a masked logit must not hide it
+    with pytest.raises(LogitsError, match=rf"logit of token {place} is {bad}: .*checkpoint") as error:
+        sampling(5, mask=lambda: mask, **options).sample(logits)
+    assert isinstance(error.value, Llama3Error)
+
+
+@given(some_logits, st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2**-53]), st.floats(1e-3, 1e3))
+def test_a_token_without_weight_is_never_drawn_and_no_draw_falls_off_the_end(logits, u, temperature):
+    token = draw(logits, temperature, u)
+    assert 0 <= token < len(logits)
+    assert math.exp((float(logits[token]) - float(logits.max())) / temperature) > 0
+
+
+# ---- the draw
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, PART, PART + 1])
+def test_a_token_owns_its_lower_border(n):
+    for token in {0, n // 2, n - 1}:
+        u = token / n
+        if u * n == token:
+            assert draw(np.zeros(n, np.float32), 1.0, u) == token
+        assert draw(np.zeros(n, np.float32), 1.0, (token + 0.999) / n) == token
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
+def test_next_to_every_border_the_draw_is_as_exact_as_float64(spread):
+    rng = np.random.default_rng(8)
+    logits = (rng.standard_normal(3 * PART + 100) * spread).astype(np.float32)
+    shares = np.cumsum(np.exp((logits.astype(np.float64) - logits.max()) / 0.8))
+    shares /= shares[-1]
+    for token in rng.choice(len(logits) - 1, 100, replace=False):
+        for distance in (1e-5, 1e-6, 1e-7, 1e-9, 1e-12):
+            for u in (shares[token] - distance, shares[token] + distance):
+                if 0 <= u < 1:
+                    drawn = draw(logits, 0.8, u)
+                    low, high = (shares[drawn - 1] if drawn else 0), shares[drawn]
+                    assert low - 1e-14 <= u <= high + 1e-14  # only the last bits of a sum depend on its order
+
+
+def test_float32_weights_err_less_than_the_draw_allows_for():
+    x = np.linspace(-80, 0, 1_000_001)
+    error = np.abs(np.exp(x.astype(np.float32)) / np.exp(x) - 1)
+    assert np.all(error <= -x * 2.0**-24 + 3 * 2.0**-23)
+
+
+def test_100_000_draws_have_the_right_frequencies():
+    p = np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01])
+    logits, n = logits_of(*p), 100_000
+    sampler = sampling(10, temperature=1, seed=2024)
+    counts = np.zeros(10)
+    for _ in range(n):
+        token = sampler.sample(logits).token
+        sampler.accept(token)
+        counts[token] += 1
+    chi_square = ((counts - n * p) ** 2 / (n * p)).sum()
+    # Wilson and Hilferty (1931): the cube root of chi-square over its degrees of freedom is nearly normal.
+    freedom, one_in_10_000 = 9, 3.719
+    limit = freedom * (1 - 2 / (9 * freedom) + one_in_10_000 * math.sqrt(2 / (9 * freedom))) ** 3  # 33.8
+    assert chi_square < limit
+
+
+# ---- seeds
+
+
+def tokens_drawn(sampler, n=40):
+    logits = np.zeros(1000, np.float32)
+    tokens = []
+    for _ in range(n):
+        tokens.append(sampler.sample(logits).token)
+        sampler.accept(tokens[-1])
+    return tokens
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 9_999_999_999, 2**64 - 1])
+def test_a_seed_gives_the_same_tokens_again_and_another_seed_others(seed):
+    tokens = tokens_drawn(sampling(1000, seed=seed))
+    assert tokens == tokens_drawn(sampling(1000, prompt=[5], seed=seed))
+    assert tokens != tokens_drawn(sampling(1000, seed=seed ^ 1))
+    assert tokens != tokens_drawn(sampling(1000, seed=seed ^ 1 << 40))
+    assert len(set(tokens)) > 30  # each index draws anew
+
+
+def test_without_a_seed_one_is_drawn_and_reported():
+    first, second = sampling(1000), sampling(1000)
+    assert first.seed != second.seed
+    assert all(1 <= sampler.seed <= 9_999_999_999 for sampler in (first, second))
+    assert tokens_drawn(first) == tokens_drawn(sampling(1000, seed=first.seed))
+
+
+def test_sampling_twice_without_accepting_gives_the_same_token():
+    sampler = sampling(1000, seed=3, presence_penalty=1, logprobs=1)
+    logits = np.zeros(1000, np.float32)
+    assert sampler.sample(logits) == sampler.sample(logits)
+    assert sampler.index == 0 and not sampler.seen.any() and not sampler.counts.any()
+
+
+def test_a_forced_token_counts_like_a_drawn_one():
+    drawn, forced = sampling(1000, seed=3), sampling(1000, seed=3)
+    first_two = tokens_drawn(drawn, 2)
+    for token in first_two:
+        forced.accept(token)
+    assert forced.index == 2 and forced.counts[first_two].all()
+    assert tokens_drawn(drawn) == tokens_drawn(forced)
+
+
+# ---- log-probabilities
+
+
+def test_without_logprobs_there_are_none():
+    assert sampling(4).sample(logits_of(*P)) in [Sample(token, None, ()) for token in range(4)]
+
+
+def test_logprobs_are_those_of_the_raw_logits():
+    mask = np.array([True, False, True, True])
+    options = {"temperature": 0.1, "top_k": 2, "repetition_penalty": 1.7, "presence_penalty": 2, "logprobs": 3}
+    sampler = sampling(4, [3], [3, 3], lambda: mask, **options)
+    sample = sampler.sample(logits_of(*P) + 5)
+    assert sample.logprob == pytest.approx(math.log(P[sample.token]), abs=1e-6)
+    assert [token for token, _ in sample.top] == [1, 3, 2]
+    assert [logprob for _, logprob in sample.top] == pytest.approx(np.log([0.4, 0.3, 0.2]), abs=1e-6)
+
+
+@pytest.mark.parametrize("n, count", [(0, 0), (1, 1), (4, 4), (5, 5), (6, 5), (10**30, 5)])
+def test_as_many_logprobs_as_asked_for_highest_first_then_lowest_id(n, count):
+    sample = sampling(5, logprobs=n, seed=1).sample(logits_of(0.2, 0.1, 0.2, 0.3, 0.2))
+    assert [token for token, _ in sample.top] == [3, 0, 2, 4, 1][:count]
+    assert isinstance(sample.logprob, float)
+
+
+@given(some_logits)
+def test_logprobs_are_a_distribution(logits):
+    top = sampling(len(logits), logprobs=len(logits)).sample(logits).top
+    assert math.fsum(math.exp(logprob) for _, logprob in top) == pytest.approx(1, abs=1e-12)
+
+
+def test_logprobs_of_a_whole_vocabulary():
+    logits = big_logits("wide")
+    x = logits.astype(np.float64)
+    expected = x - x.max() - math.log(math.fsum(np.exp(x - x.max())))
+    sample = sampling(VOCAB, logprobs=5).sample(logits)
+    assert sample.logprob == pytest.approx(expected[sample.token], abs=1e-12)
+    assert [token for token, _ in sample.top] == np.argsort(-logits, kind="stable")[:5].tolist()
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("temperature", [0, 1e-300, 1, 5, np.float32(0.5), np.int64(2)], [-0.1, None]),
+        ("top_p", [None, 0, 1e-9, 1], [-0.1, 1.01]),
+        ("top_k", [None, 1, 50, 10**30, np.int32(3)], [0, -1, 1.0, "3"]),
+        ("min_p", [None, 0, 1], [-0.1, 1.05]),
+        ("seed", [None, 0, 9_999_999_999, 2**64 - 1, np.uint64(2**64 - 1)], [-1, 2**64, 1.0]),
+        ("repetition_penalty", [0, 1, 2, 100], [-0.1, 101, None]),
+        ("frequency_penalty", [-100, -2, 0, 2, 100], [-101, 101, None]),
+        ("presence_penalty", [-100, -2, 0, 2, 100], [-101, 101, None]),
+        ("logprobs", [None, 0, 20], [-1, 1.0]),
+    ],
+)
+def test_a_parameter_out_of_range_or_of_the_wrong_type_is_refused_by_name(name, good, bad):
+    for value in good:
+        stored = getattr(SamplingParams(**{name: value}), name)
+        assert stored == value and type(stored) in (int, float, type(None))
+    for value in [
+        *bad,
+        True,
+        False,
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400 if name != "top_k" and name != "logprobs" else "",
+        "1",
+        [1],
+        1j,
+    ]:
+        with pytest.raises(
+            RequestError, match=f"^{name} is .*: expected a (finite|whole) number (from|not below) -?[0-9]+"
+        ):
+            SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("token", [-1, 10, 10**20])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(RequestError, match=f"token id {token} .*0 to 9"):
+        sampling(10, prompt=[3, token])
+    with pytest.raises(RequestError, match=f"token id {token} .*0 to 9"):
+        sampling(10).accept(token)

@@ -51,7 +51,6 @@ UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP statuses that pass
 ATTEMPTS = 6  # in a row without a byte; then the connection is given up
 TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
-CHUNK = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def transfer(file: File, path: Path, bar: tqdm) -> None:
                     hf_raise_for_status(response)
                     if start and response.status_code != 206:  # not the range asked for: the whole file comes again
                         bar.update(-restart(output))
-                    for chunk in response.iter_bytes(CHUNK):
+                    for chunk in response.iter_bytes():
                         output.write(chunk)
                         bar.update(len(chunk))
             except TransportError as error:

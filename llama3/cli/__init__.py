@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> its exit code. Without arguments, those of the process, which then ends. Never raises."""
     try:

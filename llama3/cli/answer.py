@@ -1,5 +1,6 @@
 """Write a stream of pieces to standard output as they come, and keep the time."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ class Answer:
         self.pieces: list[Piece] = []
         self.started = self.first = self.last = perf_counter()
         self._bar = ExitStack()
-        self._report = None
+        self._report: Callable[[int], None] | None = None
 
     def on_prompt(self, done: int, total: int) -> None:
         """For `Llama.stream`. A prompt that is done in a single step needs no bar."""

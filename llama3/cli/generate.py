@@ -1,7 +1,6 @@
 """`llama3 "What is RoPE?"`: one prompt, one answer."""
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ def parser() -> Parser:
     option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
     answer_options(parser)
     common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
-    option("--logprobs", metavar="N", type=whole_number, help="with --json: log-probabilities of each token and of the N likeliest")
+    option("--logprobs", metavar="N", type=whole_number, help="with --json: of each token, and of the N likeliest")
     return parser
 
 
@@ -76,7 +75,7 @@ def encode(llama: "Llama", prompt: str, args: argparse.Namespace) -> list[int]:
 
 def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
     stream, usage = answer.stream, answer.stream.usage
-    result = {
+    result: dict[str, Any] = {
         "text": answer.text,
         "tokens": stream.tokens,
         "finish_reason": stream.finish_reason,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama3.cli.terminal import in_bytes, note, progress
+from llama3.cli.terminal import in_bytes, note, prepare_hub, progress
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
@@ -20,10 +20,9 @@ PAGE = 4096
 
 def load(args: argparse.Namespace) -> "Llama":
     """Raises RequestError for a model without a tokenizer: the command line speaks text."""
+    prepare_hub(args.quiet)
     from llama3.llama import Llama
 
-    if args.quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     llama = Llama.load(args.model, device=args.device)
     if llama.tokenizer is None:
         raise RequestError(

@@ -36,6 +36,12 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
+def prepare_hub(quiet: bool) -> None:
+    """The hub's own bars, like ours, are for a terminal. To be called before huggingface_hub is imported."""
+    if quiet or not is_terminal(sys.stderr):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def print_json(value: object) -> None:
     """One line. Escapes keep it JSON where standard output cannot show every character."""
     utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
@@ -89,14 +95,14 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def in_bytes(n: int) -> str:
+def in_bytes(n: float) -> str:
     """16_060_522_496 -> "16.1 GB" """
     value = float(n)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 999.5 or unit == "GB":
             break
         value /= 1000
-    return f"{n} bytes" if unit == "bytes" else f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+    return f"{n:g} bytes" if unit == "bytes" else f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
 
 
 def per_second(n: int, seconds: float) -> str:

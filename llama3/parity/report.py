@@ -9,8 +9,10 @@ from llama3.errors import RequestError
 from llama3.parity.measures import TOP
 from llama3.parity.reference_file import Reference
 
-# The relative error that is allowed unless the caller names one, by what the reference was computed in.
-RTOL = {"float64": 1e-5, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+# The relative error that is allowed unless the caller names one, by what the reference was computed in. Two correct
+# float32 models that only sum in another order stay below 5e-6. A reference in float16 or bfloat16 is itself so far from
+# the exact answer: 20 times the unit roundoff (2^-11, 2^-8) is twice what correct small models show.
+RTOL = {"float64": 1e-5, "float32": 1e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
 WIDTH = 100
 
 

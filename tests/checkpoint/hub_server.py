@@ -38,6 +38,9 @@ class Hub:
     ranges: bool = True  # whether the CDN serves parts of files
     cuts: list[int] = field(default_factory=list)  # the CDN breaks the next connections after so many bytes
     reset: bool = False  # ... by a TCP reset instead of a plain close
+    damaged: bool = False  # the CDN changes a byte
+    claims: dict[str, int] = field(default_factory=dict)  # sizes that the hub says wrongly
+    etags: dict[str, str] = field(default_factory=dict)  # ETags that it says wrongly
     statuses: list[int] = field(default_factory=list)  # the CDN answers the next requests with these
     stall: int | None = None  # after so many bytes the CDN sends nothing more, until `released`
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -119,13 +122,16 @@ def handler(hub: Hub, server_name: str) -> type[BaseHTTPRequestHandler]:
             headers = {"X-Repo-Commit": hub.commit, "ETag": f'"{etag(name, content)}"'}
             if not name.endswith(LARGE):
                 return self.answer(200, headers, content)
-            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag(name, content)}"'}
+            size, tag = hub.claims.get(name, len(content)), hub.etags.get(name, etag(name, content))
+            linked = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{tag}"'}
             return self.answer(302, headers | linked | {"Location": f"{hub.cdn}/{etag(name, content)}"}, b"")
 
         def serve_part(self) -> None:
             content = next(c for name, c in hub.files.items() if self.request_log.path == f"/{etag(name, c)}")
             if hub.statuses:
                 return self.answer(hub.statuses.pop(0), {}, b"not now")
+            if hub.damaged:
+                content = bytes([content[0] ^ 1]) + content[1:]
             start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             if start and hub.ranges:
                 begin = int(start[1])

@@ -1,4 +1,4 @@
-"""A checkpoint that talks: random weights, a real vocabulary file, and an answer of printable letters that never ends."""
+"""A checkpoint that talks: random weights, a small vocabulary, an answer of printable letters that never ends."""
 
 import base64
 from collections.abc import Iterator

@@ -251,10 +251,10 @@ class Corpus:
         rng = random.Random(seed)
         while True:
             draw = rng.random()
-            if draw < 0.06:
+            if draw < 0.05:
                 yield self.text(rng)
-            elif draw < 0.08:
-                yield self.dialogue(rng, rng.randint(8, 30))
+            elif draw < 0.07:
+                yield self.dialogue(rng, rng.randint(8, 34))
             else:
                 yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (68, 20, 8, 4))[0])
 

@@ -1,0 +1,119 @@
+"""`llama3 info`: what a checkpoint is. The files' headers say it all; no weight is read."""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from llama3.cli.options import Parser, common_options
+from llama3.cli.terminal import columns, in_bytes, prepare_hub, print_json
+from llama3.errors import RequestError
+
+if TYPE_CHECKING:
+    from llama3.checkpoint import Checkpoint
+
+DESCRIPTION = """\
+Describe a checkpoint: the demo, or the one named. Only the files' headers are read.
+
+  llama3 info
+  llama3 info meta-llama/Meta-Llama-3-8B-Instruct"""
+
+
+def parser() -> Parser:
+    parser = Parser("llama3 info [MODEL] [OPTIONS]", DESCRIPTION)
+    common_options(parser, device=False, json="the same as one JSON object")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if len(args.words) > 1:
+        raise RequestError(f"info takes one model, and got {len(args.words)}: {' '.join(args.words)}")
+    prepare_hub(args.quiet)
+    from llama3.checkpoint import load_folder, resolve
+
+    facts = describe(load_folder(resolve(args.words[0] if args.words else args.model)))
+    if args.json:
+        print_json(facts)
+    else:
+        print(as_text(facts))
+    return 0
+
+
+def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from llama3.model.kv_cache import KVCache
+
+    config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
+    parts = {
+        "tok_embeddings": weights.tok_embeddings.size,
+        "attention": 0,
+        "feed_forward": 0,
+        "norms": weights.norm.size,
+    }
+    for layer in weights.layers:
+        parts["attention"] += layer.wq.size + layer.wk.size + layer.wv.size + layer.wo.size
+        parts["feed_forward"] += layer.w1.size + layer.w2.size + layer.w3.size
+        parts["norms"] += layer.attention_norm.size + layer.ffn_norm.size
+    if not config.tied_embeddings:
+        parts["output"] = weights.output.size
+    one_token = KVCache(config, slots=1, max_len=1)
+    cache_bytes = one_token.k.nbytes + one_token.v.nbytes
+    return {
+        "path": str(checkpoint.path.absolute()),
+        "layout": checkpoint.layout,
+        "files": [file.name for file in checkpoint.files],
+        "bytes": checkpoint.size,
+        "dtypes": checkpoint.dtypes,
+        "parameters": {"total": checkpoint.parameters, **parts},
+        "config": asdict(config),
+        "kv_cache_bytes": {"per_token": cache_bytes, "full_context": cache_bytes * config.max_seq_len},
+        "vocabulary": {
+            "embedding_rows": config.vocab_size,
+            "text_tokens": tokenizer and len(tokenizer.ranks),
+            "special_tokens": tokenizer and len(tokenizer.special),
+            "special": tokenizer and {name: i for name, i in tokenizer.special.items() if "reserved" not in name},
+        },
+        "stop_ids": sorted(checkpoint.stop_ids),
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    c, cache, vocabulary = facts["config"], facts["kv_cache_bytes"], facts["vocabulary"]
+    total = facts["parameters"]["total"]
+    dtypes = [name if n == total else f"{name} ({n / total:.1%})" for name, n in facts["dtypes"].items()]
+    shape = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
+    scaling = c["rope_scaling"]
+    rows = [
+        ("path", facts["path"]),
+        ("files", f"{plural(len(facts['files']), 'file')}, {in_bytes(facts['bytes'])}, {facts['layout']} names"),
+        ("dtype", ", ".join(dtypes)),
+        ("parameters", f"{total:,}"),
+        *((f"  {part}", f"{n:>14,}  {n / total:6.1%}") for part, n in facts["parameters"].items() if part != "total"),
+        ("shape", ", ".join(f"{name} {c[name]}" for name in shape)),
+        ("output", "the embedding table again (tied)" if c["tied_embeddings"] else "a matrix of its own"),
+        ("norm_eps", f"{c['norm_eps']:g}"),
+        ("rope_theta", f"{c['rope_theta']:,.0f}" + (f", scaled: {show_scaling(scaling)}" if scaling else "")),
+        ("context", f"{c['max_seq_len']:,} tokens"),
+        ("KV cache", f"{in_bytes(cache['per_token'])} a token, {in_bytes(cache['full_context'])} at full context"),
+        ("vocabulary", show_vocabulary(vocabulary)),
+    ]
+    if special := vocabulary["special"]:
+        names = {i: name for name, i in special.items()}
+        reserved = vocabulary["special_tokens"] - len(special)
+        rows.append(("special", ", ".join(f"{i} {name}" for i, name in names.items()) + f"; {reserved} reserved"))
+        rows.append(("stops at", ", ".join(names.get(i, str(i)) for i in facts["stop_ids"]) or "nothing"))
+    return columns(rows)
+
+
+def show_vocabulary(vocabulary: dict[str, Any]) -> str:
+    rows, text, special = (vocabulary[name] for name in ("embedding_rows", "text_tokens", "special_tokens"))
+    if text is None:
+        return f"{rows:,} ids; no tokenizer is there, so it speaks ids only"
+    surplus = f"; the embedding has {rows:,} rows" if rows != text + special else ""
+    return f"{text:,} tokens of text, {special:,} special{surplus}"
+
+
+def show_scaling(scaling: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in scaling.items())
+
+
+def plural(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
