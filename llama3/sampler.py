@@ -58,7 +58,9 @@ class SamplingParams:
         most = sys.float_info.max if high is None else high
         if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
             limits = f"from {low} to {high}" if high is not None else f"not below {low}"
-            raise RequestError(f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}")
+            raise RequestError(
+                f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}"
+            )
         object.__setattr__(self, name, kind(value))
 
 

@@ -45,7 +45,7 @@ class Tokenizer:
         self._encode_short_chunk = lru_cache(maxsize=1 << 16)(self._encode_chunk)
 
     @classmethod
-    def from_file(cls, path: str | Path, special: Sequence[str] | None = None, *, fast: bool = True) -> "Tokenizer":
+    def from_file(cls, path: str | Path, special: Sequence[str] = LLAMA3_SPECIAL, *, fast: bool = True) -> "Tokenizer":
         """Read `tokenizer.model` or, if the name ends so, `tokenizer.json`.
 
         `special`: the names of the special tokens in the order of their ids, by default Llama 3's (LLAMA3_1_SPECIAL has
@@ -54,7 +54,7 @@ class Tokenizer:
         try:
             data = Path(path).read_bytes()
             is_json = Path(path).suffix == ".json"
-            vocabulary = read_json(data) if is_json else read_tiktoken(data, tuple(special or LLAMA3_SPECIAL))
+            vocabulary = read_json(data) if is_json else read_tiktoken(data, special)
             return cls(vocabulary.ranks, vocabulary.special, whole_chunks=vocabulary.whole_chunks, fast=fast)
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
@@ -150,6 +150,8 @@ def _check_ids(ranks: dict[bytes, int], special: dict[str, int]) -> None:
         raise TokenizerError(
             f"no token for the byte {bare[0]:#04x} ({len(bare)} bytes lack one): the file is not whole"
         )
+    if any(not name or _join_surrogates(name) != name for name in special):
+        raise TokenizerError("a special token has no text, or a text that UTF-8 cannot hold")
     if len(set(special.values())) < len(special) or min(special.values(), default=len(ranks)) < len(ranks):
         raise TokenizerError(f"special tokens share an id, or have one below {len(ranks)}, where other tokens are")
 

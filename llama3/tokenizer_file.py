@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llama3.byte_pair import PATTERN
@@ -34,8 +35,6 @@ LLAMA3_1_SPECIAL = (
     *(f"<|reserved_special_token_{i}|>" for i in range(2, 246)),
 )
 
-_NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
-
 
 class Vocabulary(NamedTuple):
     ranks: dict[bytes, int]
@@ -43,7 +42,7 @@ class Vocabulary(NamedTuple):
     whole_chunks: bool  # a chunk that is a token is that token, even where merges would not lead to it
 
 
-def read_tiktoken(data: bytes, special: tuple[str, ...] = LLAMA3_SPECIAL) -> Vocabulary:
+def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocabulary:
     """Lines of a token's bytes in base64, a space, and its rank. Raises TokenizerError with the line at fault."""
     ranks: dict[bytes, int] = {}
     line_of: dict[int, int] = {}
@@ -77,6 +76,24 @@ def _show(line: bytes) -> str:
     return repr(line if len(line) <= 40 else line[:40] + b"...")[1:]
 
 
+# What tokenizer.json must say for its ids to be those of Llama 3: the pattern cuts the text, the bytes of each chunk are
+# spelled in GPT-2's letters, and nothing else happens before the merges.
+EXPECTED = {
+    "model.type": "BPE",
+    "normalizer": None,
+    "pre_tokenizer.type": "Sequence",
+    "pre_tokenizer.pretokenizers.0.type": "Split",
+    "pre_tokenizer.pretokenizers.0.pattern.Regex": PATTERN,
+    "pre_tokenizer.pretokenizers.0.behavior": "Isolated",
+    "pre_tokenizer.pretokenizers.0.invert": False,
+    "pre_tokenizer.pretokenizers.1.type": "ByteLevel",
+    "pre_tokenizer.pretokenizers.1.add_prefix_space": False,
+    "pre_tokenizer.pretokenizers.1.use_regex": False,
+    "pre_tokenizer.pretokenizers.2": None,
+}
+NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
+
+
 def read_json(data: bytes) -> Vocabulary:
     """Hugging Face's file with the same vocabulary. Raises TokenizerError, naming the field, if it would not give
     Llama 3's ids: another kind of model, another split pattern, or merges that do not follow the ids."""
@@ -84,67 +101,66 @@ def read_json(data: bytes) -> Vocabulary:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"is not JSON ({error}): fetch the file again") from error
-    model = _field(content, "model", dict)
-    _same("model.type", model.get("type"), "BPE")
-    _same("normalizer", content.get("normalizer"), None)
-    _check_split(_field(content, "pre_tokenizer", dict))
-
+    for field, expected in EXPECTED.items():
+        if (found := _at(content, field)) != expected:
+            raise TokenizerError(f"{field} is {_short(found)}, expected {expected!r}; {NOT_LLAMA3}")
     special = {
-        _field(token, "content", str): _field(token, "id", int) for token in _field(content, "added_tokens", list)
+        _typed(content, f"added_tokens.{i}.content", str): _typed(content, f"added_tokens.{i}.id", int)
+        for i in range(len(_typed(content, "added_tokens", list)))
     }
-    vocab = {token: rank for token, rank in _field(model, "vocab", dict).items() if special.get(token) != rank}
-    _check_merges(_field(model, "merges", list), vocab)
+    vocab = _typed(content, "model.vocab", dict)
+    vocab = {token: rank for token, rank in vocab.items() if special.get(token) != rank}  # some files list them twice
     byte_of = _bytes_of_gpt2()
-    try:
-        ranks = {bytes(byte_of[letter] for letter in token): rank for token, rank in vocab.items()}
-    except KeyError as error:
-        raise TokenizerError(f"model.vocab has the letter {error}, which stands for no byte; {_NOT_LLAMA3}") from error
-    return Vocabulary(ranks, special, model.get("ignore_merges") is True)
+    ranks: dict[bytes, int] = {}
+    for token, rank in vocab.items():
+        if type(rank) is not int or not byte_of.keys() >= set(token):
+            raise TokenizerError(
+                f"model.vocab has {token!r}: {rank!r}, expected GPT-2's letters and a rank; {NOT_LLAMA3}"
+            )
+        ranks[bytes(byte_of[letter] for letter in token)] = rank
+    _check_merges(_typed(content, "model.merges", list), vocab)
+    return Vocabulary(ranks, special, _at(content, "model.ignore_merges") is True)
 
 
-def _field(parent: Any, name: str, kind: type) -> Any:
-    value = parent.get(name) if isinstance(parent, dict) else None
+def _at(content: Any, field: str) -> Any:
+    """`_at({"a": [{"b": 1}]}, "a.0.b") == 1`; None if there is no such field."""
+    for key in field.split("."):
+        if isinstance(content, list):
+            content = content[int(key)] if key.isdecimal() and int(key) < len(content) else None
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _typed(content: Any, field: str, kind: type) -> Any:
+    value = _at(content, field)
     if not isinstance(value, kind):
-        raise TokenizerError(f"field {name} is {_short(value)}, expected {kind.__name__}; {_NOT_LLAMA3}")
+        raise TokenizerError(f"{field} is {_short(value)}, expected a {kind.__name__}; {NOT_LLAMA3}")
     return value
 
 
-def _same(name: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise TokenizerError(f"{name} is {_short(found)}, expected {expected!r}; {_NOT_LLAMA3}")
-
-
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "missing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _check_split(pre_tokenizer: dict[str, Any]) -> None:
-    """The pattern cuts the text, then the bytes of each chunk are spelled in GPT-2's letters: that and nothing else."""
-    steps = _field(pre_tokenizer, "pretokenizers", list)
-    _same("pre_tokenizer.pretokenizers", [_field(step, "type", str) for step in steps], ["Split", "ByteLevel"])
-    split, byte_level = steps
-    _same("pre_tokenizer's pattern", split.get("pattern"), {"Regex": PATTERN})
-    _same("pre_tokenizer's behavior", split.get("behavior"), "Isolated")
-    _same("pre_tokenizer's invert", split.get("invert"), False)
-    _same("pre_tokenizer's add_prefix_space", byte_level.get("add_prefix_space"), False)
-    _same("pre_tokenizer's use_regex", byte_level.get("use_regex"), False)
 
 
 def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
     """Merging by rank is right only if the file merges in the order of ids, and merges each pair that forms a token."""
-    last = -1
+    last = 0
     for merge in merges:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge  # older files have "a b", newer ["a", "b"]
-        rank = vocab.get(left + right, -1)
-        if rank < last or left not in vocab or right not in vocab:
-            raise TokenizerError(f"model.merges does not follow the ids at {_short(merge)}; {_NOT_LLAMA3}")
+        try:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge  # older files: "a b", newer: ["a", "b"]
+            rank = vocab[left + right] if left in vocab and right in vocab else -1
+        except (KeyError, TypeError, ValueError):
+            rank = -1
+        if rank < last:
+            raise TokenizerError(
+                f"model.merges does not follow the ids of model.vocab at {_short(merge)}; {NOT_LLAMA3}"
+            )
         last = rank
     pairs = sum(token[:i] in vocab and token[i:] in vocab for token in vocab for i in range(1, len(token)))
     if len(merges) != pairs:
-        raise TokenizerError(
-            f"model.merges has {len(merges)} pairs, but {pairs} pairs of tokens form a token; {_NOT_LLAMA3}"
-        )
+        raise TokenizerError(f"model.merges has {len(merges)} pairs, but {pairs} form a token; {NOT_LLAMA3}")
 
 
 def _bytes_of_gpt2() -> dict[str, int]:

@@ -23,7 +23,7 @@ from llama3.errors import CheckpointError
 
 FORMAT, VERSION = "llama3-reference", "1"
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # what a reference can have been computed in
-STORED = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
+STORED: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)

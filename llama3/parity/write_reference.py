@@ -67,12 +67,13 @@ def reference_of(
 
 def load(model: str | Path, dtype: str = "float32") -> Any:
     """A folder in Hugging Face's form, or a name on the hub -> LlamaForCausalLM on the CPU."""
-    return transformers.LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    loaded: Any = transformers.LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    return loaded.eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m llama3.parity.write_reference", description=__doc__.splitlines()[0]
+        prog="python -m llama3.parity.write_reference", description="Write a reference file from transformers."
     )
     parser.add_argument("model", help="a folder in Hugging Face's form, or a name on the hub")
     parser.add_argument("out", help="the file to write, NAME.safetensors")

@@ -253,10 +253,10 @@ class Corpus:
             draw = rng.random()
             if draw < 0.05:
                 yield self.text(rng)
-            elif draw < 0.07:
+            elif draw < 0.057:
                 yield self.dialogue(rng, rng.randint(8, 34))
             else:
-                yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (68, 20, 8, 4))[0])
+                yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (74, 17, 6, 3))[0])
 
     def written(self) -> list[str]:
         """Every text a person wrote here for training, each once: for the tokenizer, and for the test of the held-out questions."""

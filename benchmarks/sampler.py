@@ -1,0 +1,113 @@
+"""How long does one token take to choose from Llama 3's 128,256 logits, on one thread?
+
+    python benchmarks/sampler.py [--out FILE.json]
+
+Prints milliseconds of wall time and of processor time: on a busy machine only the latter says what the sampler costs.
+Flat logits are normal with a deviation of 3; peaked ones, nearer to a language model's, have a deviation of 2.5 and
+20 tokens raised by 12.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from llama3.sampler import Sampling, SamplingParams
+
+VOCAB = 128_256
+PROMPT = 1000
+OPTIONS = [
+    {"temperature": 0},
+    {},
+    {"temperature": 1},
+    {"temperature": 5},
+    {"temperature": 0.01},
+    {"min_p": 0.05},
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_k": 50_000},
+    {"repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    {"top_p": 0.9},
+    {"temperature": 1, "top_p": 0.95},
+    {"temperature": 5, "top_p": 0.95},
+    {"temperature": 0.01, "top_p": 0.95},
+    {"top_k": 50, "top_p": 0.9, "min_p": 0.05},
+    {"top_p": 0.9, "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    {"mask": "half", "temperature": 1},
+    {"mask": "half", "top_p": 0.9},
+    {"temperature": 0, "logprobs": 20},
+    {"logprobs": 20},
+]
+
+
+def logits_of(kind: str, rng: np.random.Generator) -> np.ndarray:
+    logits = rng.standard_normal(VOCAB).astype(np.float32) * (3 if kind == "flat" else 2.5)
+    if kind == "peaked":
+        logits[rng.choice(VOCAB, 20, replace=False)] += 12
+    return logits
+
+
+def measure(options: dict, kind: str, repeats: int) -> dict:
+    rng = np.random.default_rng(0)
+    mask = rng.random(VOCAB) < 0.5
+    params = SamplingParams(seed=1, **{name: value for name, value in options.items() if name != "mask"})
+    sampling = Sampling(
+        params, rng.integers(0, VOCAB, PROMPT).tolist(), VOCAB, (lambda: mask) if "mask" in options else None
+    )
+    logits = logits_of(kind, rng)
+    wall, cpu = [], []
+    for _ in range(repeats):
+        wall_start, cpu_start = time.perf_counter(), time.thread_time()
+        token = sampling.sample(logits).token
+        cpu.append((time.thread_time() - cpu_start) * 1e3)
+        wall.append((time.perf_counter() - wall_start) * 1e3)
+        sampling.accept(token)
+    return {"logits": kind, "options": options, "wall_ms": quantiles(wall), "cpu_ms": quantiles(cpu)}
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    p10, median, p90 = np.quantile(values, [0.1, 0.5, 0.9])
+    return {"p10": round(p10, 4), "median": round(median, 4), "p90": round(p90, 4)}
+
+
+def about_this_run() -> dict:
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout
+    models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit.strip() or None,
+        "machine": {"cpu": models[0], "cores": len(models), "load": os.getloadavg()[0], "system": platform.platform()},
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "vocab_size": VOCAB,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    arguments = parser.parse_args()
+    results = []
+    print(f"{'ms a token: p10, median, p90':66}{'wall':^24}{'processor':^24}")
+    for kind in ("flat", "peaked"):
+        for options in OPTIONS:
+            result = measure(options, kind, arguments.repeats)
+            results.append(result)
+            wall, cpu = ("".join(f"{ms:8.3f}" for ms in result[clock].values()) for clock in ("wall_ms", "cpu_ms"))
+            name = ", ".join(f"{name} {value}" for name, value in options.items()) or "temperature 0.6"
+            print(f"{kind:8}{name[:57]:58}{wall}{cpu}", flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({**about_this_run(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
