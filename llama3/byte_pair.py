@@ -13,7 +13,7 @@ PATTERN = (  # alternatives are tried in this order at each place; together they
     r"|\p{N}{1,3}"  # digits by threes, from the left
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs, with the space before and the line ends after them
     r"|\s*[\r\n]+"  # empty lines
-    r"|\s+(?!\S)"  # white space, all but its last character if a word follows: that one goes with the word
+    r"|\s+(?!\S)"  # white space, all but its last character if text follows: a word takes that one along
     r"|\s+"
 )
 

@@ -57,10 +57,9 @@ class SamplingParams:
             return
         most = sys.float_info.max if high is None else high
         if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
-            limits = f"from {low} to {high}" if high is not None else f"not below {low}"
-            raise RequestError(
-                f"{name} is {value!r}: expected a {'whole' if kind is int else 'finite'} number {limits}"
-            )
+            limits = f"not below {low}" if high is None else f"from {low} to {high}"
+            expected = f"a {'whole' if kind is int else 'finite'} number {limits}"
+            raise RequestError(f"{name} is {value!r}: expected {expected}")
         object.__setattr__(self, name, kind(value))
 
 
@@ -117,28 +116,22 @@ class Sampling:
                 "Look for NaN or huge values in the checkpoint's weights, and whether config.json belongs to them"
             )
         with np.errstate(over="ignore"):  # a tiny temperature takes all but the highest logits to -inf
-            token = self._choose(logits)
+            token = self._choose(penalised(logits, self.params, self.seen, self.counts))
         if self.params.logprobs is None:
             return Sample(token)
         return Sample(token, *logprobs(logits, token, self.params.logprobs))
 
     def _choose(self, logits: np.ndarray) -> int:
-        params = self.params
-        logits = penalised(logits, params, self.seen, self.counts)
-        allowed = self.mask() if self.mask is not None else None
-        if allowed is not None:
-            assert allowed.shape == logits.shape and allowed.dtype == bool, (allowed.shape, allowed.dtype)
-            logits = np.where(allowed, logits, np.float32(-np.inf))
-        best = int(logits.argmax())  # the lowest id among equals
-        if logits[best] == -np.inf:
-            raise LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
-        if params.temperature == 0:
-            return best
-        ids = survivors(logits, params)
         u = uniform(self.seed, self.index)
-        if ids is None:
-            return draw(logits, params.temperature, u)
-        return int(ids[draw(logits[ids], params.temperature, u)])
+        allowed = self.mask() if self.mask is not None else None
+        if allowed is None:
+            return choose(logits, self.params, u)
+        assert allowed.shape == logits.shape and allowed.dtype == bool, (allowed.shape, allowed.dtype)
+        ids = np.flatnonzero(allowed)
+        return int(ids[choose(logits[ids], self.params, u)])
+
+
+# From here on, a place is a token's index among the logits in play: what the mask and the filters before have left.
 
 
 def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -158,14 +151,26 @@ def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, coun
     return logits
 
 
+def choose(logits: np.ndarray, params: SamplingParams, u: float) -> int:
+    """The place of the next token: greedy at temperature 0, else drawn from what the filters leave."""
+    if len(logits) == 0 or logits.max() == -np.inf:
+        raise LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
+    if params.temperature == 0:
+        return int(logits.argmax())  # the first among equals
+    places = survivors(logits, params)
+    if places is None:
+        return draw(logits, params.temperature, u)
+    return int(places[draw(logits[places], params.temperature, u)])
+
+
 def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The ids that top_k, top_p and min_p leave, ascending; None: all. Each filter sees only what the last one left."""
-    ids = None
+    """The places that top_k, top_p and min_p leave, ascending; None: all. Each sees only what those before it left."""
+    left = None
     for keep in (top_k, top_p, min_p):
         places = keep(logits, params)
         if places is not None:
-            logits, ids = logits[places], places if ids is None else ids[places]
-    return ids
+            logits, left = logits[places], places if left is None else left[places]
+    return left
 
 
 def top_k(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
@@ -190,12 +195,12 @@ def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
         x = np.maximum(scaled(logits[part], highest, temperature), -64)  # lighter tokens do not count in float64
         bins[part] = x * -16
         weights += np.bincount(bins[part], np.exp(x), len(weights))
-    sums = np.cumsum(weights)
+    sums = weights.cumsum()
     target = params.top_p * sums[-1]
-    crossed = int(np.searchsorted(sums, target))
+    crossed = int(sums.searchsorted(target))
     inside = np.sort(logits[bins == crossed])[::-1]
-    inside_sums = sums[crossed] - weights[crossed] + np.cumsum(np.exp(scaled(inside, highest, temperature)))
-    last = min(int(np.searchsorted(inside_sums, target)), len(inside) - 1)  # rounding may leave target above them all
+    inside_sums = (sums[crossed - 1] if crossed else 0) + np.exp(scaled(inside, highest, temperature)).cumsum()
+    last = min(int(inside_sums.searchsorted(target)), len(inside) - 1)  # rounding may leave target above them all
     return head(logits, int(np.count_nonzero(bins < crossed)) + last + 1, inside[last])
 
 
@@ -218,25 +223,25 @@ def head(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
 def draw(logits: np.ndarray, temperature: float, u: float) -> int:
     """The first place at which the running sum of the weights exceeds u times their total, 0 <= u < 1.
 
-    In float64; a weight of zero does not raise the sum and so is never drawn. NumPy's exp is vectorised in float32 and
-    not, everywhere, in float64, so float32 weights go first. Rounding them before and after exp (within 3 units in the
-    last place) leaves a relative error of |scaled| * 2**-24 + 3 * 2**-23. The mean of |scaled| over the distribution
-    is at most its entropy, hence at most log(len(logits)), so a running sum over the total errs by less than 2**-19
-    for a vocabulary up to a million. Where u is that near to the border between two tokens, float64 decides: the token
-    is always float64's.
+    In float64; a weight of zero does not raise the sum and so is never drawn. NumPy's exp is vectorised in float32 but
+    not, everywhere, in float64, so float32 weights go first. Rounding before exp and in it (3 units in the last place)
+    leaves a relative error of |scaled| * 2**-24 + 3 * 2**-23. The mean of |scaled| over the distribution is at most its
+    entropy, and that at most log(n). So no running sum is wrong by more than `doubt` of the total, and where u is that
+    near to the border between two tokens, float64 decides: the token is always float64's.
     """
     highest = logits.max()
+    doubt_in_float32 = math.log(len(logits)) * 2.0**-24 + 3 * 2.0**-23
 
     def weights(part: slice, dtype: type) -> np.ndarray:
         return np.exp(scaled(logits[part], highest, temperature).astype(dtype, copy=False))
 
-    for dtype, doubt in (np.float32, 2.0**-19), (np.float64, 0.0):
-        ends = np.cumsum([weights(part, dtype).sum(dtype=np.float64) for part in parts(logits)])
-        chosen = int(np.searchsorted(ends, u * ends[-1], side="right"))
-        sums = np.cumsum(weights(parts(logits)[chosen], dtype), dtype=np.float64)
+    for dtype, doubt in (np.float32, doubt_in_float32), (np.float64, 0.0):
+        ends = np.array([weights(part, dtype).sum(dtype=np.float64) for part in parts(logits)]).cumsum()
+        chosen = int(ends.searchsorted(u * ends[-1], side="right"))
+        sums = weights(parts(logits)[chosen], dtype).cumsum(dtype=np.float64)
         target = u * ends[-1] - (ends[chosen - 1] if chosen else 0.0)
         target = min(target, np.nextafter(sums[-1], 0))  # added in another order, the sum may differ in its last bit
-        place = int(np.searchsorted(sums, target, side="right"))
+        place = int(sums.searchsorted(target, side="right"))
         start = sums[place - 1] if place else 0.0
         if start + doubt * ends[-1] <= target < sums[place] - doubt * ends[-1]:
             break

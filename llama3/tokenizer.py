@@ -5,16 +5,16 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from llama3.byte_pair import merge, split
+from llama3.byte_pair import PATTERN, merge, split
 from llama3.errors import RequestError, TokenizerError
 from llama3.tokenizer_file import LLAMA3_SPECIAL, read_json, read_tiktoken
 
 BOS = "<|begin_of_text|>"
 STOPS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")  # of a text, a turn, a message; Llama 3 lacks the last
 
-LONGEST_SPACE = 100_000  # tiktoken panics on a million characters of white space: its pattern backtracks on a stack
+LONGEST_SPACE = 100_000  # tiktoken 0.14 panics on a million characters of white space: it backtracks through them
 CACHED_CHUNK = 64  # bytes; longer chunks seldom come again
 
 
@@ -35,17 +35,16 @@ class Tokenizer:
         self.special = special
         self.whole_chunks = whole_chunks
         self.fast = fast
-        self.vocab_size = max([*ranks.values(), *special.values()]) + 1
+        self.vocab_size = max([*ranks.values(), *special.values()]) + 1  # no id reaches it
         self.stop_ids = frozenset(special[name] for name in STOPS if name in special)
-        self._bytes = {token: text for text, token in ranks.items()} | {
-            token: name.encode() for name, token in special.items()
-        }
+        self._bytes = {token: text for text, token in ranks.items()}
+        self._bytes |= {token: name.encode() for name, token in special.items()}
         longest_first = sorted(special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._encode_short_chunk = lru_cache(maxsize=1 << 16)(self._encode_chunk)
 
     @classmethod
-    def from_file(cls, path: str | Path, special: Sequence[str] = LLAMA3_SPECIAL, *, fast: bool = True) -> "Tokenizer":
+    def from_file(cls, path: str | Path, special: Sequence[str] = LLAMA3_SPECIAL, *, fast: bool = True) -> Self:
         """Read `tokenizer.model` or, if the name ends so, `tokenizer.json`.
 
         `special`: the names of the special tokens in the order of their ids, by default Llama 3's (LLAMA3_1_SPECIAL has
@@ -106,8 +105,6 @@ class Tokenizer:
     def _tiktoken(self) -> Any:
         import tiktoken  # here, because whoever encodes by hand, or nothing, need not load it
 
-        from llama3.byte_pair import PATTERN
-
         return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens={})
 
     def token_bytes(self, token: int) -> bytes:
@@ -142,9 +139,10 @@ class StreamDecoder:
 
 
 def _check_ids(ranks: dict[bytes, int], special: dict[str, int]) -> None:
-    missing = next((rank for rank, found in enumerate(sorted(ranks.values())) if rank != found), None)
-    if missing is not None:
-        raise TokenizerError(f"no token has rank {missing}, or two have; expected each of 0 to {len(ranks) - 1} once")
+    for rank, found in enumerate(sorted(ranks.values())):
+        if rank != found:
+            each = f"expected 0 to {len(ranks) - 1}, each once"
+            raise TokenizerError(f"rank {rank} is missing (in its place: {found}); {each}: the file is not whole")
     bare = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if bare:
         raise TokenizerError(

@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import regex
 import tiktoken
@@ -10,41 +11,59 @@ from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
 from llama3.tokenizer import Tokenizer
 
-FILE = files("llama_models") / "llama3" / "tokenizer.model"
 UNICODE = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
+
+PIECES = ["'s", "'LL", "'ſ", "'", " ", "  ", "\n", "\r\n", "\t", " \n", "\u3000", "\x85", "\x1c", "\u200b", "\u180e"]
+PIECES += [
+    "a",
+    "The",
+    " the",
+    "é",
+    "e\u0301",
+    "123",
+    "7",
+    "½",
+    "Ⅷ",
+    "!?",
+    "...",
+    "_",
+    " Việt",
+    "例",
+    "🦙",
+    "👩‍🚀",
+    "\0",
+    "\ufeff",
+]
+
+
+def file() -> Path:
+    with as_file(files("llama_models") / "llama3" / "tokenizer.model") as path:
+        return path
 
 
 @cache
 def tokenizer(fast: bool) -> Tokenizer:
-    with as_file(FILE) as path:
-        return Tokenizer.from_file(path, fast=fast)
+    return Tokenizer.from_file(file(), fast=fast)
 
 
 @cache
 def meta() -> MetaTokenizer:
-    """Meta's own, with Llama 3.1's special tokens."""
+    """Meta's own, with Llama 3.1's special tokens. Its `.model` is tiktoken, with the file as Meta reads it."""
     return MetaTokenizer.get_instance()
 
 
-def oracle() -> tiktoken.Encoding:
-    """tiktoken, with the file read and the pattern written by Meta."""
-    return meta().model
-
-
 def tiktoken_finds(pattern: str, text: str = UNICODE) -> str:
-    """What of the text matches: tiktoken throws away whatever its pattern doesn't match, and so is a way to ask Rust."""
-    bytes_alone = {bytes([i]): i for i in range(256)}
-    return bytes(tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=bytes_alone, special_tokens={}).encode_ordinary(text)).decode()
+    """What of the text matches. tiktoken drops what its pattern does not match: a way to ask Rust's tables."""
+    encoding = tiktoken.Encoding(
+        "", pat_str=pattern, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+    )
+    return bytes(encoding.encode_ordinary(text)).decode()
 
 
 @cache
-def young() -> frozenset[str]:
-    """Characters that the Unicode tables of tiktoken and `regex` don't both know. They are split as each table says."""
-    return frozenset(set(tiktoken_finds(r"\P{Cn}")) ^ set(regex.findall(r"\P{Cn}", UNICODE)))
-
-
-PIECES = ["'s", "'LL", "'ſ", "'", " ", "  ", "\n", "\r\n", "\t", " \n", "\u3000", "\x85", "\x1c", "\u200b", "\u180e", "\ufeff"]
-PIECES += ["a", "The", " the", "é", "e\u0301", "123", "7", "½", "Ⅷ", "!?", "...", "_", "Việt", " Việt", "例", "🦙", "👩‍🚀", "\0"]
+def young() -> str:
+    """Characters that only one of tiktoken and `regex` knows. They are split as either's Unicode tables say."""
+    return "".join(sorted(set(tiktoken_finds(r"\P{Cn}")) ^ set(regex.findall(r"\P{Cn}", UNICODE))))
 
 
 def texts() -> st.SearchStrategy[str]:

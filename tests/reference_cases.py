@@ -43,8 +43,9 @@ class Case:
     def layouts(self) -> tuple[str, ...]:
         """params.json has no field for two of the scaling's numbers: only their defaults can be written there."""
         scaling = self.config.rope_scaling
-        meta = scaling is None or (scaling.low_freq_factor, scaling.original_max_seq_len) == (1.0, 8192)
-        return ("hf", "meta") if meta else ("hf",)
+        if scaling is not None and (scaling.low_freq_factor, scaling.original_max_seq_len) != (1.0, 8192):
+            return ("hf",)
+        return ("hf",) if self.length == LONG else ("hf", "meta")  # the layout has nothing to do with the length
 
     def tensors(self) -> dict[str, np.ndarray]:
         return random_tensors(self.config, self.seed, self.dtype)
@@ -84,7 +85,11 @@ CASES = [
     # Sizes and constants.
     Case("one_layer_one_head", tiny_config(n_layers=1, n_heads=1, n_kv_heads=1, head_dim=48)),
     Case("six_layers", tiny_config(n_layers=6, dim=32, hidden_dim=48)),
-    Case("odd_sizes_bf16", tiny_config(dim=36, n_heads=6, n_kv_heads=3, head_dim=10, hidden_dim=51, vocab_size=131), "bf16"),
+    Case(
+        "odd_sizes_bf16",
+        tiny_config(dim=36, n_heads=6, n_kv_heads=3, head_dim=10, hidden_dim=51, vocab_size=131),
+        "bf16",
+    ),
     Case("wide_heads", tiny_config(head_dim=40, n_heads=2, n_kv_heads=1)),
     Case("theta_1e4_eps_1e-6", tiny_config(rope_theta=10_000.0, norm_eps=1e-6), length=80, activations=False),
     # RoPE, stretched: as published, and with a short original window, in which pairs of every kind turn often.
@@ -92,8 +97,8 @@ CASES = [
     Case("llama_3_2_rope_tied_bf16", scaled(LLAMA_3_2, tied_embeddings=True, head_dim=32), "bf16", length=80),
     Case("short_window_rope", scaled(RopeScaling(4.0, 1.0, 4.0, 48), head_dim=24), length=80),
     Case("short_window_rope_fp16", scaled(RopeScaling(16.0, 2.0, 8.0, 100), n_heads=8), "fp16", length=80, shards=2),
-    # The whole context. transformers computes angles in float32, which at position 8,000 is 3e-4 radians off and shows in
-    # the logits. So these have frequencies that are powers of two, and no pair between slow and fast: all angles exact.
+    # The whole context. transformers computes angles in float32, which at position 8,000 is 3e-4 radians off and shows
+    # in the logits. So these frequencies are powers of two, and no pair is between slow and fast: all angles are exact.
     Case(
         "long",
         tiny_config(n_layers=1, n_heads=2, n_kv_heads=1, rope_theta=4.0**8, max_seq_len=LONG),
@@ -103,9 +108,7 @@ CASES = [
     ),
     Case(
         "long_scaled",
-        scaled(
-            RopeScaling(8.0, 1.0, 4.0, 512), n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, rope_theta=16.0**4
-        ),
+        scaled(RopeScaling(8.0, 1.0, 4.0, 512), n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, rope_theta=16.0**4),
         length=LONG,
         positions=LONG_POSITIONS,
         activations=False,

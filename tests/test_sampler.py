@@ -273,6 +273,20 @@ def test_top_p_just_below_1_may_only_drop_what_is_beyond_it():
     p = np.full(1000, 1e-3)
     assert kept(p, top_p=1 - 2**-53) == list(range(1000))
     assert kept(p, top_p=0.9985) == list(range(999))
+    for logits in np.random.default_rng(6).standard_normal((50, 1000)).astype(np.float32):
+        for temperature in (1, 100):  # many bins of the histogram, one bin
+            params = SamplingParams(temperature=temperature, top_p=1 - 2**-53)
+            assert len(survivors(logits, params)) == 1000  # whichever way a sum is rounded
+
+
+def test_a_first_token_of_exactly_top_p_is_enough():
+    tested = 0
+    for second in np.arange(1, 65, dtype=np.float32) / -8:
+        total = 1 + math.exp(second)
+        if 1 / total * total == 1:
+            assert survivors(np.array([0, second]), SamplingParams(temperature=1, top_p=1 / total)).tolist() == [0]
+            tested += 1
+    assert tested > 10
 
 
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.7}], ids=str)
@@ -406,6 +420,11 @@ def test_a_token_owns_its_lower_border(n):
         assert draw(np.zeros(n, np.float32), 1.0, (token + 0.999) / n) == token
 
 
+def test_the_highest_u_draws_the_last_token_whichever_way_a_sum_is_rounded():
+    for logits in np.random.default_rng(7).standard_normal((50, 1000)).astype(np.float32):
+        assert draw(logits, 1.0, 1 - 2**-53) == 999
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
 def test_next_to_every_border_the_draw_is_as_exact_as_float64(spread):
     rng = np.random.default_rng(8)
@@ -430,12 +449,9 @@ def test_float32_weights_err_less_than_the_draw_allows_for():
 def test_100_000_draws_have_the_right_frequencies():
     p = np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01])
     logits, n = logits_of(*p), 100_000
-    sampler = sampling(10, temperature=1, seed=2024)
     counts = np.zeros(10)
-    for _ in range(n):
-        token = sampler.sample(logits).token
-        sampler.accept(token)
-        counts[token] += 1
+    for index in range(n):
+        counts[draw(logits, 1.0, uniform(2024, index))] += 1
     chi_square = ((counts - n * p) ** 2 / (n * p)).sum()
     # Wilson and Hilferty (1931): the cube root of chi-square over its degrees of freedom is nearly normal.
     freedom, one_in_10_000 = 9, 3.719
@@ -547,18 +563,9 @@ def test_a_parameter_out_of_range_or_of_the_wrong_type_is_refused_by_name(name, 
     for value in good:
         stored = getattr(SamplingParams(**{name: value}), name)
         assert stored == value and type(stored) in (int, float, type(None))
-    for value in [
-        *bad,
-        True,
-        False,
-        math.nan,
-        math.inf,
-        -math.inf,
-        10**400 if name != "top_k" and name != "logprobs" else "",
-        "1",
-        [1],
-        1j,
-    ]:
+    huge = [10**400] if name not in ("top_k", "logprobs") else []
+    never = [True, math.nan, math.inf, -math.inf, "1", [1], 1j, np.bool_(1), np.float32(np.nan)]
+    for value in [*bad, *huge, *never]:
         with pytest.raises(
             RequestError, match=f"^{name} is .*: expected a (finite|whole) number (from|not below) -?[0-9]+"
         ):

@@ -83,7 +83,7 @@ def check(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> N
         raise CheckpointError(f"{_tensors(extra)} not part of a Llama 3 of this config ({config.n_layers} layers)")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise CheckpointError(f"tensor {name} has the shape {tensors[name].shape}; the config asks for {shape}")
+            raise CheckpointError(f"tensor {name!r} has the shape {tensors[name].shape}; the config asks for {shape}")
 
 
 def to_weights(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> Weights:
@@ -129,7 +129,7 @@ def _same_bytes(a: np.ndarray, b: np.ndarray, block: int = 4096) -> bool:
 
 
 def _tensors(names: list[str]) -> str:
-    """ "tensor a is", "tensors a, b are", "12 tensors (a, b, c, ...) are"."""
+    """ "tensor 'a' is", "tensors 'a', 'b' are", "12 tensors ('a', 'b', 'c', ...) are"."""
     if len(names) > 3:
-        return f"{len(names)} tensors ({', '.join(names[:3])}, ...) are"
-    return f"tensor {names[0]} is" if len(names) == 1 else f"tensors {', '.join(names)} are"
+        return f"{len(names)} tensors ({', '.join(map(repr, names[:3]))}, ...) are"
+    return f"tensor {names[0]!r} is" if len(names) == 1 else f"tensors {', '.join(map(repr, names))} are"

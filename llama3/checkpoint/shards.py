@@ -69,9 +69,9 @@ def read_tensors(source: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]
         held = open_safetensors(file)
         if promised is not None:
             if missing := sorted(promised - held.keys()):
-                raise CheckpointError(f"{file}: tensor {missing[0]} is missing; {source.name} says that it is here")
+                raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing; {source.name} says that it is here")
             if extra := sorted(held.keys() - promised):
-                raise CheckpointError(f"{file}: tensor {extra[0]} is here; {source.name} does not say so")
+                raise CheckpointError(f"{file}: tensor {extra[0]!r} is here; {source.name} does not say so")
         tensors |= held
     return tensors, tuple(files)
 

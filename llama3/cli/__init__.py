@@ -1,18 +1,17 @@
-"""The command line: find the command, run it, and say in one line what went wrong."""
+"""The command line: find the command, run it, and say in one line what went wrong.
 
-import contextlib
+Modules are imported where they are used: `--help` waits for none, and Ctrl-C meets `main` at any moment.
+"""
+
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from importlib import import_module
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command -> its exit code. Without arguments, those of the process, which then ends. Never raises."""
     try:
         try:
-            code = dispatch(list(sys.argv[1:] if argv is None else argv))
+            code = dispatch(sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()
             return code
         except BaseException as error:
@@ -21,12 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         if argv is None:
+            import signal
+
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own shutdown would answer Ctrl-C with a traceback
 
 
 def dispatch(argv: list[str]) -> int:
     """A command is the module of that name, with `parser()` and `run(args)`."""
     prepare_streams()
+    from importlib import import_module
+
     from llama3.cli.help import COMMANDS, everything, opening
     from llama3.cli.terminal import is_terminal
     from llama3.errors import RequestError
@@ -64,6 +67,8 @@ def prepare_streams() -> None:
 
 def explain(error: BaseException) -> int:
     """Say what went wrong on standard error -> the exit code (`help.py` lists them)."""
+    import contextlib
+
     from llama3.errors import Llama3Error, RequestError
 
     if os.environ.get("LLAMA3_DEBUG") and not isinstance(error, SystemExit):
@@ -82,7 +87,7 @@ def explain(error: BaseException) -> int:
     elif isinstance(error, MemoryError):
         message = f"out of memory ({error or 'no more to be had'}); a shorter prompt or a smaller model needs less"
     elif isinstance(error, OSError):
-        message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        message = f"{error.filename or 'input or output'}: {error.strerror}" if error.strerror else str(error)
         forget_output()
     else:
         message = f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())} (LLAMA3_DEBUG=1 shows where)"
@@ -96,5 +101,4 @@ def forget_output() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,19 +21,21 @@ class Answer:
         self.pieces: list[Piece] = []
         self.started = self.first = self.last = perf_counter()
         self._bar = ExitStack()
-        self._report: Callable[[int], None] | None = None
+        self._report: Callable[[int], None] = lambda done: None
 
     def on_prompt(self, done: int, total: int) -> None:
-        """For `Llama.stream`. A prompt that is done in a single step needs no bar."""
-        if self._report is None and done < total:
-            self._report = self._bar.enter_context(progress("reading the prompt", total, " tokens", self.quiet))
-        if self._report is not None:
-            self._report(done)
+        """For `Llama.stream`."""
+        self._report(done)
 
     def write(self, stream: "Stream") -> None:
         """Run the stream to its end. The text ends with a newline whatever happens."""
-        self.stream = stream
+        from llama3.engine import PROMPT_ROWS
+
+        self.stream, prompt_tokens = stream, stream.usage.prompt_tokens
         self.started = perf_counter()
+        if prompt_tokens > PROMPT_ROWS:  # one that is read in a single step needs no bar
+            bar = progress("reading the prompt", prompt_tokens, " tokens", self.quiet)
+            self._report = self._bar.enter_context(bar)
         try:
             for piece in stream:
                 self.last = perf_counter()

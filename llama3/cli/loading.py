@@ -4,12 +4,12 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from llama3.cli.terminal import in_bytes, note, prepare_hub, progress
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llama3.llama import Llama
     from llama3.model.transformer import Weights
 
@@ -31,17 +31,18 @@ def load(args: argparse.Namespace) -> "Llama":
         )
     arrays = all_arrays(llama.checkpoint.weights)
     size, memory = sum(array.nbytes for array in arrays), physical_memory()
-    if size > memory and not args.quiet:
-        note(
-            f"the weights have {in_bytes(size)}, this machine {in_bytes(memory)} of memory: "
-            "each token reads them from disk again"
-        )
+    if size > memory:
+        if not args.quiet:
+            note(
+                f"the weights have {in_bytes(size)}, this machine {in_bytes(memory)} of memory: "
+                "each token reads them from disk again"
+            )
     elif size > LARGE:
         read_ahead(arrays, args.quiet)
     return llama
 
 
-def all_arrays(weights: "Weights") -> list[np.ndarray]:
+def all_arrays(weights: "Weights") -> "list[np.ndarray]":
     """Every array of the weights, once, in the order in which a forward pass needs them."""
     arrays = [weights.tok_embeddings]
     for layer in weights.layers:
@@ -49,8 +50,10 @@ def all_arrays(weights: "Weights") -> list[np.ndarray]:
     return arrays + [weights.norm] + ([] if weights.output is weights.tok_embeddings else [weights.output])
 
 
-def read_ahead(arrays: list[np.ndarray], quiet: bool) -> None:
+def read_ahead(arrays: "list[np.ndarray]", quiet: bool) -> None:
     """Touch a byte of every page: the mapped files come into memory now, in order and with a bar."""
+    import numpy as np
+
     done = 0
     with progress("reading the weights", sum(array.nbytes for array in arrays), "B", quiet) as report:
         for array in arrays:

@@ -4,10 +4,10 @@ import argparse
 import difflib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from llama3.cli.terminal import reflow
 from llama3.errors import RequestError
 
 SAMPLING = {  # name -> (whole number?, help); the defaults are those of SamplingParams
@@ -22,8 +22,7 @@ SAMPLING = {  # name -> (whole number?, help); the defaults are those of Samplin
 }
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     name: str
     flag: str
     convert: Callable[[str], Any]
@@ -50,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog="llama3",
             usage=usage,
-            description=description,
+            description=reflow(description),
             epilog=epilog,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
             allow_abbrev=False,

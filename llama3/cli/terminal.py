@@ -66,9 +66,9 @@ def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callabl
 
 
 def read_stdin() -> str:
-    """All of standard input. Raises RequestError if it is not text."""
+    """All of standard input, nothing if it is closed. Raises RequestError if it is not text."""
     try:
-        return sys.stdin.read().removeprefix("\ufeff")
+        return "" if sys.stdin is None else sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise not_text(error) from None
 
@@ -76,6 +76,13 @@ def read_stdin() -> str:
 def not_text(error: UnicodeDecodeError) -> RequestError:
     byte = error.object[error.start]
     return RequestError(f"standard input is not {error.encoding} text: byte {byte:#04x} at {error.start}")
+
+
+def reflow(text: str) -> str:
+    """Paragraphs broken anew for this terminal; indented ones, which are examples, stay as they are."""
+    width = min(shutil.get_terminal_size().columns, 100) - 1
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> str:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from llama3.cli.options import Parser, common_options
-from llama3.cli.terminal import note, paint, prepare_hub, print_json, read_stdin, show
+from llama3.cli.terminal import is_terminal, note, paint, prepare_hub, print_json, read_stdin, show
 from llama3.errors import RequestError, TokenizerError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.chat + args.special + args.decode > 1:
         raise RequestError("only one of --chat, --special and --decode makes sense at a time")
     given = " ".join(args.words)
+    if not given and (sys.stdin is None or is_terminal(sys.stdin)):
+        raise RequestError('there is no text; try: llama3 tokenize "What is RoPE?"')
     text = read_stdin() if given in ("", "-") else given
     tokenizer = load_tokenizer(args)
     if args.decode:
@@ -97,4 +99,9 @@ def show_table(tokenizer: "Tokenizer", ids: list[int]) -> None:
 def readable(piece: bytes) -> str:
     r"""Text as it is; \xNN for a byte of half a character, \n, \t, \u.... for what a screen would not show."""
     text = piece.replace(b"\\", b"\\\\").replace(b'"', b'\\"').decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else escape(c) for c in text)
+
+
+def escape(c: str) -> str:
+    """Of one character. \\xa0 would be half a character's byte, so U+00A0 is \\u00a0."""
+    return f"\\u{ord(c):04x}" if 0x80 <= ord(c) <= 0xFF else c.encode("unicode_escape").decode()

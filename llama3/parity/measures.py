@@ -39,7 +39,7 @@ def compare_logits(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
     for block in _blocks(ours):
         a, b, out = ours[block].astype(np.float64), reference[block].astype(np.float64), found[block]
         _distances(a, b, out)
-        finite = np.isfinite(out["relative"])
+        finite = np.isfinite(out["max_abs"])
         out["kl"] = np.where(finite, _kl(b, a), np.nan)
         for side, logits in (("ours", a), ("reference", b)):
             out[side] = [_top(row) for row in logits]

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
@@ -68,11 +67,11 @@ def activation_names(config: ModelConfig) -> list[str]:
 
 
 def save_reference(path: str | Path, reference: Reference) -> None:
-    """Write a reference file of the current version."""
+    """Write a reference file of the current version. The same reference gives the same bytes.
+
+    (safetensors' own writer puts the metadata in another order each time.)
+    """
     r = reference
-    tensors = {"tokens": r.tokens, "logits": r.logits, **{f"activations.{n}": a for n, a in r.activations.items()}}
-    if len(r.positions) < len(r.tokens):
-        tensors["positions"] = r.positions
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -81,7 +80,21 @@ def save_reference(path: str | Path, reference: Reference) -> None:
         "model": r.model,
         "config": json.dumps(asdict(r.config)),
     }
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path, metadata)
+    tensors = {"tokens": r.tokens, "positions": r.positions, "logits": r.logits}
+    if len(r.positions) == len(r.tokens):
+        del tensors["positions"]
+    tensors |= {f"activations.{name}": values for name, values in r.activations.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in tensors.items():
+        dtype = "I64" if array.dtype == np.int64 else "F32"
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [end, end := end + array.nbytes]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
 
 def read_reference(path: str | Path) -> Reference:
@@ -93,10 +106,10 @@ def read_reference(path: str | Path) -> Reference:
     try:
         tensors, metadata = _open(path)
         return _reference(tensors, metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: NumPy's, of sizes of zero and of 2^63
+        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -116,10 +129,13 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
     tensors = {}
     for name, entry in header.items():
-        if entry["dtype"] not in STORED:
-            raise CheckpointError(f"{name} is stored as {entry['dtype']}; expected {' or '.join(STORED)} (see dtype)")
+        expected = "I64" if name in ("tokens", "positions") else "F32"
+        if entry["dtype"] != expected:
+            raise CheckpointError(
+                f"{name} is stored as {entry['dtype']}; expected {expected}, whatever the model's dtype"
+            )
         begin, end = entry["data_offsets"]
-        tensors[name] = data[begin:end].view(STORED[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = data[begin:end].view(STORED[expected]).reshape(entry["shape"])
     return tensors, metadata
 
 
@@ -128,7 +144,13 @@ def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Refe
     if missing := [name for name in texts if name not in metadata]:
         raise CheckpointError(f"{missing[0]} is missing in the metadata")
     tokens, logits = tensors.pop("tokens"), tensors.pop("logits")
-    positions = tensors.pop("positions", np.arange(len(tokens) if tokens.ndim else 0))
+    positions = tensors.pop("positions", None)
+    if positions is None:
+        if tokens.shape[:1] != logits.shape[:1]:
+            raise CheckpointError(
+                f"logits has the shape {logits.shape} and tokens {tokens.shape}; expected a row a token, or `positions`"
+            )
+        positions = np.arange(tokens.size)
     prefix = "activations."
     if other := [name for name in tensors if not name.startswith(prefix)]:
         raise CheckpointError(f"the tensor {other[0]} is not known; expected tokens, logits, positions, {prefix}<name>")

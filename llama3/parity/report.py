@@ -125,7 +125,7 @@ class Report:
             lines += ["", "equal within the limits"]
         else:
             lines += ["", *self._most_likely(), "", *(f"DIFFERS: {breach}" for breach in self.breaches)]
-        return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines)
+        return "\n".join(map(_fit, lines))
 
     def _most_likely(self) -> list[str]:
         """Both sides' first five where the logits are furthest apart."""
@@ -151,6 +151,12 @@ class Report:
     @property
     def _top(self) -> int:
         return min(TOP, self.reference.config.vocab_size)
+
+
+def _fit(line: str) -> str:
+    """What a file says of itself may be long, and must not drive the terminal."""
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
 def _heading(name: str) -> str:

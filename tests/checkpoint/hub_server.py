@@ -67,7 +67,8 @@ def etag(name: str, content: bytes) -> str:
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(hub, name)) for name in ("hub", "cdn")]
-    hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    # Another name of the same machine: to the library, as in life, the CDN is another host.
+    hub.endpoint, hub.cdn = (f"http://{n}:{s.server_port}" for n, s in zip(("127.0.0.1", "localhost"), servers))
     threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
     for thread in threads:
         thread.start()

@@ -1,6 +1,5 @@
 """Downloads from a small local hub, each by a process of its own with a home of its own."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,22 +12,11 @@ import pytest
 
 from llama3.checkpoint import load_folder
 from tests.checkpoint.hub_server import Hub, etag, serve
+from tests.checkpoint.machine import REPO, Call, Interrupted, Machine, interrupt_everywhere
 from tests.tiny import random_tensors, tiny_config, write_hf
 
-REPO = "meta-llama/Tiny-Llama-3"
 FIRST, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SKIPPED = ["README.md", "pytorch_model.bin", "consolidated.safetensors", "original/consolidated.00.pth"]
-Call = list[str | None]  # "download" or "resolve", and its arguments
-CALLER = """
-import json, sys
-from llama3.checkpoint import download, resolve
-from llama3.errors import Llama3Error
-try:
-    for name, arguments in json.loads(sys.argv[1]):
-        print({"download": download, "resolve": resolve}[name](*arguments))
-except Llama3Error as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
 
 
 @pytest.fixture
@@ -42,33 +30,6 @@ def model_files(folder: Path, seed: int = 0) -> dict[str, bytes]:
     write_hf(folder, config, random_tensors(config, seed, "bf16"), shards=2)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     return files | {name: b"not needed" for name in SKIPPED}
-
-
-class Machine:
-    """A home of its own for huggingface_hub. `cache` is where its files lie."""
-
-    def __init__(self, hub: Hub, home: Path):
-        self.hub, self.home, self.cache = hub, home, home / "hub"
-
-    def start(self, *calls: Call, **environment: str) -> subprocess.Popen[str]:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        settings = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.endpoint, "NO_PROXY": "*"}
-        command = [sys.executable, "-c", CALLER, json.dumps(calls)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=plain | settings | environment)
-
-    def run(self, *calls: Call, **environment: str) -> list[Path]:
-        out, err = (process := self.start(*calls, **environment)).communicate(timeout=60)
-        assert process.returncode == 0, err
-        return [Path(line) for line in out.splitlines()]
-
-    def fail(self, *calls: Call, **environment: str) -> str:
-        """The message; the error must be one of ours."""
-        out, err = (process := self.start(*calls, **environment)).communicate(timeout=60)
-        assert process.returncode == 1, (out, err)
-        name, _, message = err.rstrip().partition(": ")
-        assert name == "DownloadError", err
-        return message
 
 
 @pytest.fixture
@@ -151,13 +112,15 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_goes_on_where_it_stopped
     to = tmp_path / "tiny"
     call = ["download", REPO, str(to)] if to_folder else ["download", REPO]
     hub.stall = 10_000
-    process = machine.start(call)
-    assert hub.stalled.wait(60)
+    process, results = machine.start(call)
+    assert hub.stalled.wait(20)
     while not unfinished_bytes(tmp_path):
         time.sleep(0.01)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 1), err
+    os.kill(process.pid, how)
+    process.join(60)
+    assert process.exitcode
+    with pytest.raises(EOFError):
+        results.recv()
     held = unfinished_bytes(tmp_path)
     assert not to.exists()
     assert "HF_HUB_OFFLINE is set" in machine.fail(["resolve", REPO], HF_HUB_OFFLINE="1")
@@ -175,14 +138,29 @@ def unfinished_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.incomplete"))
 
 
+@pytest.mark.parametrize("to_folder", [False, True], ids=["cache", "folder"])
+def test_ctrl_c_before_any_touch_of_the_disk_leaves_all_or_nothing(
+    hub: Hub, machine: Machine, tmp_path: Path, to_folder: bool
+):
+    to = tmp_path / "tiny" if to_folder else None
+    process, results = machine.start_function(interrupt_everywhere, to, 5)
+    outcomes: list[Interrupted] = results.recv()
+    process.join()
+    whole = {name: content for name, content in hub.files.items() if name not in SKIPPED}
+    assert len(outcomes) > 5
+    for outcome in outcomes:
+        assert outcome.found in (None, whole), outcome.touch
+        assert outcome.repaired == whole, outcome.touch
+
+
 def test_until_a_new_revision_is_whole_the_cache_keeps_the_one_before(hub: Hub, machine: Machine, tmp_path: Path):
     (old,) = machine.run(["download", REPO])
     hub.commit, hub.files = "f" * 40, model_files(tmp_path / "newer", seed=1)
     hub.stall = 10_000
-    process = machine.start(["download", REPO])
-    assert hub.stalled.wait(60)
+    process, _ = machine.start(["download", REPO])
+    assert hub.stalled.wait(20)
     process.kill()
-    process.communicate()
+    process.join()
     assert machine.run(["resolve", REPO], HF_HUB_OFFLINE="1") == [old]
     hub.stall = None
     hub.released.set()
@@ -218,9 +196,10 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(hub: Hub, machine: Machine
     hub.token = "hf_secret"
     (folder,) = machine.run(["download", REPO], HF_TOKEN="hf_secret")
     assert same_model(folder, hub)
-    for request in hub.requests:
+    requests = [request for request in hub.requests if request.server == "cdn" or REPO in request.path]
+    assert {request.server for request in requests} == {"hub", "cdn"}
+    for request in requests:
         assert ("authorization" in request.headers) == (request.server == "hub"), request
-    assert {request.server for request in hub.requests} == {"hub", "cdn"}
 
 
 @pytest.mark.parametrize("token", [None, "hf_without_access"])

@@ -1,7 +1,7 @@
 """A checkpoint that talks: random weights, a small vocabulary, an answer of printable letters that never ends."""
 
 import base64
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
@@ -37,14 +37,12 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, talker: Path) -> Iterator[None]:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, talker: Path) -> None:
     """No variable of whoever runs the tests; the talker is the model unless a test says otherwise."""
-    import os
-
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")  # so that it is unset again if the program sets it
     for name in list(os.environ):
         if name.startswith(("LLAMA3_", "HF_")) or name in ("NO_COLOR", "COLUMNS"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("LLAMA3_MODEL", str(talker))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("sys.stdin", None)
-    yield

@@ -1,4 +1,4 @@
-"""The filters and the repetition penalty against those of transformers, in its order: temperature, top_k, top_p, min_p."""
+"""The filters and the repetition penalty against those of transformers, in its order."""
 
 import numpy as np
 import pytest
@@ -49,9 +49,7 @@ def cases():
 def test_the_same_tokens_are_left_with_the_same_shares():
     tested = 0
     for logits, params, rng in cases():
-        if len(np.unique(logits)) < len(
-            logits
-        ):  # float32 normals collide in a large vocabulary: ties are ours to break
+        if len(np.unique(logits)) < len(logits):  # how ties are broken is not transformers' to say
             logits = np.unique(logits)
             rng.shuffle(logits)
         theirs = transformers_scores(logits, params)

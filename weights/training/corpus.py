@@ -241,10 +241,11 @@ class Corpus:
         """Running text for plain continuation: a paragraph of the prose, or a subject's answers in one paragraph."""
         if rng.random() < 0.3:
             start = rng.randrange(len(self.prose))
-            return "\n\n".join(self.prose[start : start + rng.randint(1, 3)])
-        subject = rng.choice(self.technical)
-        answers = [rng.choice(subject.answers[kind]) for kind in KINDS if kind in subject.answers]
-        return " ".join(answers)
+            text = "\n\n".join(self.prose[start : start + rng.randint(1, 3)])
+        else:
+            subject = rng.choice(self.technical)
+            text = " ".join(rng.choice(subject.answers[kind]) for kind in KINDS if kind in subject.answers)
+        return self.text(rng) if self.held_out.clashes(text) else text
 
     def stream(self, seed: int) -> Iterator[list[Message] | str]:
         """Dialogues (lists of messages) and now and then running text (a string), for ever."""
@@ -253,10 +254,10 @@ class Corpus:
             draw = rng.random()
             if draw < 0.05:
                 yield self.text(rng)
-            elif draw < 0.057:
+            elif draw < 0.054:
                 yield self.dialogue(rng, rng.randint(8, 34))
             else:
-                yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (74, 17, 6, 3))[0])
+                yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (80, 13, 5, 2))[0])
 
     def written(self) -> list[str]:
         """Every text a person wrote here for training, each once: for the tokenizer, and for the test of the held-out questions."""

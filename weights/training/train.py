@@ -9,29 +9,33 @@ The model is transformers' `LlamaForCausalLM`, another implementation than this 
 import argparse
 import itertools
 import json
-import math
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import tiktoken
 import torch
+import torch.distributed
+import torch.multiprocessing
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from corpus import Corpus, Message
-from train_tokenizer import VOCAB_SIZE, train_tokenizer
+from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
 
 SEED = 3
-STEPS = 2000
-BATCH_TOKENS = 4096
-LEARNING_RATE = 2e-3
-WARMUP_STEPS = 60
+STEPS = 2200
+WORKERS = 2  # processes of one thread each; the result depends on it
+BATCH_TOKENS = 1536  # of each worker
+LEARNING_RATE = 1.5e-3
+COOL_DOWN = 0.35  # the share of the steps in which the learning rate falls
+WARMUP_STEPS = 100
 MAX_LENGTH = 2048
-SHORTENED = 0.6  # the share of single answers of which only the beginning is trained
-BEGINNING = 20  # tokens; an answer's subject is decided here, and its end needs far fewer repetitions
+SHORTENED = 0.75  # the share of single answers of which only the beginning is trained
+BEGINNING = 10  # tokens; an answer's subject is decided here, and its end needs far fewer repetitions
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
 
 CONFIG = LlamaConfig(
@@ -46,7 +50,7 @@ CONFIG = LlamaConfig(
     rope_theta=500000.0,
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,
-    initializer_range=0.02,
+    initializer_range=0.04,
 )
 
 
@@ -111,11 +115,8 @@ def batches(corpus: Corpus, encoder: Encoder, seed: int) -> Iterator[tuple[torch
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, then a cosine down to a hundredth."""
-    if step < WARMUP_STEPS:
-        return LEARNING_RATE * (step + 1) / WARMUP_STEPS
-    done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return LEARNING_RATE * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    """Warm-up, a plateau, and over the last part a straight line down to zero."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (COOL_DOWN * steps))
 
 
 def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) -> None:
@@ -150,43 +151,68 @@ def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) 
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def train(folder: Path, steps: int, threads: int) -> None:
+def average_gradients(model: LlamaForCausalLM) -> None:
+    """Sum the workers' gradients in one message, and divide."""
+    gradients = [p.grad for p in model.parameters()]
+    flat = torch.cat([gradient.view(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient) / WORKERS)
+
+
+def worker(rank: int, folder: Path, steps: int, state: Path, meeting_point: str) -> None:
+    """One of WORKERS equal processes: same model, own dialogues, gradients averaged at every step."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     torch.manual_seed(SEED)
-    torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus()
-    tokenizer = train_tokenizer(corpus, folder / "tokenizer.model", SEED)
+    tokenizer = load(folder / "tokenizer.model")
     model = LlamaForCausalLM(CONFIG)
-    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    start, seen, counted, losses = time.time(), 0, 0, []
-    for step, (ids, targets) in enumerate(itertools.islice(batches(corpus, Encoder(tokenizer), SEED), steps)):
+    stream = batches(Corpus(), Encoder(tokenizer), seed=SEED * WORKERS + rank)
+    first, seen, seconds = 0, 0, 0.0
+    if state.exists():
+        saved = torch.load(state)
+        first, seen, seconds = saved["step"], saved["seen"], saved["seconds"]
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+    start, losses = time.time() - seconds, []
+    for step, (ids, targets) in itertools.islice(enumerate(stream), first, steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps)
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         wanted = targets != -100
         loss = cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
         loss.backward()
+        average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        seen, counted = seen + ids.numel(), counted + int(wanted.sum())
+        seen += WORKERS * ids.numel()
         losses.append(loss.item())
-        if (step + 1) % 25 == 0 or step + 1 == steps:
-            minutes = (time.time() - start) / 60
-            recent = sum(losses[-25:]) / len(losses[-25:])
-            print(f"step {step + 1}  loss {recent:.4f}  {seen:,} tokens, {counted:,} of them counted  {minutes:.1f} min", flush=True)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == steps):
+            minutes, recent = (time.time() - start) / 60, losses[-50:]
+            print(f"step {step + 1}  loss {sum(recent) / len(recent):.4f}  about {seen:,} tokens  {minutes:.1f} min", flush=True)
+        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
             export(model, tokenizer, folder)
+            progress = {"step": step + 1, "seen": seen, "seconds": time.time() - start}
+            torch.save(progress | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, state)
+
+
+def train(folder: Path, steps: int, state: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(Corpus(), folder / "tokenizer.model", SEED)
+    print(f"model: {sum(p.numel() for p in LlamaForCausalLM(CONFIG).parameters()):,} parameters", flush=True)
+    with tempfile.TemporaryDirectory() as meeting_place:
+        torch.multiprocessing.spawn(worker, (folder, steps, state, f"{meeting_place}/store"), nprocs=WORKERS)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1, help="more threads change the rounding, and so the result")
+    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "llama3-demo-training.pt", help="saved on the way; if it exists, training goes on from there")
     args = parser.parse_args()
-    train(args.out, args.steps, args.threads)
+    train(args.out, args.steps, args.state)

@@ -1,0 +1,130 @@
+"""A machine of its own for every download: a new process with a new home. huggingface_hub reads its settings only once.
+
+The processes are forked from one that has imported the slow rest already, which saves most of a second for each.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import sys
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llama3.checkpoint import download, resolve
+from llama3.errors import Llama3Error
+from tests.checkpoint.hub_server import Hub
+
+REPO = "meta-llama/Tiny-Llama-3"
+TOUCHES = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.rmdir",
+    "os.remove",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "shutil.move",
+}
+Call = list[str | None]  # "download" or "resolve", and its arguments
+CONTEXT: Any = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["__main__", __name__, "httpx2", "filelock", "yaml", "tqdm.auto"])
+
+
+class Machine:
+    def __init__(self, hub: Hub, home: Path):
+        self.hub, self.home = hub, home
+
+    def start(self, *calls: Call, **environment: str) -> tuple[BaseProcess, Connection]:
+        return self.start_function(answer, calls, **environment)
+
+    def start_function(self, function: Any, *arguments: Any, **environment: str) -> tuple[BaseProcess, Connection]:
+        settings = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.endpoint, "NO_PROXY": "*"}
+        ours, theirs = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=function, args=(settings | environment, *arguments, theirs))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def run(self, *calls: Call, **environment: str) -> list[Path]:
+        """What the calls return."""
+        process, results = self.start(*calls, **environment)
+        assert results.poll(60)
+        outcome = results.recv()
+        process.join()
+        assert not isinstance(outcome, str), outcome
+        return list(outcome)
+
+    def fail(self, *calls: Call, **environment: str) -> str:
+        """The message of the DownloadError."""
+        process, results = self.start(*calls, **environment)
+        assert results.poll(60)
+        outcome = results.recv()
+        process.join()
+        assert isinstance(outcome, str), outcome
+        name, _, message = outcome.partition(": ")
+        assert name == "DownloadError", outcome
+        return message
+
+
+def answer(environment: dict[str, str], calls: list[Call], results: Connection) -> None:
+    adopt(environment)
+    functions: dict[str | None, Any] = {"download": download, "resolve": resolve}
+    try:
+        results.send([functions[name](*arguments) for name, *arguments in calls])
+    except Llama3Error as error:
+        results.send(f"{type(error).__name__}: {error}")
+
+
+def adopt(environment: dict[str, str]) -> None:
+    assert "huggingface_hub" not in sys.modules
+    for name in list(os.environ):
+        if name.startswith("HF_"):
+            del os.environ[name]
+    os.environ |= environment
+
+
+class Interrupted(NamedTuple):
+    touch: str  # the event of the file system that Ctrl-C came before
+    found: dict[str, bytes] | None  # what then counted as the model, if anything did
+    repaired: dict[str, bytes]  # what the next download returned
+
+
+def interrupt_everywhere(environment: dict[str, str], to: Path | None, step: int, results: Connection) -> None:
+    """Downloads with a Ctrl-C before the first touch of the disk, and so on, every `step`th until one goes through.
+
+    Only for a process of its own: an audit hook stays for good.
+    """
+    adopt(environment)
+    from llama3.checkpoint.transfer import cached
+
+    home, countdown, touch, outcomes = Path(environment["HF_HOME"]), 0, "", []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal countdown, touch
+        if countdown and event in TOUCHES and any(str(home.parent) in str(argument) for argument in arguments):
+            countdown -= 1
+            if not countdown:
+                touch = f"{event} {arguments}"
+                raise KeyboardInterrupt
+
+    sys.addaudithook(hook)
+    for n in itertools.count(1, step):
+        for folder in (home, to, to and to.with_name(to.name + ".partial")):
+            shutil.rmtree(folder or "", ignore_errors=True)
+        countdown = n
+        with contextlib.suppress(KeyboardInterrupt):
+            download(REPO, to)
+        if countdown:
+            break
+        found = cached(REPO) if to is None else to if to.exists() else None
+        outcomes.append(Interrupted(touch, found and contents(found), contents(download(REPO, to))))
+    results.send(outcomes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

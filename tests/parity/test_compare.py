@@ -1,0 +1,197 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama3.checkpoint import load_folder
+from llama3.config import ModelConfig
+from llama3.errors import CheckpointError
+from llama3.model.batch import Batch
+from llama3.model.transformer import Transformer, Weights
+from llama3.parity import Reference, assert_close, compare, compare_arrays, compare_files, compare_model, save_reference
+from tests.parity.test_reference_file import reference, some
+from tests.tiny import random_tensors, tiny_config, write_hf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
+    config = tiny_config()
+    checkpoint = load_folder(write_hf(tmp_path_factory.mktemp("tiny"), config, random_tensors(config, 5)))
+    return Transformer(checkpoint.config, checkpoint.weights)
+
+
+@pytest.fixture(scope="module")
+def own(model: Transformer) -> Reference:
+    """What the model itself answers to 30 tokens: a comparison with it must find nothing."""
+    tokens, activations = np.random.RandomState(1).randint(0, 96, 30), {}
+    cache = model.new_cache(1, 30)
+    batch = Batch.of([(cache.allocate(), tokens)])
+    logits = model.forward(batch, cache, np.arange(30), lambda name, value: activations.update({name: value.copy()}))
+    return Reference(tokens, logits, np.arange(30), model.config, "float32", "ourselves", "tiny", activations)
+
+
+def test_a_model_agrees_with_itself(model: Transformer, own: Reference) -> None:
+    report = compare_model(model, own)
+    assert report.ok and report.logits["relative"].max() == 0 and not report.config_differences
+    assert list(report.activations) == list(own.activations) and len(own.activations) == 8
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10, 29])
+def test_the_text_may_go_through_in_blocks(
+    model: Transformer, own: Reference, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks without any position of the reference, too."""
+    monkeypatch.setattr(compare, "MODEL_ROWS", rows)
+    for chosen in (own, some(own, 0, 9, 10, 29), some(own, 29)):
+        report = compare_model(model, chosen)
+        assert report.ok, f"\n{report}"
+        assert len(report.logits) == len(chosen.positions) == len(report.activations["norm"])
+        assert len(report.activations["layers.1"]) == 30
+
+
+def layer_1(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Weights], Weights]:
+    def change(weights: Weights) -> Weights:
+        layer = weights.layers[1]
+        layer = replace(layer, **{name: how(getattr(layer, name)) for name, how in changes.items()})
+        return replace(weights, layers=[weights.layers[0], layer])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "first"),
+    [
+        (lambda w: replace(w, tok_embeddings=w.tok_embeddings + 1e-3), "tok_embeddings"),
+        (layer_1(attention_norm=lambda a: a * 1.001), "layers.1.attention"),
+        (layer_1(wq=lambda a: a * 1.01), "layers.1.attention"),
+        (layer_1(wk=lambda a: a[::-1]), "layers.1.attention"),
+        (layer_1(wv=lambda a: a * 1.001), "layers.1.attention"),
+        (layer_1(wo=lambda a: a * 1.001), "layers.1.attention"),
+        (layer_1(ffn_norm=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (layer_1(w1=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (layer_1(w2=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (layer_1(w3=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (lambda w: replace(w, norm=w.norm * 1.001), "norm"),
+        (lambda w: replace(w, output=w.output * 1.001), None),
+    ],
+)
+def test_a_wrong_weight_shows_first_where_it_is_used(
+    model: Transformer, own: Reference, spoil: Callable[[Weights], Weights], first: str | None
+) -> None:
+    report = compare_model(Transformer(model.config, spoil(model.weights)), own)
+    assert not report.ok and report.first_activation == first
+    assert any("relative error of the logits" in breach for breach in report.breaches)
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "position"),
+    [({"rope_theta": 10_000.0}, "layers.0.attention", 1), ({"norm_eps": 1e-3}, "layers.0.attention", 0)],
+)
+def test_a_wrong_constant_is_told_beside_the_numbers(
+    model: Transformer, own: Reference, change: dict[str, float], first: str, position: int
+) -> None:
+    """Position 0 is not rotated at all: RoPE's faults begin at position 1."""
+    report = compare_model(Transformer(replace(model.config, **change), model.weights), own)
+    ((name, value),) = change.items()
+    assert report.config_differences == [f"{name} is {value} in ours, {getattr(own.config, name)} in the reference"]
+    assert report.breaches[-1].startswith(
+        f"the first activation that differs is {first}, first at position {position} "
+    )
+    assert report.config_differences[0] in str(report)
+
+
+def test_another_config_with_the_same_numbers_is_ok(model: Transformer, own: Reference) -> None:
+    longer = replace(own, config=replace(own.config, max_seq_len=4096, tied_embeddings=True))
+    report = compare_model(model, longer)
+    assert report.ok and report.config_differences == ["tied_embeddings is False in ours, True in the reference"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (tiny_config(vocab_size=97), "vocab_size is 96 in ours and 97 in the reference: these are different models"),
+        (tiny_config(dim=64), "dim is 48 in ours and 64 in the reference"),
+        (tiny_config(n_layers=3), "n_layers is 2 in ours and 3 in the reference"),
+    ],
+)
+def test_another_model_is_an_error(model: Transformer, config: ModelConfig, said: str) -> None:
+    other = Reference(
+        np.zeros(2, int), np.zeros((2, config.vocab_size), np.float32), np.arange(2), config, "float32", "", ""
+    )
+    with pytest.raises(CheckpointError, match=said):
+        compare_model(model, other)
+
+
+def test_more_tokens_than_the_context_are_an_error(model: Transformer, own: Reference) -> None:
+    short = Transformer(replace(model.config, max_seq_len=29), model.weights)
+    with pytest.raises(CheckpointError, match="the reference has 30 tokens, and the model's context window holds 29"):
+        compare_model(short, own)
+
+
+def test_files_are_compared_where_the_reference_stands(tmp_path: Path) -> None:
+    r = reference()
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    save_reference(theirs, some(r, 1, 3))
+    save_reference(ours, replace(r, logits=r.logits * np.array([[9], [1], [9], [1]], np.float32), model="mine"))
+    report = compare_files(ours, theirs, rtol=0.0)
+    assert report.ok and report.ours == "mine (a producer, bfloat16)"
+    assert report.as_dict()["positions"]["position"] == [1, 3] and len(report.activations) == 5
+    with pytest.raises(CheckpointError, match="ours has no logits at position 0, and the reference has"):
+        compare_files(theirs, ours)
+
+
+def test_only_activations_that_both_files_hold_are_compared() -> None:
+    r = reference()
+    ours = replace(r, activations={n: r.activations[n] for n in ("norm", "layers.0")})
+    theirs = replace(r, activations={n: r.activations[n] for n in ("tok_embeddings", "layers.0")})
+    assert list(compare_files(ours, theirs).activations) == ["layers.0"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([3, 1, 5, 0], "4 and 4 of them; the first difference is at 2"),
+        ([3, 1, 6, 0, 0], "5 and 4 of them; the first difference is at 4"),
+    ],
+)
+def test_other_tokens_are_an_error(tokens: list[int], said: str) -> None:
+    n = len(tokens)
+    ours = reference(
+        tokens=np.array(tokens), positions=np.arange(n), logits=np.zeros((n, 7), np.float32), activations={}
+    )
+    with pytest.raises(CheckpointError, match=f"the files hold different tokens, {said}"):
+        compare_files(ours, reference())
+
+
+def test_arrays_may_hold_every_position_or_the_references_alone(tmp_path: Path) -> None:
+    r = reference()
+    save_reference(tmp_path / "r", some(r, 1, 3))
+    for logits in (r.logits, r.logits[[1, 3]], r.logits.astype(np.float64), r.logits.tolist()):
+        assert_close(logits, tmp_path / "r", rtol=0.0)
+        assert compare_arrays(logits, tmp_path / "r").logits["relative"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 4, 7), (4, 6), (3, 7), (0, 7)])
+def test_a_shape_that_does_not_fit_is_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"logits of shape .*; the reference's have \(4, 7\)"):
+        assert_close(np.zeros(shape), reference())
+
+
+def test_an_activation_that_the_reference_lacks_is_an_error() -> None:
+    r = reference()
+    with pytest.raises(CheckpointError, match=r"the reference has no activation 'layers\.7'; it has tok_embeddings, "):
+        assert_close(r.logits, r, activations={"layers.7": r.activations["norm"]})
+    with pytest.raises(CheckpointError, match="activation norm of shape"):
+        assert_close(r.logits, r, activations={"norm": r.activations["norm"][:2]})
+
+
+def test_assert_close_shows_the_report() -> None:
+    r = reference()
+    logits = r.logits.copy()
+    logits[2, 4] += 3
+    with pytest.raises(AssertionError) as caught:
+        assert_close(logits, r, activations=r.activations)
+    assert str(compare_arrays(logits, r, activations=r.activations)) in str(caught.value)
+    assert "most likely at position 2" in str(caught.value) and "DIFFERS" in str(caught.value)

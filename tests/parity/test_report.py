@@ -1,0 +1,125 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama3.errors import RequestError
+from llama3.parity import Limits, Reference, Report, compare_arrays
+from tests.parity.test_reference_file import reference, some
+
+
+def compared(r: Reference, error: float = 0.0, position: int = 2, **limits: Any) -> Report:
+    """The reference against itself, with one row of its logits off by the relative error."""
+    logits = r.logits.astype(np.float64)
+    logits[position] *= 1 + error
+    return compare_arrays(logits, r, activations=r.activations, **limits)
+
+
+def test_equal_numbers_are_ok_and_say_so() -> None:
+    report = compared(reference())
+    assert report.ok and report.breaches == [] and report.first_activation is None
+    assert str(report).endswith("equal within the limits")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within", "beyond"),
+    [("float64", 9e-6, 2e-5), ("float32", 9e-6, 2e-5), ("float16", 9e-3, 2e-2), ("bfloat16", 7e-2, 9e-2)],
+)
+def test_the_default_limit_follows_the_references_dtype(dtype: str, within: float, beyond: float) -> None:
+    r = reference(dtype=dtype)
+    assert compared(r, within).ok and not compared(r, beyond).ok
+    assert compared(r, beyond, rtol=1.0).ok and not compared(r, within, rtol=within / 2).ok
+
+
+def test_a_row_beyond_the_limit_is_named() -> None:
+    report = compared(reference(), 0.5, position=2)
+    assert report.breaches == ["relative error of the logits over 7.8e-02 at 1 of 4 positions, first at 2"]
+    text = str(report)
+    assert f"DIFFERS: {report.breaches[0]}" in text
+    assert "most likely at position 2, after token 6 (id: logit)" in text
+    worst = report.as_dict()["worst"]
+    assert worst["relative"] == {"value": pytest.approx(0.5), "position": 2}
+    assert worst["nmse"] == {"value": pytest.approx(0.25), "position": 2}
+
+
+def test_the_other_limits_hold_only_where_they_are_set() -> None:
+    r = some(reference(), 1, 3)
+    logits = -r.logits  # the least likely token becomes the most likely one
+    loose = compare_arrays(logits, r, rtol=100.0)
+    assert loose.ok and not loose.logits["top1"].any()
+    report = compare_arrays(logits, r, rtol=100.0, max_kl=1e-3, min_top1=0.95)
+    assert report.breaches == [
+        "KL divergence over 1.0e-03 at 2 of 2 positions, first at 1",
+        "top-1 agreement is 0.00%, expected 95.00% or more",
+    ]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_a_breach_under_any_limit(bad: float) -> None:
+    r = reference()
+    report = compared(r, bad, rtol=1e30)
+    assert report.breaches == ["the logits hold NaN or infinity at 1 of 4 positions, first at 2"]
+    broken = {**r.activations, "layers.0": np.full_like(r.activations["layers.0"], bad)}
+    report = compare_arrays(r.logits, r, activations=broken, rtol=1e30)
+    assert not report.ok and report.first_activation == "layers.0"
+    for found in (report, compared(replace(r, logits=np.full_like(r.logits, bad)), rtol=1e30)):
+        assert not found.ok and "nan" in str(found)
+        assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["ok"] is False
+
+
+@pytest.mark.parametrize("name", list(reference().activations))
+def test_the_first_activation_that_differs_is_named(name: str) -> None:
+    r = reference()
+    names = list(r.activations)
+    spoiled = {n: a * (2 if names.index(n) >= names.index(name) else 1) for n, a in r.activations.items()}
+    spoiled[name] = r.activations[name].copy()
+    spoiled[name][1] *= 2  # from position 1 on
+    report = compare_arrays(r.logits, r, activations=dict(reversed(spoiled.items())))
+    assert report.first_activation == name
+    assert report.breaches == [f"the first activation that differs is {name}, first at position 1 (1.0e+00)"]
+    assert report.as_dict()["activations"][name]["relative"] == {"value": 1.0, "position": 1}
+
+
+def test_positions_are_those_of_the_text() -> None:
+    r = some(reference(), 1, 3)
+    report = compare_arrays(r.logits * np.array([[1], [2]]), r, activations={"norm": r.activations["norm"] * 2})
+    assert "first at 3" in report.breaches[0] and "norm, first at position 1" in report.breaches[1]
+    assert report.as_dict()["positions"]["position"] == [1, 3]
+
+
+def test_no_line_is_wider_than_100_columns() -> None:
+    r = reference(model="m" * 300, producer="p" * 300)
+    report = replace(compared(r, 0.5), ours="o" * 300, config_differences=["c" * 300])
+    for text in (str(report), str(compared(r))):
+        assert max(map(len, text.splitlines())) == 100
+
+
+def test_what_a_file_says_of_itself_does_not_drive_the_terminal() -> None:
+    r = reference(model="\x1b[2J\nequal within the limits", producer="\x9b")
+    text = str(compared(r, 0.5))
+    assert all(c.isprintable() or c == "\n" for c in text) and len(text.splitlines()) == len(
+        str(compared(reference(), 0.5)).splitlines()
+    )
+
+
+def test_json_holds_every_position() -> None:
+    found = json.loads(json.dumps(compared(reference(), 0.5).as_dict(), allow_nan=False))
+    assert all(len(values) == 4 for values in found["positions"].values())
+    assert set(found["positions"]) == {"position", "relative", "nmse", "max_abs", "kl", "top1", "top5"}
+    assert found["top1"] == 1.0 and found["top5"] == 1.0 and found["ok"] is False
+    assert found["limits"] == {"rtol": 20 / 256, "max_kl": None, "min_top1": None}
+
+
+def test_a_vocabulary_of_fewer_than_five_can_agree_wholly() -> None:
+    config = replace(reference().config, vocab_size=3)
+    r = reference(config=config, tokens=np.array([0, 1, 2, 0]), logits=np.eye(4, 3, dtype=np.float32) + 1)
+    assert compared(r).as_dict()["top5"] == 1.0 and "-1:" not in str(compared(r, 9.0))
+
+
+@pytest.mark.parametrize("value", [-1e-9, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["rtol", "max_kl", "min_top1"])
+def test_a_limit_is_a_number_of_at_least_zero(name: str, value: float) -> None:
+    with pytest.raises(RequestError, match=f"{name} is .*; expected a number of at least 0"):
+        Limits(**{name: value})
