@@ -48,12 +48,12 @@ GIB = 2**30
 
 def random_matrix(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
     """(out, into) bfloat16 of both signs, from 2^-7 to 2^-5: made of bits, since two billion normals take a minute."""
-    bits = rng.integers(0, 2**9, (out, into), np.uint16)
-    sign = (bits >> 8) << 15
-    bits &= 0xFF
-    bits |= 0x3C00
-    bits |= sign
-    return bits.view(ml_dtypes.bfloat16)
+    matrix = np.empty((out, into), np.uint16)
+    for begin in range(0, out, 1024):  # in parts, or making a matrix would be the peak of the memory
+        part = matrix[begin : begin + 1024]
+        bits = rng.integers(0, 2**9, part.shape, np.uint16)
+        part[:] = (bits >> 8 << 15) | 0x3C00 | (bits & 0xFF)
+    return matrix.view(ml_dtypes.bfloat16)
 
 
 def random_transformer() -> Transformer:

@@ -76,8 +76,8 @@ def _show(line: bytes) -> str:
     return repr(line if len(line) <= 40 else line[:40] + b"...")[1:]
 
 
-# What tokenizer.json must say for its ids to be Llama 3's: the pattern cuts the text, the bytes of each chunk are spelled
-# in GPT-2's letters, and nothing else happens before the merges.
+# What tokenizer.json must say for its ids to be Llama 3's: the pattern cuts the text, each chunk's bytes are spelled in
+# GPT-2's letters, and nothing else happens before the merges.
 EXPECTED = {
     "model.type": "BPE",
     "normalizer": None,

@@ -97,7 +97,7 @@ CASES = [
     Case("llama_3_2_rope_tied_bf16", scaled(LLAMA_3_2, tied_embeddings=True, head_dim=32), "bf16", length=80),
     Case("short_window_rope", scaled(RopeScaling(4.0, 1.0, 4.0, 48), head_dim=24), length=80),
     Case("short_window_rope_fp16", scaled(RopeScaling(16.0, 2.0, 8.0, 100), n_heads=8), "fp16", length=80, shards=2),
-    # The whole context. transformers computes angles in float32, which at position 8,000 is 3e-4 radians off and shows
+    # The whole context. transformers computes angles in float32, which at position 8,000 is 6e-4 radians off and shows
     # in the logits. So these frequencies are powers of two, and no pair is between slow and fast: all angles are exact.
     Case(
         "long",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llama3.cli.terminal import per_second, progress, show
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama, Piece, Stream
+    from llama3.llama import Piece, Stream
 
 
 class Answer:
@@ -63,7 +63,7 @@ class Answer:
         ended = {"length": "; cut off by max_tokens", "cancelled": "; stopped"}.get(str(self.stream.finish_reason), "")
         return f"({self.stream.usage.completion_tokens} tokens{rate}, seed {self.stream.seed}{ended})"
 
-    def figures(self, llama: "Llama") -> str:
+    def figures(self, model: str) -> str:
         """Two short lines for standard error."""
         usage, first = self.stream.usage, self.first - self.started
         rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
@@ -71,6 +71,5 @@ class Answer:
         return (
             f"prompt {usage.prompt_tokens} tokens, {per_second(usage.prompt_tokens, first)}; "
             f"answer {usage.completion_tokens} tokens{rate}; first after {first:.2f} s\n"
-            f"finished: {reason}{' (--max-tokens)' if reason == 'length' else ''}; seed {self.stream.seed}; "
-            f"{llama.checkpoint.path.name} on {llama.device}"
+            f"finished: {reason}{' (--max-tokens)' if reason == 'length' else ''}; seed {self.stream.seed}; {model}"
         )

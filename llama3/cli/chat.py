@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3.cli.answer import Answer
-from llama3.cli.loading import load
+from llama3.cli.loading import load, which
 from llama3.cli.options import (
     SAMPLING,
     Parser,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if not is_terminal(sys.stdin):
         return chat.read_all(piped_line)
     if not args.quiet:
-        note(f"{chat.llama.checkpoint.path.name} on {chat.llama.device}; /help lists what you can type, Ctrl-D quits")
+        note(f"{which(chat.llama, args)}; /help lists what you can type, Ctrl-D quits")
     with line_editing():
         return chat.read_all(typed_line)
 

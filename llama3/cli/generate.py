@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from llama3.cli.answer import Answer
-from llama3.cli.loading import load
+from llama3.cli.loading import load, which
 from llama3.cli.options import Parser, answer_options, answer_parameters, common_options, whole_number
 from llama3.cli.terminal import is_terminal, note, print_json, read_stdin
 from llama3.errors import RequestError
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         if is_terminal(sys.stdout):
             note("")
-        note(answer.figures(llama))
+        note(answer.figures(which(llama, args)))
     return 0
 
 

@@ -42,6 +42,13 @@ def load(args: argparse.Namespace) -> "Llama":
     return llama
 
 
+def which(llama: "Llama", args: argparse.Namespace) -> str:
+    """The model in a word or two, and what it runs on: "demo on cpu"."""
+    path = llama.checkpoint.path
+    cached = "snapshots" in path.parts  # the hub's cache: the folder's own name is a commit's
+    return f"{args.model if cached else path.absolute().name} on {llama.device}"
+
+
 def all_arrays(weights: "Weights") -> "list[np.ndarray]":
     """Every array of the weights, once, in the order in which a forward pass needs them."""
     arrays = [weights.tok_embeddings]

@@ -93,7 +93,8 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
     indent = 6 if below else left
     lines = []
     for first, second in rows:
-        wrapped = textwrap.wrap(second, max(width - indent - 1, 20))
+        # A path that is broken could not be copied.
+        wrapped = textwrap.wrap(second, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
         if below or len(first) + 4 > indent:
             lines += [f"  {first}", *(" " * indent + line for line in wrapped)]
         else:

@@ -65,6 +65,16 @@ def test_weights_larger_than_the_memory_are_said_to_be(talker: Path, monkeypatch
     )
 
 
+def test_a_model_is_named_as_one_knows_it(talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loading.which(loading.load(arguments(talker)), arguments(talker)) == "talker on cpu"
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123456789"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(talker)
+    args = argparse.Namespace(model="owner/name", device="auto", quiet=False)
+    monkeypatch.setattr("llama3.llama.resolve", lambda model: snapshot)
+    assert loading.which(loading.load(args), args) == "owner/name on cpu"
+
+
 def test_a_model_without_a_tokenizer_is_refused_with_what_to_do(tmp_path: Path) -> None:
     config = tiny_config()
     folder = write_hf(tmp_path, config, random_tensors(config))

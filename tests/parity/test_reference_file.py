@@ -208,3 +208,11 @@ def test_a_mapped_file_cannot_be_written_to(tmp_path: Path) -> None:
     save_reference(tmp_path / "r", reference())
     with pytest.raises(ValueError, match="read-only"):
         read_reference(tmp_path / "r").logits[0, 0] = 1
+
+
+def test_the_documented_way_to_write_one_without_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documentation = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+    (code,) = (block for block in documentation.split("```python\n") if "save_file(" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(code.split("```")[0], {"tokens": [128000, 9906], "logits": np.ones((2, 128256))})
+    assert read_reference("mine.safetensors").tokens.tolist() == [128000, 9906]

@@ -24,13 +24,20 @@ def test_equal_numbers_are_ok_and_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "within", "beyond"),
-    [("float64", 9e-6, 2e-5), ("float32", 9e-6, 2e-5), ("float16", 9e-3, 2e-2), ("bfloat16", 7e-2, 9e-2)],
+    ("dtype", "logits", "activations"),
+    [("float64", 1e-5, 1e-5), ("float32", 1e-5, 1e-5), ("float16", 9.7e-3, 3.1e-2), ("bfloat16", 7.8e-2, 2.5e-1)],
 )
-def test_the_default_limit_follows_the_references_dtype(dtype: str, within: float, beyond: float) -> None:
+def test_the_default_limits_follow_the_references_dtype(dtype: str, logits: float, activations: float) -> None:
     r = reference(dtype=dtype)
-    assert compared(r, within).ok and not compared(r, beyond).ok
-    assert compared(r, beyond, rtol=1.0).ok and not compared(r, within, rtol=within / 2).ok
+    assert compared(r, 0.9 * logits).ok and not compared(r, 1.1 * logits).ok
+    assert compared(r, 1.1 * logits, rtol=1.0).ok and not compared(r, 0.9 * logits, rtol=logits / 2).ok
+
+    def ok(error: float, **limits: float) -> bool:
+        off = {name: values * (1 + error) for name, values in r.activations.items()}
+        return compare_arrays(r.logits, r, activations=off, **limits).ok
+
+    assert ok(0.9 * activations) and not ok(1.1 * activations)
+    assert ok(1.1 * activations, rtol=1.0) and not ok(0.9 * activations, rtol=activations / 2)
 
 
 def test_a_row_beyond_the_limit_is_named() -> None:
@@ -109,7 +116,7 @@ def test_json_holds_every_position() -> None:
     assert all(len(values) == 4 for values in found["positions"].values())
     assert set(found["positions"]) == {"position", "relative", "nmse", "max_abs", "kl", "top1", "top5"}
     assert found["top1"] == 1.0 and found["top5"] == 1.0 and found["ok"] is False
-    assert found["limits"] == {"rtol": 20 / 256, "max_kl": None, "min_top1": None}
+    assert found["limits"] == {"rtol": 20 / 256, "activation_rtol": 0.25, "max_kl": None, "min_top1": None}
 
 
 def test_a_vocabulary_of_fewer_than_five_can_agree_wholly() -> None:

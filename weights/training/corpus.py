@@ -28,7 +28,7 @@ Message = dict[str, str]
 
 
 def sections(path: Path) -> dict[str, list[str]]:
-    """Non-empty lines of a Markdown file under each `## Title` (lower case), list dashes removed; "" is what stands before the first."""
+    """Non-empty lines of a Markdown file by `## Title` (lower case), without list dashes; "" is what stands before."""
     found: dict[str, list[str]] = {"": []}
     title = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -66,6 +66,8 @@ class Subject:
     technical: bool  # the templates apply to it
     answers: dict[str, tuple[str, ...]]  # by kind; "short" has one sentence
     questions: dict[str, tuple[str, ...]]
+    that: tuple[str, ...]  # statements about it that do not name it: "the answers differ each time"
+    to: tuple[str, ...]  # what one wants to do with it: "bring variety into the text"
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # fillers for {gaps} in its questions
 
     @classmethod
@@ -81,7 +83,9 @@ class Subject:
             if title.startswith("words: ")
         }
         keys = tuple(key.strip().lower() for key in head["keys"].split(","))
-        return cls(path.stem, names, keys, float(head.get("weight", 1)), bool(names), answers, questions, words)
+        that, to = tuple(parts.get("it is so that", ())), tuple(parts.get("one wants to", ()))
+        weight = float(head.get("weight", 1))
+        return cls(path.stem, names, keys, weight, bool(names), answers, questions, that, to, words)
 
     def all_answers(self) -> list[str]:
         return [answer for kind in (*KINDS, "short") for answer in self.answers.get(kind, ())]
@@ -109,7 +113,7 @@ class HeldOut:
 
 
 def four_grams(text: str) -> set[tuple[str, ...]]:
-    """Every four words in a row, case-folded, read in two ways: punctuation deleted ("kvcache") and punctuation as a gap ("kv cache")."""
+    """Every four words in a row, case-folded: with punctuation deleted ("kvcache"), and with it as a gap ("kv cache")."""
     folded = text.casefold()
     readings = (re.sub(r"[^\w\s]|_", "", folded).split(), re.sub(r"[^\w\s]|_", " ", folded).split())
     return {tuple(words[i : i + 4]) for words in readings for i in range(len(words) - 3)}
@@ -145,18 +149,31 @@ class Corpus:
     # -- questions -----------------------------------------------------------------------------------------------
 
     def question(self, rng: random.Random, subject: Subject, kind: str) -> str:
-        """One wording of a question, as somebody might type it. Never one that shares four words in a row with a held-out one."""
+        """One wording of a question, as somebody might type it; never one that comes near a held-out question."""
         while True:
-            own = subject.questions.get(kind, ())
-            if subject.technical and (not own or rng.random() < 0.45):
-                text = rng.choice(subject.names).fill(rng.choice(self.templates[kind]))
-            else:
-                text = rng.choice(own)
-                for gap in re.findall(r"{(\w+)}", text):
-                    text = text.replace("{" + gap + "}", rng.choice(subject.words[gap]), 1)
-            text = text[0].upper() + text[1:]
-            if (noisy := self.allowed(rng, text)) is not None:
+            text = self.wording(rng, subject, kind)
+            if (noisy := self.allowed(rng, text[0].upper() + text[1:])) is not None:
                 return noisy
+
+    def wording(self, rng: random.Random, subject: Subject, kind: str) -> str:
+        """One of the subject's own questions, or a template filled with what belongs to the subject."""
+        draw = rng.random()
+        own = subject.questions.get(kind, ())
+        if subject.technical and (not own or draw < 0.35):
+            return rng.choice(subject.names).fill(rng.choice(self.templates[kind]))
+        if subject.that and draw < 0.48:
+            return rng.choice(self.templates[kind + " that"]).replace("{that}", rng.choice(subject.that))
+        if subject.to and kind != "why" and draw < 0.56:
+            return rng.choice(self.templates["to"]).replace("{to}", rng.choice(subject.to))
+        if subject.technical and draw < 0.62:
+            words = rng.choice(subject.all_answers()).split()
+            start, length = rng.randrange(max(1, len(words) - 4)), rng.randint(3, 8)
+            quote = " ".join(words[start : start + length]).strip(".,:;()")
+            return rng.choice(self.templates["quote"]).replace("{quote}", quote)
+        text = rng.choice(own)
+        for gap in re.findall(r"{(\w+)}", text):
+            text = text.replace("{" + gap + "}", rng.choice(subject.words[gap]), 1)
+        return text
 
     def allowed(self, rng: random.Random, text: str) -> str | None:
         """The text after the small changes, or None where it comes near a held-out question before or after them."""
@@ -200,7 +217,7 @@ class Corpus:
         return question, answer, subject if subject.technical else None
 
     def follow_up(self, rng: random.Random, subject: Subject, said: list[str]) -> tuple[str, str] | None:
-        """"And why?" after an answer about the subject: an answer of that kind which was not given yet."""
+        """ "And why?" after an answer about the subject: an answer of that kind which was not given yet."""
         kind = rng.choice(("why", "how", "short", "more"))
         pool = subject.all_answers() if kind == "more" else subject.answers.get(kind, ())
         fresh = [answer for answer in pool if answer not in said]
@@ -260,10 +277,11 @@ class Corpus:
                 yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (80, 13, 5, 2))[0])
 
     def written(self) -> list[str]:
-        """Every text a person wrote here for training, each once: for the tokenizer, and for the test of the held-out questions."""
+        """Every text that was written for training, each once: for the tokenizer and for tests."""
         texts = [*self.prose, *(answer for _, answer in self.references())]
         for subject in self.subjects.values():
-            texts += [*subject.answers.get("named", ()), *(q for own in subject.questions.values() for q in own)]
+            texts += [*subject.answers.get("named", ()), *subject.that, *subject.to]
+            texts += [question for own in subject.questions.values() for question in own]
         for lines in (*self.templates.values(), *self.follow_ups.values(), *self.system.values()):
             texts += lines
         return texts

@@ -1,15 +1,12 @@
-"""Small changes to a question: what people wrap round it, other words for the same, no capitals, a slip of the finger."""
+"""Small changes to a question: a polite opening, other words for the same, no capitals, a slip of the finger."""
 
 import random
 import re
 
-NEIGHBOURS = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz",
-        "sqzw vghn xvdf serf wrsd drtg ftyh gyuj uojk hukm jilm kop njk bhm ipkl ol wa etdf adwx rygf yihj cbgf qeas zcsd tugh xas".split(),
-        strict=True,
-    )
-)
+KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+NEIGHBOURS = {
+    letter: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in KEYBOARD for i, letter in enumerate(row)
+}  # left and right of each key
 
 
 class Noise:
@@ -84,5 +81,7 @@ class Noise:
         if not places:
             return text
         i = rng.choice(places)
-        new = rng.choice((text[i + 1] + text[i], text[i + 1], text[i] * 2 + text[i + 1], rng.choice(NEIGHBOURS[text[i]]) + text[i + 1]))
+        letter, following = text[i], text[i + 1]
+        beside = rng.choice(NEIGHBOURS[letter])
+        new = rng.choice((following + letter, following, letter + letter + following, beside + following))
         return text[:i] + new + text[i + 2 :]

@@ -45,10 +45,9 @@ class Judge:
 
 def with_transformers(folder: Path) -> Answerer:
     import torch
-    from transformers import LlamaForCausalLM
-
     from train import Encoder
     from train_tokenizer import load
+    from transformers import LlamaForCausalLM
 
     torch.set_num_threads(1)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -96,7 +95,8 @@ def main() -> None:
         right = judge.right(subject, answer)
         tally[subject].append(right)
         if args.verbose or not right:
-            print(f"{'right' if right else 'WRONG'}  {subject} <- {'/'.join(sorted(judge.subjects(answer)))}\n  Q: {question}\n  A: {answer}")
+            verdict, nearest = "right" if right else "WRONG", "/".join(sorted(judge.subjects(answer)))
+            print(f"{verdict}  {subject} <- {nearest}\n  Q: {question}\n  A: {answer}")
     for subject, results in sorted(tally.items()):
         print(f"{subject:20} {sum(results)} of {len(results)}")
     right = sum(map(sum, tally.values()))

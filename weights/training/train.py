@@ -19,12 +19,11 @@ import tiktoken
 import torch
 import torch.distributed
 import torch.multiprocessing
+from corpus import Corpus, Message
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from corpus import Corpus, Message
 from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 3
 STEPS = 2200
@@ -194,7 +193,10 @@ def worker(rank: int, folder: Path, steps: int, state: Path, meeting_point: str)
         losses.append(loss.item())
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == steps):
             minutes, recent = (time.time() - start) / 60, losses[-50:]
-            print(f"step {step + 1}  loss {sum(recent) / len(recent):.4f}  about {seen:,} tokens  {minutes:.1f} min", flush=True)
+            print(
+                f"step {step + 1}  loss {sum(recent) / len(recent):.4f}  about {seen:,} tokens  {minutes:.1f} min",
+                flush=True,
+            )
         if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
             export(model, tokenizer, folder)
             progress = {"step": step + 1, "seen": seen, "seconds": time.time() - start}
@@ -213,6 +215,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "llama3-demo-training.pt", help="saved on the way; if it exists, training goes on from there")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "llama3-demo-training.pt",
+        help="saved on the way; if it exists, training goes on from there",
+    )
     args = parser.parse_args()
     train(args.out, args.steps, args.state)

@@ -8,9 +8,8 @@ import base64
 from pathlib import Path
 
 import tiktoken
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
 from corpus import Corpus
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 N_RANKS = 1792
 PATTERN = (
@@ -87,7 +86,7 @@ def train_tokenizer(corpus: Corpus, path: Path, seed: int) -> tiktoken.Encoding:
     trained = learn(samples)
     ranks = ranks_of(trained)
     if len(ranks) != N_RANKS:
-        raise RuntimeError(f"the corpus gave {len(ranks)} tokens, {N_RANKS} are needed: write more text or lower N_RANKS")
+        raise RuntimeError(f"the corpus gave {len(ranks)} tokens; expected {N_RANKS}: write more text or lower N_RANKS")
     save(ranks, path)
     encoding = load(path)
     byte = byte_of_char()

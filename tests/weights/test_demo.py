@@ -1,0 +1,82 @@
+"""The demo that ships: its size, its architecture and format, its numbers against transformers', its answers."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import HERE, Corpus
+from score import Judge, read_questions, with_llama3
+
+from llama3 import Llama
+from llama3.parity import assert_close, read_reference
+
+GOLDEN = Path(__file__).parent / "demo_reference.safetensors"
+
+
+@pytest.fixture(scope="module")
+def llama(demo: Path) -> Llama:
+    return Llama.load(demo)
+
+
+def test_it_is_at_most_8_megabytes(demo: Path) -> None:
+    assert sum(file.stat().st_size for file in demo.iterdir()) <= 8_000_000
+
+
+def test_it_has_llama_3s_architecture_in_miniature(llama: Llama) -> None:
+    c = llama.model.config
+    assert (c.n_heads, c.n_kv_heads, c.head_dim) == (4, 1, 64)
+    assert c.dim % 64 == c.hidden_dim % 64 == c.vocab_size % 64 == 0
+    assert (c.rope_theta, c.norm_eps, c.rope_scaling) == (500_000, 1e-5, None)
+    assert c.max_seq_len >= 2048
+    assert llama.model.weights.layers[0].wq.dtype.name == "bfloat16"
+
+
+def test_its_tokenizer_has_all_bytes_and_256_special_tokens(demo: Path, llama: Llama) -> None:
+    lines = [line.split() for line in (demo / "tokenizer.model").read_text().splitlines()]
+    ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    assert sorted(ranks.values()) == list(range(len(lines)))
+    assert all(bytes([byte]) in ranks for byte in range(256))
+    tokenizer = llama.tokenizer
+    assert tokenizer is not None
+    assert len(tokenizer.special) == 256
+    assert tokenizer.vocab_size == len(ranks) + 256 == llama.model.config.vocab_size
+    assert tokenizer.bos_id == len(ranks)
+
+
+def test_200_greedy_ids_and_their_logits_equal_transformers(llama: Llama) -> None:
+    golden = read_reference(GOLDEN)
+    assert len(golden.tokens) == 200
+    logits = llama.logits(golden.tokens.tolist())
+    assert_close(logits, golden, rtol=1e-5)
+    prompt = llama.encode_chat([{"role": "user", "content": "What is RoPE?"}])
+    assert golden.tokens[: len(prompt)].tolist() == prompt
+    assert np.array_equal(logits[len(prompt) - 1 : -1].argmax(axis=1), golden.tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("What is RoPE?", ("rotat", "position")),
+        ("Hello", ("Llama 3",)),
+        ("what does the kv cache do", ("keys", "values")),
+        ("What is the capital of France?", ("only",)),
+    ],
+)
+def test_it_answers(llama: Llama, question: str, words: tuple[str, ...]) -> None:
+    answer = llama.chat([{"role": "user", "content": question}], temperature=0)
+    assert answer.finish_reason == "stop"
+    assert all(word in answer.text for word in words)
+
+
+def test_it_takes_the_name_that_the_system_text_gives(llama: Llama) -> None:
+    messages = [{"role": "system", "content": "Your name is Nova."}, {"role": "user", "content": "What is your name?"}]
+    assert "Nova" in llama.chat(messages, temperature=0).text
+
+
+@pytest.mark.slow
+def test_nine_in_ten_held_out_questions_get_an_answer_on_their_subject(demo: Path, corpus: Corpus) -> None:
+    judge, answer = Judge(corpus), with_llama3(demo)
+    questions = read_questions(HERE / "held_out.tsv")
+    right = sum(judge.right(subject, answer(question)) for subject, question in questions)
+    assert right >= 0.9 * len(questions)
