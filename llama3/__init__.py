@@ -5,11 +5,15 @@
 >>> llama.chat([{"role": "user", "content": "What is RoPE?"}]).text
 """
 
-from llama3.config import ModelConfig
-from llama3.errors import CheckpointError, DownloadError, Llama3Error, RequestError, TokenizerError
-from llama3.llama import Completion, Llama, Piece, Stream, Usage
-from llama3.sampler import SamplingParams
-from llama3.tokenizer import Tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama3.config import ModelConfig
+    from llama3.errors import CheckpointError, DownloadError, Llama3Error, RequestError, TokenizerError
+    from llama3.llama import Completion, Llama, Piece, Stream, Usage
+    from llama3.sampler import SamplingParams
+    from llama3.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,3 +31,13 @@ __all__ = [
     "TokenizerError",
     "Usage",
 ]
+_MODULES = {"ModelConfig": "config", "SamplingParams": "sampler", "Tokenizer": "tokenizer"}
+_MODULES |= {name: "errors" for name in __all__ if name.endswith("Error")}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562): the command line then answers --help and Ctrl-C at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'llama3' has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"llama3.{_MODULES.get(name, 'llama')}"), name)
+    return value

@@ -164,8 +164,8 @@ class Engine:
             self.waiting.remove(request)
             return
         self._held[request.slot] = [*request.prompt, *request.tokens][: self._length(request)]
-        self.cache.free(request.slot)
         self.running.remove(request)
+        self.cache.free(request.slot)
 
     def _length(self, request: Request) -> int:
         assert request.slot is not None

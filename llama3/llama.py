@@ -219,9 +219,8 @@ class Llama:
         """One step for all requests. Another thread may have turned the crank while this one waited for the lock."""
         with self._lock:
             while self._abandoned:
-                request = self._abandoned.popleft()
-                self._engine.cancel(request)
-                self._inboxes.pop(request, None)
+                self._engine.cancel(self._abandoned[0])
+                self._inboxes.pop(self._abandoned.popleft(), None)
             for event in self._engine.step():
                 self._inboxes[event.request].append(event)
                 if event.finish_reason:

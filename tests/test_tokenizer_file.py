@@ -105,6 +105,7 @@ BAD_MODEL = {
     "page": (b"<html><body>Sign in</body></html>", "line 1 is '<html><body>Sign in</body></html>'; expected base64"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
     "base64": (TINY.replace(b"YWI=", b"YWI"), "line 257 is 'YWI 256'; expected base64"),
+    "stray letter": (TINY.replace(b"YWI=", b"YW*I="), r"line 257 is 'YW\*I= 256'; expected base64"),
     "no rank": (TINY.replace(b" 256\n", b"\n"), "line 257 is 'YWI='"),
     "rank": (TINY.replace(b" 256\n", b" 2x6\n"), "line 257 is 'YWI= 2x6'"),
     "same rank": (TINY.replace(b" 256\n", b" 12\n"), "line 257 repeats the rank 12 of line 13"),

@@ -84,6 +84,8 @@ def explain(error: BaseException) -> int:
         return 141
     if isinstance(error, Llama3Error):
         message = str(error)
+    elif isinstance(error, ImportError):
+        message = f"{error}; install llama3 with what it needs: pip install . in its folder"
     elif isinstance(error, MemoryError):
         message = f"out of memory ({error or 'no more to be had'}); a shorter prompt or a smaller model needs less"
     elif isinstance(error, OSError):

@@ -1,14 +1,13 @@
 """`llama3 chat`: a conversation. Lines come from the keyboard, or from a pipe; answers go to standard output."""
 
 import argparse
-import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llama3.cli.answer import Answer
+from llama3.cli.keyboard import QUOTES, line_editing, piped_line, read_message, typed_line
 from llama3.cli.loading import load, which
 from llama3.cli.options import (
     SAMPLING,
@@ -21,7 +20,7 @@ from llama3.cli.options import (
     positive,
     whole_number,
 )
-from llama3.cli.terminal import columns, is_terminal, not_text, note
+from llama3.cli.terminal import columns, is_terminal, note
 from llama3.errors import Llama3Error, RequestError
 
 if TYPE_CHECKING:
@@ -37,11 +36,9 @@ HELP = {
     "/clear": "forget the dialogue; system text and parameters stay",
     "/help": "this list",
     "/bye": "quit, as Ctrl-D does",
-    '"""': "begins and ends a message of several lines",
+    QUOTES: "begins and ends a message of several lines",
     "Ctrl-C": "stops an answer; what it said so far stays in the dialogue",
 }
-QUOTES = '"""'
-HISTORY_LINES = 1000
 
 
 def parser() -> Parser:
@@ -93,7 +90,7 @@ class Chat:
                     raise
                 note("\n(Ctrl-D or /bye quits)")
 
-    @contextlib.contextmanager
+    @contextmanager
     def reported(self) -> Iterator[None]:
         """What is wrong with one message ends neither the dialogue nor those that follow."""
         try:
@@ -177,63 +174,3 @@ class Chat:
     def say(self, text: str) -> None:
         if not self.quiet:
             note(text)
-
-
-def read_message(read: Callable[[str], str]) -> tuple[str, str]:
-    '''A line, or what stands between two """ -> the /command that it begins with or "", and its text.'''
-    line = read(">>> ").strip()
-    command, _, text = line.partition(" ") if line.startswith("/") else ("", "", line)
-    text = text.strip()
-    if not text.startswith(QUOTES):
-        return command, text
-    lines = [text.removeprefix(QUOTES)]
-    while QUOTES not in lines[-1]:
-        try:
-            lines.append(read("... "))
-        except EOFError:  # the end of input ends the message, too
-            break
-    return command, "\n".join(lines).partition(QUOTES)[0].strip()
-
-
-def typed_line(prompt: str) -> str:
-    """From the keyboard. The prompt belongs to the screen, not to an answer that is written to a file."""
-    try:
-        if is_terminal(sys.stdout):
-            return input(prompt)
-        print(prompt, end="", file=sys.stderr, flush=True)
-        return piped_line(prompt)
-    except UnicodeDecodeError as error:
-        note(str(not_text(error)))
-        return ""
-
-
-def piped_line(prompt: str) -> str:
-    try:
-        line = sys.stdin.readline() if sys.stdin else ""
-    except UnicodeDecodeError as error:
-        raise not_text(error) from None
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
-
-
-@contextlib.contextmanager
-def line_editing() -> Iterator[None]:
-    """Arrow keys, and a history that outlives the program where it can be written."""
-    try:
-        import readline
-    except ImportError:  # not on every system
-        yield
-        return
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    file = state / "llama3" / "history"
-    with contextlib.suppress(OSError):
-        readline.read_history_file(file)
-    readline.set_history_length(HISTORY_LINES)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch(mode=0o600)  # what was asked is nobody else's business
-            readline.write_history_file(file)

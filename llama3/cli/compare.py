@@ -17,9 +17,16 @@ another reference file with it. docs/parity.md describes the files. Exit code 3:
 def parser() -> Parser:
     parser = Parser("llama3 compare FILE [OTHER] [OPTIONS]", DESCRIPTION)
     option = parser.group("limits")
-    option("--rtol", metavar="X", type=number, help="relative error of every row (by the file's dtype; float32: 1e-5)")
-    option("--max-kl", metavar="X", type=number, help="KL divergence at every position, in nats (no limit)")
-    option("--min-top1", metavar="X", type=number, help="share of positions with the same likeliest token (no limit)")
+    option(
+        "--rtol",
+        metavar="X",
+        type=number,
+        help="relative error of every row (default by the file's dtype; float32: 1e-5)",
+    )
+    option("--max-kl", metavar="X", type=number, help="KL divergence at every position, in nats (default: no limit)")
+    option(
+        "--min-top1", metavar="X", type=number, help="share of positions with the same likeliest token (default: none)"
+    )
     common_options(parser, json="the whole report as one JSON object")
     return parser
 

@@ -22,8 +22,8 @@ HF_TOKEN."""
 def parser() -> Parser:
     parser = Parser("llama3 download OWNER/NAME [OPTIONS]", DESCRIPTION)
     option = parser.group("download")
-    option("--to", metavar="FOLDER", help="a folder to put it into, such as weights/NAME (the hub's cache)")
-    option("--revision", metavar="NAME", help="a branch, a tag or a commit (main)")
+    option("--to", metavar="FOLDER", help="a folder to put it into, such as weights/NAME (default: the hub's cache)")
+    option("--revision", metavar="NAME", help="a branch, a tag or a commit (default main)")
     output_options(parser)
     return parser
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3.cli.answer import Answer
 from llama3.cli.loading import load, which
-from llama3.cli.options import Parser, answer_options, answer_parameters, common_options, whole_number
+from llama3.cli.options import Parser, answer_options, answer_parameters, check_parameter, common_options, whole_number
 from llama3.cli.terminal import is_terminal, note, print_json, read_stdin
 from llama3.errors import RequestError
 
@@ -27,8 +27,13 @@ def parser() -> Parser:
     option("--system", metavar="TEXT", help="how to answer: the system message before the prompt")
     option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
     answer_options(parser)
-    common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
-    option("--logprobs", metavar="N", type=whole_number, help="with --json: of each token, and of the N likeliest")
+    option = common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
+    option(
+        "--logprobs",
+        metavar="N",
+        type=whole_number,
+        help="with --json: log-probability of each token, and of the N likeliest",
+    )
     return parser
 
 
@@ -38,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.logprobs is not None and not args.json:
         raise RequestError("--logprobs is shown with --json only")
     parameters = answer_parameters(args)
+    check_parameter("logprobs", args.logprobs)
     prompt = read_prompt(args.words)
     llama = load(args)
     answer = Answer(args.quiet, silent=args.json)

@@ -11,7 +11,7 @@ from llama3.cli.terminal import reflow
 from llama3.errors import RequestError
 
 SAMPLING = {  # name -> (whole number?, help); the defaults are those of SamplingParams
-    "temperature": (False, "0: always the likeliest token; higher: more varied (0.6)"),
+    "temperature": (False, "0: always the likeliest token; higher: more varied (default 0.6)"),
     "top_p": (False, "only the likeliest tokens that together have probability X"),
     "top_k": (True, "only the N likeliest tokens"),
     "min_p": (False, "only tokens at least X times as likely as the likeliest"),
@@ -45,12 +45,11 @@ class Option(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, usage: str, description: str, epilog: str | None = None):
+    def __init__(self, usage: str, description: str):
         super().__init__(
             prog="llama3",
             usage=usage,
             description=reflow(description),
-            epilog=epilog,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
             allow_abbrev=False,
             add_help=False,
@@ -120,13 +119,13 @@ def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:end]), list(argv[end + 1 :])
 
 
-def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> None:
-    """--model, and --device for whoever computes; --json, if its help is given; --quiet and --help."""
+def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> Callable[..., None]:
+    """--model, and --device for whoever computes; then `output_options`."""
     option = parser.group("model")
     option(
         "--model",
         metavar="MODEL",
-        help="a folder, or owner/name on the Hugging Face hub (the demo that ships with llama3)",
+        help="a folder, or owner/name on the Hugging Face hub (default: the demo that ships)",
     )
     if device:
         option(
@@ -134,23 +133,25 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
             metavar="DEVICE",
             type=one_of("auto", "cpu", "cuda"),
             default="auto",
-            help="auto, cpu or cuda (auto)",
+            help="auto, cpu or cuda (default auto)",
         )
-    output_options(parser, json)
+    return output_options(parser, json)
 
 
-def output_options(parser: Parser, json: str | None = None) -> None:
+def output_options(parser: Parser, json: str | None = None) -> Callable[..., None]:
+    """--json, if its help is given; --quiet and --help. Returns a function that adds another one beside --json."""
     option = parser.group("output")
     if json:
         option("--json", help=json)
     option("--quiet", help="nothing on standard error but errors")
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
+    return option
 
 
 def answer_options(parser: Parser) -> None:
     """How an answer is chosen, and where it ends."""
     option = parser.group("answer")
-    option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (256)")
+    option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (default 256)")
     option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; may be given several times")
     for name, (whole, help) in SAMPLING.items():
         convert, metavar = (whole_number, "N") if whole else (number, "X")

@@ -105,7 +105,10 @@ def handler(hub: Hub, server_name: str) -> type[BaseHTTPRequestHandler]:
             file = re.fullmatch(rf"/{hub.repo}/resolve/([^/]+)/(.+)", path)
             found = listing or file
             if not found or (hub.token and not known and not hub.gated):
-                return self.answer(401, {"X-Error-Code": "RepoNotFound"}, b"{}")
+                refused = {"X-Error-Message": "Invalid credentials in Authorization header"}
+                return self.answer(
+                    401, refused if "Authorization" in self.headers else {"X-Error-Code": "RepoNotFound"}, b"{}"
+                )
             if found[1] not in (None, "main", hub.commit):
                 return self.answer(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
             if listing:

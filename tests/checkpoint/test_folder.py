@@ -1,4 +1,3 @@
-import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from llama3.checkpoint import Checkpoint, load_folder
 from llama3.config import RopeScaling
 from llama3.errors import CheckpointError, TokenizerError
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
-from tests.tiny import DTYPES, hf_config, random_tensors, tiny_config, write_hf, write_meta
+from tests.tiny import DTYPES, TINY_VOCAB, hf_config, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 SCALED = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
 
@@ -147,15 +146,14 @@ def test_stop_ids_come_from_both_configs(tmp_path: Path, config_says: Any, gener
 
 
 def model_with_vocabulary(folder: Path, **changes: Any) -> Path:
-    """A model of 512 tokens: the 256 bytes, whose ids are their values, and 256 special tokens."""
-    config = tiny_config(**({"vocab_size": 512} | changes))
-    write_hf(folder, config, random_tensors(config))
-    lines = [base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)]
-    (folder / "tokenizer.model").write_bytes(b"".join(lines))
-    return folder
+    config = tiny_config(**({"vocab_size": TINY_VOCAB} | changes))
+    return write_tokenizer(write_hf(folder, config, random_tensors(config)))
 
 
-def added(names: tuple[str, ...], first: int = 256) -> str:
+FIRST_SPECIAL = TINY_VOCAB - 256
+
+
+def added(names: tuple[str, ...], first: int = FIRST_SPECIAL) -> str:
     return json.dumps({"added_tokens": [{"id": first + i, "content": name} for i, name in enumerate(names)]})
 
 
@@ -164,7 +162,7 @@ def test_the_special_tokens_are_llama_3s_or_with_scaled_rope_3_1s(tmp_path: Path
     tokenizer = load_folder(model_with_vocabulary(tmp_path, **changes)).tokenizer
     assert tokenizer is not None
     assert tuple(tokenizer.special) == (LLAMA3_1_SPECIAL if changes else LLAMA3_SPECIAL)
-    assert tokenizer.special["<|begin_of_text|>"] == 256
+    assert tokenizer.special["<|begin_of_text|>"] == FIRST_SPECIAL
 
 
 def test_a_tokenizer_json_beside_the_vocabulary_names_the_special_tokens(tmp_path: Path):
@@ -172,12 +170,11 @@ def test_a_tokenizer_json_beside_the_vocabulary_names_the_special_tokens(tmp_pat
     (tmp_path / "tokenizer.json").write_text(added(LLAMA3_1_SPECIAL))
     checkpoint = load_folder(tmp_path)
     assert checkpoint.tokenizer is not None and tuple(checkpoint.tokenizer.special) == LLAMA3_1_SPECIAL
-    assert checkpoint.stop_ids == {
-        256 + LLAMA3_1_SPECIAL.index(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id")
-    }
+    stops = (LLAMA3_1_SPECIAL.index(f"<|{name}|>") for name in ("end_of_text", "eom_id", "eot_id"))
+    assert checkpoint.stop_ids == {FIRST_SPECIAL + i for i in stops}
 
 
-@pytest.mark.parametrize("content", [added(LLAMA3_SPECIAL, 257), '{"added_tokens": [1]}', "{}"])
+@pytest.mark.parametrize("content", [added(LLAMA3_SPECIAL, FIRST_SPECIAL + 1), '{"added_tokens": [1]}', "{}"])
 def test_a_tokenizer_json_that_does_not_fit_the_vocabulary_is_refused(tmp_path: Path, content: str):
     model_with_vocabulary(tmp_path)
     (tmp_path / "tokenizer.json").write_text(content)
@@ -188,7 +185,7 @@ def test_a_tokenizer_json_that_does_not_fit_the_vocabulary_is_refused(tmp_path: 
 def test_stop_tokens_of_the_vocabulary_and_of_the_configs_are_joined(tmp_path: Path):
     model_with_vocabulary(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
-    assert load_folder(tmp_path).stop_ids == {3, 257, 265}
+    assert load_folder(tmp_path).stop_ids == {3, FIRST_SPECIAL + 1, FIRST_SPECIAL + 9}
 
 
 def test_metas_folder_of_a_hub_repository_holds_the_vocabulary_too(tmp_path: Path):
@@ -199,9 +196,9 @@ def test_metas_folder_of_a_hub_repository_holds_the_vocabulary_too(tmp_path: Pat
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused_and_a_smaller_one_loads(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: token ids up to 511, but the model knows 511 tokens"):
-        load_folder(model_with_vocabulary(tmp_path / "less", vocab_size=511))
-    assert load_folder(model_with_vocabulary(tmp_path / "more", vocab_size=513)).tokenizer is not None
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: token ids up to 515, but the model knows 515 tokens"):
+        load_folder(model_with_vocabulary(tmp_path / "less", vocab_size=TINY_VOCAB - 1))
+    assert load_folder(model_with_vocabulary(tmp_path / "more", vocab_size=TINY_VOCAB + 1)).tokenizer is not None
 
 
 def test_a_broken_vocabulary_is_an_error_not_a_model_without_one(tmp_path: Path):

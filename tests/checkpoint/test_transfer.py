@@ -113,7 +113,7 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_goes_on_where_it_stopped
     call = ["download", REPO, str(to)] if to_folder else ["download", REPO]
     hub.stall = 10_000
     process, results = machine.start(call)
-    assert hub.stalled.wait(20)
+    assert hub.stalled.wait(60)
     while not unfinished_bytes(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, how)
@@ -221,6 +221,12 @@ def test_what_the_hub_does_not_have_is_named_in_one_line(machine: Machine, call:
 def test_a_private_repository_says_that_a_token_may_help(hub: Hub, machine: Machine):
     hub.token = "hf_secret"
     assert "HF_TOKEN" in machine.fail(["download", REPO])
+
+
+def test_a_wrong_token_is_named_as_the_cause(hub: Hub, machine: Machine):
+    hub.token = "hf_secret"
+    message = machine.fail(["download", REPO], HF_TOKEN="hf_mistyped")
+    assert "refuses your token" in message and len(message.splitlines()) == 1
 
 
 def test_a_repository_in_another_form_is_refused_before_the_transfer(hub: Hub, machine: Machine):

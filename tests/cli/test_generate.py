@@ -140,7 +140,7 @@ def test_no_prompt_at_a_terminal_teaches() -> None:
 
 
 def test_a_terminal_shows_a_bar_for_a_long_prompt_and_the_figures_apart() -> None:
-    with Screen(["word " * 300, "--max-tokens", "3"]) as screen:
+    with Screen(["word " * 120, "--max-tokens", "3"]) as screen:
         shown = screen.wait_for_end()
     assert screen.code == 0
     assert "reading the prompt" in shown and "\x1b[2mprompt " in shown

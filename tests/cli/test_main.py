@@ -220,7 +220,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("module", ["llama3.cli.help", "llama3.cli.generate", "llama3.cli.answer", "tiktoken"])
+@pytest.mark.parametrize("module", ["llama3.cli.help", "llama3.cli.generate", "llama3.cli.answer", "numpy", "tiktoken"])
 def test_ctrl_c_while_it_imports_ends_it_quietly(module: str) -> None:
     code = INTERRUPTED_IMPORT.replace("MODULE", repr(module))
     done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=False)

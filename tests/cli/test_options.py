@@ -80,9 +80,9 @@ def test_nothing_given_means_the_defaults_of_the_python_api() -> None:
 def test_the_help_tells_the_true_defaults() -> None:
     defaults = SamplingParams()
     assert SAMPLING.keys() == vars(defaults).keys() - {"logprobs"}
-    assert f"({defaults.temperature})" in SAMPLING["temperature"][1]
+    assert f"(default {defaults.temperature})" in SAMPLING["temperature"][1]
     text = parser_of("generate").format_help()
-    assert f"after N tokens ({MAX_TOKENS})" in text
+    assert f"after N tokens (default {MAX_TOKENS})" in text
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
