@@ -90,6 +90,13 @@ def test_the_same_reference_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_the_data_begins_at_a_multiple_of_8_bytes(tmp_path: Path) -> None:
+    for length in range(8):
+        save_reference(tmp_path / "r", reference(model="m" * length))
+        assert int.from_bytes((tmp_path / "r").read_bytes()[:8], "little") % 8 == 0
+        assert read_reference(tmp_path / "r").logits.flags.aligned
+
+
 def test_a_file_by_the_formats_own_writer_is_read(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
     tensors, metadata = parts()

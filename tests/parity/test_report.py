@@ -63,6 +63,20 @@ def test_the_other_limits_hold_only_where_they_are_set() -> None:
     ]
 
 
+def test_a_limit_may_be_reached_but_not_passed() -> None:
+    r = reference()
+    logits = r.logits.copy()
+    logits[0] *= -1
+    loose = compare_arrays(logits, r, rtol=2.0)
+    worst, share = float(loose.logits["kl"].max()), 3 / 4
+    assert loose.ok and loose.logits["top1"].mean() == share
+    for reached in ({"max_kl": worst}, {"min_top1": share}):
+        assert compare_arrays(logits, r, rtol=2.0, **reached).ok
+    for passed in ({"max_kl": worst * 0.999}, {"min_top1": share + 0.001}):
+        assert not compare_arrays(logits, r, rtol=2.0, **passed).ok
+    assert not compare_arrays(logits, r, rtol=1.999).ok
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_is_a_breach_under_any_limit(bad: float) -> None:
     r = reference()
