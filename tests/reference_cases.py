@@ -101,14 +101,14 @@ CASES = [
     # in the logits. So these frequencies are powers of two, and no pair is between slow and fast: all angles are exact.
     Case(
         "long",
-        tiny_config(n_layers=1, n_heads=2, n_kv_heads=1, rope_theta=4.0**8, max_seq_len=LONG),
+        tiny_config(n_layers=1, n_heads=1, n_kv_heads=1, rope_theta=4.0**8, max_seq_len=LONG),
         length=LONG,
         positions=LONG_POSITIONS,
         activations=False,
     ),
     Case(
         "long_scaled",
-        scaled(RopeScaling(8.0, 1.0, 4.0, 512), n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, rope_theta=16.0**4),
+        scaled(RopeScaling(8.0, 1.0, 4.0, 512), n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, rope_theta=16.0**4),
         length=LONG,
         positions=LONG_POSITIONS,
         activations=False,

@@ -10,6 +10,7 @@ from llama3.checkpoint import Checkpoint, load_folder
 from llama3.config import RopeScaling
 from llama3.errors import CheckpointError, TokenizerError
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
+from tests.published import LLAMA_3_8B, OTHERS, Published
 from tests.tiny import DTYPES, TINY_VOCAB, hf_config, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 SCALED = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
@@ -208,8 +209,7 @@ def test_a_broken_vocabulary_is_an_error_not_a_model_without_one(tmp_path: Path)
         load_folder(tmp_path)
 
 
-# The 8B's published shards: names, shapes, types and order as in the repository, so that their sizes come out exactly.
-PUBLISHED = {
+PUBLISHED_SHARDS = {  # of Meta-Llama-3-8B-Instruct, in bytes
     "model-00001-of-00004.safetensors": 4_976_698_672,
     "model-00002-of-00004.safetensors": 4_999_802_720,
     "model-00003-of-00004.safetensors": 4_915_916_176,
@@ -217,90 +217,31 @@ PUBLISHED = {
 }
 
 
-def write_published_8b(folder: Path, without: str | None = None) -> None:
-    """Meta-Llama-3-8B-Instruct as published, all zeros: files of 16 GB that take no room on the disk."""
-    dim, kv_dim, hidden_dim, vocab_size, n_layers = 4096, 1024, 14336, 128256, 32
-    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocab_size, dim]}
-    for i in range(n_layers):
-        layer = {
-            "self_attn.q_proj": [dim, dim],
-            "self_attn.k_proj": [kv_dim, dim],
-            "self_attn.v_proj": [kv_dim, dim],
-            "self_attn.o_proj": [dim, dim],
-            "mlp.gate_proj": [hidden_dim, dim],
-            "mlp.up_proj": [hidden_dim, dim],
-            "mlp.down_proj": [dim, hidden_dim],
-            "input_layernorm": [dim],
-            "post_attention_layernorm": [dim],
-        }
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    shapes |= {"model.norm.weight": [dim], "lm_head.weight": [vocab_size, dim]}
-    shards: list[dict[str, int]] = [{}]  # tensor -> bytes; a new shard begins before 5 GB are exceeded
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        if sum(shards[-1].values()) + size > 5_000_000_000:
-            shards.append({})
-        shards[-1][name] = size
-    weight_map = {}
-    for file, sizes in zip(PUBLISHED, shards, strict=True):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in sorted(sizes.keys() - {without}):
-            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [end, end := end + sizes[name]]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / file).open("wb") as shard:
-            shard.write(len(text).to_bytes(8, "little") + text)
-            shard.truncate(8 + len(text) + end)
-        weight_map |= dict.fromkeys(sizes.keys() - {without}, file)
-    index = {"metadata": {"total_size": 16_060_522_496}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 128000,
-        "eos_token_id": 128009,
-        "hidden_act": "silu",
-        "hidden_size": 4096,
-        "initializer_range": 0.02,
-        "intermediate_size": 14336,
-        "max_position_embeddings": 8192,
-        "model_type": "llama",
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 8,
-        "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.40.0.dev0",
-        "use_cache": True,
-        "vocab_size": 128256,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 128000, "eos_token_id": [128001, 128009]})
-    )
-
-
 def test_the_published_8b_loads_without_reading_its_16_gb(tmp_path: Path):
-    write_published_8b(tmp_path)
-    assert {file.name: file.stat().st_size for file in tmp_path.glob("*.safetensors")} == PUBLISHED
+    LLAMA_3_8B.write(tmp_path)
+    assert {file.name: file.stat().st_size for file in tmp_path.glob("*.safetensors")} == PUBLISHED_SHARDS
     checkpoint = load_folder(tmp_path)
     assert checkpoint.parameters == 8_030_261_248
     assert checkpoint.dtypes == {"bfloat16": 8_030_261_248}
-    assert checkpoint.size == sum(PUBLISHED.values())
+    assert checkpoint.size == sum(PUBLISHED_SHARDS.values())
     assert checkpoint.stop_ids == {128001, 128009}
-    assert [file.name for file in checkpoint.files] == list(PUBLISHED)
+    assert [file.name for file in checkpoint.files] == list(PUBLISHED_SHARDS)
     assert checkpoint.weights.layers[31].w2.shape == (4096, 14336)
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
+def test_every_llama_of_the_third_generation_loads(tmp_path: Path, model: Published):
+    checkpoint = load_folder(model.write(tmp_path))
+    assert checkpoint.parameters == model.parameters
+    assert (checkpoint.weights.output is checkpoint.weights.tok_embeddings) == model.tied
+    scaling = checkpoint.config.rope_scaling
+    assert (scaling.factor if scaling else None) == model.rope_factor
+    assert checkpoint.config.max_seq_len == 8192
 
 
 def test_one_tensor_missing_from_the_published_8b_is_named(tmp_path: Path):
     name = "model.layers.17.mlp.down_proj.weight"
-    write_published_8b(tmp_path, without=name)
+    LLAMA_3_8B.write(tmp_path, without=name)
     with pytest.raises(CheckpointError) as caught:
         load_folder(tmp_path)
     assert str(caught.value) == f"{tmp_path}/model.safetensors.index.json: tensor {name!r} is missing"

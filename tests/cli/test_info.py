@@ -1,6 +1,5 @@
 import json
 import os
-import struct
 import subprocess
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 from llama3.cli import main
 from llama3.llama import Llama
 from tests.cli.running import PROGRAM
-from tests.tiny import hf_config, random_tensors, tiny_config, write_hf, write_meta
+from tests.published import LLAMA_3_8B
+from tests.tiny import random_tensors, tiny_config, write_hf, write_meta
 
 
 def facts(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
@@ -54,25 +54,11 @@ def test_a_model_without_a_tokenizer_is_described_too(tmp_path: Path, capsys: py
     assert "no tokenizer is there" in capsys.readouterr().out
 
 
-def test_no_weight_is_read(tmp_path: Path) -> None:
-    """Two gigabytes of holes, described by a process that never grows to a fraction of that."""
-    config = tiny_config(dim=4096, hidden_dim=65536, n_layers=1)
-    shapes = {name: tensor.shape for name, tensor in random_tensors(tiny_config(n_layers=1)).items()}
-    sizes = {48: config.dim, 80: config.hidden_dim}
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, shape = end, tuple(sizes.get(n, n) for n in shape)
-        end += 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(tmp_path / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
-    assert end > 1.5e9
+def test_the_published_8b_is_described_without_reading_it(tmp_path: Path) -> None:
+    """Sixteen gigabytes of holes, described by a process that never grows to a fraction of that."""
+    LLAMA_3_8B.write(tmp_path)
     with subprocess.Popen([*PROGRAM, "info", str(tmp_path)], stdout=subprocess.PIPE) as process:
-        assert process.stdout and b"bfloat16" in process.stdout.read()
+        assert process.stdout and b"8,030,261,248" in process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0 and usage.ru_maxrss * 1024 < 0.5e9

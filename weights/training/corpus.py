@@ -159,13 +159,13 @@ class Corpus:
         """One of the subject's own questions, or a template filled with what belongs to the subject."""
         draw = rng.random()
         own = subject.questions.get(kind, ())
-        if subject.technical and (not own or draw < 0.35):
+        if subject.technical and (not own or draw < 0.28):
             return rng.choice(subject.names).fill(rng.choice(self.templates[kind]))
-        if subject.that and draw < 0.48:
+        if subject.that and draw < 0.4:
             return rng.choice(self.templates[kind + " that"]).replace("{that}", rng.choice(subject.that))
-        if subject.to and kind != "why" and draw < 0.56:
+        if subject.to and kind != "why" and draw < 0.46:
             return rng.choice(self.templates["to"]).replace("{to}", rng.choice(subject.to))
-        if subject.technical and draw < 0.62:
+        if subject.technical and draw < 0.5:
             words = rng.choice(subject.all_answers()).split()
             start, length = rng.randrange(max(1, len(words) - 4)), rng.randint(3, 8)
             quote = " ".join(words[start : start + length]).strip(".,:;()")

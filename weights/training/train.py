@@ -26,7 +26,7 @@ from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 3
-STEPS = 5500
+STEPS = 4500
 WORKERS = 2  # processes of one thread each; the result depends on it
 BATCH_TOKENS = 1536  # of each worker
 LEARNING_RATE = 1.5e-3
