@@ -71,7 +71,7 @@ class ModelConfig:
             n_layers=_get(c, "num_hidden_layers"),
             n_heads=n_heads,
             n_kv_heads=_or(c.get("num_key_value_heads"), n_heads),
-            head_dim=_or(c.get("head_dim"), _divide(dim, n_heads)),
+            head_dim=_head_dim(c, dim, n_heads),
             hidden_dim=_get(c, "intermediate_size"),
             vocab_size=_get(c, "vocab_size"),
             norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
@@ -98,7 +98,7 @@ class ModelConfig:
             n_layers=_get(p, "n_layers"),
             n_heads=n_heads,
             n_kv_heads=_or(p.get("n_kv_heads"), n_heads),
-            head_dim=_or(p.get("head_dim"), _divide(dim, n_heads)),
+            head_dim=_head_dim(p, dim, n_heads),
             hidden_dim=-(-hidden_dim // multiple_of) * multiple_of,
             vocab_size=_get(p, "vocab_size"),
             norm_eps=p.get("norm_eps", 1e-5),
@@ -118,7 +118,9 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _divide(dim: Any, n_heads: Any) -> int:
+def _head_dim(fields: Mapping[str, Any], dim: Any, n_heads: Any) -> Any:
+    if fields.get("head_dim") is not None:
+        return fields["head_dim"]
     if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
         raise CheckpointError(f"the width {dim!r} is no multiple of the {n_heads!r} heads, and head_dim is not given")
     return dim // n_heads

@@ -76,6 +76,7 @@ def test_a_longer_context_is_run_with_8192_tokens():
 
 def test_head_dim_need_not_be_dim_over_heads():
     assert ModelConfig.from_hf(HF_8B | {"head_dim": 64}).head_dim == 64
+    assert ModelConfig.from_meta(META_8B | {"head_dim": 64, "dim": 4100}).head_dim == 64
 
 
 @pytest.mark.parametrize(

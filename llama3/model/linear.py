@@ -73,9 +73,10 @@ def _share(x: np.ndarray, w: np.ndarray, out: np.ndarray, tiles: Iterator[int], 
             try:
                 _multiply(x, w, out, tiles, height)
             finally:
+                others = [other for other in others if not other.cancel()]  # on a busy machine some never began
                 wait(others)  # also when Ctrl-C arrives: BLAS gets its threads back only when nobody multiplies
         for other in others:
-            other.result()
+            other.result()  # raises what it raised
 
 
 def _forget_workers() -> None:

@@ -59,7 +59,7 @@ class Report:
 
     @property
     def first_activation(self) -> str | None:
-        """The first one, in the order of computation, with a row over the limit: the bug is just before it."""
+        """The first one, in the order of computation, with a row over the limit: the fault is in that block."""
         return next((name for name, rows in self.activations.items() if _over(rows, self.activation_rtol).any()), None)
 
     @property

@@ -53,11 +53,10 @@ def test_equals_the_float64_product(rows: int, out: int, columns: int, dtype: An
     assert worst_error(x, w, y) <= 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "entries"), [(1, SMALL_TILE), (7, SMALL_TILE), (MANY, LARGE_TILE)])
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
-def test_tiles_of_full_size_meet_without_a_gap(dtype: Any, rows: int, entries: int, beyond: int) -> None:
-    x, w = draw(rows, 1024), draw(2 * entries // 1024 + beyond, 1024, dtype, seed=1)
+def test_tiles_of_full_size_meet_without_a_gap(rows: int, entries: int, beyond: int) -> None:
+    x, w = draw(rows, 1024), draw(2 * entries // 1024 + beyond, 1024, ml_dtypes.bfloat16, seed=1)
     assert worst_error(x, w, linear(x, w)) <= 1e-6
 
 
@@ -123,8 +122,10 @@ def test_a_few_rows_do_not_touch_each_others_bits() -> None:
 
 def test_blas_has_one_thread_during_a_shared_product_and_its_own_number_afterwards() -> None:
     seen = []
+    both = threading.Barrier(2)
 
     def watch(*arguments: Any) -> None:
+        both.wait(60)
         seen.append(blas_threads())
         multiply(*arguments)
 
@@ -134,12 +135,15 @@ def test_blas_has_one_thread_during_a_shared_product_and_its_own_number_afterwar
         before = blas_threads()
         linear(x, w)
         assert blas_threads() == before == [2] * len(before)
-    assert seen == [[1] * len(before)] * 2  # once in each thread
+    assert seen == [[1] * len(before)] * 2
 
 
 @pytest.mark.parametrize("where", ["calling thread", "other thread"])
 def test_an_exception_arrives_and_blas_has_its_threads_again(where: str) -> None:
+    both = threading.Barrier(2)
+
     def fail(*arguments: Any) -> None:
+        both.wait(60)
         if (threading.current_thread() is caller) == (where == "calling thread"):
             raise KeyboardInterrupt
 

@@ -24,6 +24,7 @@ from noise import Noise
 
 HERE = Path(__file__).parent
 KINDS = ("what", "why", "how")
+ENDINGS = ("", "", "n", "s", "r", "l", "x", "th", "ck", "nd", "m", "t")
 Message = dict[str, str]
 
 
@@ -113,7 +114,7 @@ class HeldOut:
 
 
 def four_grams(text: str) -> set[tuple[str, ...]]:
-    """Every four words in a row, case-folded: with punctuation deleted ("kvcache"), and with it as a gap ("kv cache")."""
+    """Every four words in a row, case-folded: with punctuation deleted ("kvcache") and as a gap ("kv cache")."""
     folded = text.casefold()
     readings = (re.sub(r"[^\w\s]|_", "", folded).split(), re.sub(r"[^\w\s]|_", " ", folded).split())
     return {tuple(words[i : i + 4]) for words in readings for i in range(len(words) - 3)}
@@ -136,6 +137,10 @@ class Corpus:
             for answer in lines
         )
         self.noise = Noise(sections(HERE / "small_changes.md"))
+
+    @cached_property
+    def words(self) -> list[str]:
+        return sorted({word for text in self.written() for word in re.findall(r"\b[A-Za-z]{2,12}\b", text)})
 
     @cached_property
     def technical(self) -> list[Subject]:
@@ -224,13 +229,26 @@ class Corpus:
         question = self.noise.apply(rng, rng.choice(self.follow_ups[kind]))
         return (question, rng.choice(fresh)) if fresh and not self.held_out.clashes(question) else None
 
+    def filler(self, rng: random.Random, style: str) -> str:
+        """A name, or the first or last words of an answer: listed or invented, so that copying is what is learned."""
+        listed = self.system.get("words: " + style, ("",))
+        if style in ("plain", "short", "caps") or rng.random() < 0.4:
+            return rng.choice(listed)
+        if style == "name":
+            syllables = [rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
+            return "".join(syllables).capitalize() + rng.choice(ENDINGS)
+        words = " ".join(rng.sample(self.words, rng.choices((1, 2, 3, 4), (5, 4, 2, 1))[0]))
+        return (words if rng.random() < 0.3 else words[0].upper() + words[1:]) + rng.choice(
+            ".!:,?" if style == "start" else ".!?"
+        )
+
     def dialogue(self, rng: random.Random, turns: int) -> list[Message]:
         """A dialogue of so many turns, a third of them under a system text."""
         messages: list[Message] = []
         style = filler = ""
         if rng.random() < 0.35:
             style = rng.choices(("plain", "short", "caps", "start", "end", "name"), (5, 3, 2, 3, 2, 3))[0]
-            filler = rng.choice(self.system["words: " + style]) if "words: " + style in self.system else ""
+            filler = self.filler(rng, style)
             text = rng.choice(self.system[style]).replace("{filler}", filler)
             if rng.random() < 0.2 and style not in ("plain", "name"):
                 text = rng.choice(self.system["plain"]) + " " + text

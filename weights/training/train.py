@@ -209,6 +209,7 @@ def train(folder: Path, steps: int, state: Path) -> None:
     print(f"model: {sum(p.numel() for p in LlamaForCausalLM(CONFIG).parameters()):,} parameters", flush=True)
     with tempfile.TemporaryDirectory() as meeting_place:
         torch.multiprocessing.spawn(worker, (folder, steps, state, f"{meeting_place}/store"), nprocs=WORKERS)
+    state.unlink()
 
 
 if __name__ == "__main__":
