@@ -26,11 +26,11 @@ from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 3
-STEPS = 4500
+STEPS = 5000
 WORKERS = 2  # processes of one thread each; the result depends on it
 BATCH_TOKENS = 1536  # of each worker
 LEARNING_RATE = 1.5e-3
-COOL_DOWN = 0.35  # the share of the steps in which the learning rate falls
+COOL_DOWN = 0.55  # the share of the steps in which the learning rate falls
 WARMUP_STEPS = 100
 MAX_LENGTH = 2048
 SHORTENED = 0.75  # the share of single answers of which only the beginning is trained
