@@ -156,7 +156,7 @@ def handler(hub: Hub, server_name: str) -> type[BaseHTTPRequestHandler]:
             if server_name == "cdn" and hub.stall is not None:
                 self.send(body[: hub.stall])
                 hub.stalled.set()
-                hub.released.wait(60)
+                hub.released.wait(300)
                 self.close_connection = True
                 return
             self.send(body)

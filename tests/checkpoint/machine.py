@@ -44,6 +44,8 @@ class Machine:
 
     def start_function(self, function: Any, *arguments: Any, **environment: str) -> tuple[BaseProcess, Connection]:
         settings = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.endpoint, "NO_PROXY": "*"}
+        # A busy machine may take its time to answer; no test is about that.
+        settings |= {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
         ours, theirs = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=function, args=(settings | environment, *arguments, theirs))
         process.start()
