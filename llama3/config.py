@@ -1,6 +1,5 @@
 """The shape of a Llama 3 model, read from Hugging Face's `config.json` or Meta's `params.json`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            _number(f"rope scaling: {field}", value)
         low, high = self.low_freq_factor, self.high_freq_factor
         if not (self.factor >= 1 and 0 < low < high and self.original_max_seq_len > 0):
             raise CheckpointError(f"rope scaling makes no sense: {self}; expected factor >= 1 and 0 < low < high")
@@ -46,9 +47,10 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{name} is {value!r}; expected a positive integer")
         for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise CheckpointError(f"{name} is {value!r}; expected a positive number")
+            if not 0 < _number(name, getattr(self, name)) < 1e30:
+                raise CheckpointError(f"{name} is {getattr(self, name)!r}; expected a positive number")
+        if not isinstance(self.tied_embeddings, bool):
+            raise CheckpointError(f"tie_word_embeddings is {self.tied_embeddings!r}; expected true or false")
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
@@ -78,18 +80,18 @@ class ModelConfig:
             rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # likewise
             max_seq_len=_context(c.get("max_position_embeddings", 2048)),
             rope_scaling=_rope_scaling(rope),
-            tied_embeddings=bool(c.get("tie_word_embeddings", False)),
+            tied_embeddings=c.get("tie_word_embeddings", False),
         )
 
     @classmethod
     def from_meta(cls, p: Mapping[str, Any]) -> "ModelConfig":
         """From the contents of Meta's `params.json`. Raises CheckpointError naming the field."""
         dim, n_heads, multiple_of = _get(p, "dim"), _get(p, "n_heads"), _or(p.get("multiple_of"), 256)
-        if not isinstance(dim, int) or not isinstance(multiple_of, int) or multiple_of < 1:
+        if type(dim) is not int or type(multiple_of) is not int or multiple_of < 1:
             raise CheckpointError(f"dim is {dim!r} and multiple_of {multiple_of!r}; expected positive integers")
         # Meta's FeedForward: two thirds of four times dim, scaled, rounded up to a multiple.
         hidden_dim = int(2 * (4 * dim) / 3)
-        hidden_dim = int(_or(p.get("ffn_dim_multiplier"), 1) * hidden_dim)
+        hidden_dim = int(_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
         scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
         if "scaling_factor" in scaling:
             scaling["factor"] = scaling.pop("scaling_factor")
@@ -112,6 +114,12 @@ def _get(fields: Mapping[str, Any], name: str) -> Any:
     if name not in fields:
         raise CheckpointError(f"{name} is missing")
     return fields[name]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:  # neither NaN nor inf
+        raise CheckpointError(f"{name} is {repr(value)[:60]}; expected a number")
+    return float(value)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -142,8 +150,4 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         "high_freq_factor": "high_freq_factor",
         "original_max_seq_len": "original_max_position_embeddings",
     }
-    values = {ours: _get(rope, theirs) for ours, theirs in fields.items()}
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise CheckpointError(f"rope scaling: {fields[name]} is {value!r}; expected a number")
-    return RopeScaling(**values)
+    return RopeScaling(**{ours: _get(rope, theirs) for ours, theirs in fields.items()})

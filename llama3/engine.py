@@ -16,7 +16,7 @@ from llama3.config import ModelConfig
 from llama3.errors import RequestError
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
-from llama3.sampler import Sample, Sampling, SamplingParams
+from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
 
 PROMPT_ROWS = 512  # a step's rows of prompt: enough to make its products large, few enough to keep a step short
 
@@ -24,7 +24,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Pending(Protocol):
-    def samples(self) -> list[Sample | None]: ...
+    def samples(self) -> list[Sample | LogitsError | None]: ...
 
 
 class Model(Protocol):
@@ -38,7 +38,7 @@ class Model(Protocol):
 
 @dataclass(eq=False)
 class Request:
-    """One generation, from `submit` to its last event."""
+    """One generation, from `submit` to its end."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -46,12 +46,26 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     mask: Callable[[], np.ndarray | None] | None = None  # the tokens allowed next, (vocab_size,) bool; None: all
 
-    tokens: list[int] = field(default_factory=list, init=False)  # the answer so far, without the stop token
+    samples: list[Sample] = field(default_factory=list, init=False)  # every token drawn so far
     finish_reason: FinishReason | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)  # why, if finish_reason is "error"
     prompt_done: int = field(default=0, init=False)  # how many of the prompt's tokens have been read
     slot: int | None = field(default=None, init=False)
     sampling: Sampling = field(init=False, repr=False)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer so far, without the stop token."""
+        tokens = [sample.token for sample in self.samples]
+        return tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
+
+    def settle(self) -> None:
+        """End by the last sample, unless something else has ended it already."""
+        if self.finish_reason is None and self.samples:
+            if self.samples[-1].token in self.stop_ids:
+                self.finish_reason = "stop"
+            elif len(self.samples) == self.max_tokens:
+                self.finish_reason = "length"
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,12 @@ class Event:
 
 
 class Engine:
+    """`step` belongs to one thread at a time; `submit` and `cancel` may be called from any, at any moment.
+
+    What has been drawn (`Request.samples`) and how far a slot is filled (`KVCache.lengths`) are the whole state, and
+    all else follows from the two. So a step that Ctrl-C cuts off anywhere is simply taken up again by the next.
+    """
+
     def __init__(self, model: Model, slots: int = 1, max_len: int | None = None):
         """`slots` sequences run at once, each up to `max_len` tokens (default: the model's context); others wait."""
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
@@ -72,12 +92,15 @@ class Engine:
         self.max_len = model.config.max_seq_len if max_len is None else max_len
         self.cache = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
-        self._held: list[list[int]] = [[] for _ in range(slots)]  # the tokens that a free slot still remembers
+        self.tenants: list[Request | None] = [None] * slots  # who lives in a slot, or lived there last
+
+    @property
+    def running(self) -> list[Request]:
+        return [request for request in self.tenants if request and not request.finish_reason]
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or any(not request.finish_reason for request in self.waiting))
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises RequestError if it can never run."""
@@ -95,8 +118,7 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """End a request now, wherever it is. One that has ended already stays as it ended."""
-        if request.finish_reason is None:
-            self._finish(request, "cancelled")
+        request.finish_reason = request.finish_reason or "cancelled"
 
     def step(self) -> list[Event]:
         """One forward pass for all running requests. A pass that fails ends the requests in it, and no others."""
@@ -104,72 +126,73 @@ class Engine:
         rows = self._rows()
         if not rows:
             return []
-        batch = Batch.of([(request.slot, tokens) for request, tokens, _ in rows])  # type: ignore[misc]
-        samplings = [request.sampling if draws else None for request, _, draws in rows]
-        lengths = [self._length(request) for request, _, _ in rows]
+        batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows])
+        samplings = [request.sampling if draws else None for request, _, _, draws in rows]
         try:
             samples = self.model.step(batch, self.cache, samplings).samples()
         except Exception as error:
-            return [self._fail(request, error) for request, _, _ in rows]
-        except BaseException:  # Ctrl-C: as if the step had never begun
-            for slot, length in zip(batch.slots, lengths):
-                self.cache.truncate(slot, length)
-            raise
-        for request, _, _ in rows:
-            request.prompt_done = min(self._length(request), len(request.prompt))
-        return [self._accept(request, sample) for (request, _, _), sample in zip(rows, samples) if sample is not None]
+            return [_fail(request, error) for request, *_ in rows]
+        for request, slot, _, _ in rows:
+            request.prompt_done = min(self.cache.lengths[slot], len(request.prompt))
+        return [_accept(request, sample) for (request, *_), sample in zip(rows, samples) if sample is not None]
 
     def _admit(self) -> None:
         """Move waiting requests into free slots, each into the one that already holds most of its prompt."""
-        while self.waiting and self.cache.free_slots:
-            request = self.waiting.popleft()
-            # The last token is always run again: its logits are what the first draw needs.
-            known = {slot: _common_prefix(self._held[slot], request.prompt[:-1]) for slot in self.cache.free_slots}
-            slot = max(known, key=lambda slot: (known[slot], -len(self._held[slot])))
-            request.slot = self.cache.allocate(slot)
-            self.cache.truncate(slot, known[slot])
-            request.prompt_done = known[slot]
-            self.running.append(request)
+        while self.waiting:
+            request = self.waiting[0]
+            if request not in self.tenants and not request.finish_reason:
+                free = [slot for slot, tenant in enumerate(self.tenants) if not tenant or tenant.finish_reason]
+                if not free:
+                    return
+                # The last token is always run again: its logits are what the first draw needs.
+                held = {slot: self._held(slot) for slot in free}
+                known = {slot: _common_prefix(held[slot], request.prompt[:-1]) for slot in free}
+                slot = max(free, key=lambda slot: (known[slot], -len(held[slot])))
+                self.cache.truncate(slot, known[slot])
+                request.slot, request.prompt_done = slot, known[slot]
+                self.tenants[slot] = request
+            self.waiting.popleft()
 
-    def _rows(self) -> list[tuple[Request, list[int], bool]]:
-        """(request, its tokens for this step, whether it draws): first those that decode, then chunks of prompts."""
+    def _held(self, slot: int) -> list[int]:
+        """The tokens whose keys and values a slot holds."""
+        tenant = self.tenants[slot]
+        return [*tenant.prompt, *tenant.tokens][: self.cache.lengths[slot]] if tenant else []
+
+    def _rows(self) -> list[tuple[Request, int, list[int], bool]]:
+        """(request, slot, its tokens for this step, whether it draws): those that decode, then chunks of prompts."""
         rows, budget = [], PROMPT_ROWS
-        for request in sorted(self.running, key=lambda request: not request.tokens):  # stable: else by arrival
-            start, prompt = self._length(request), len(request.prompt)
-            todo = [*request.prompt[start:], *request.tokens[max(start - prompt, 0) :]]
-            chunk = todo if request.tokens else todo[:budget]
+        for request in sorted(self.running, key=lambda request: not request.samples):
+            slot, prompt, samples = request.slot, request.prompt, request.samples
+            assert slot is not None
+            # All this changes nothing, unless Ctrl-C has cut the last step off after its forward pass or its draw.
+            request.settle()
+            self.cache.truncate(slot, min(self.cache.lengths[slot], len(prompt) + len(samples) - 1))
+            for sample in samples[request.sampling.index :]:
+                request.sampling.accept(sample.token)
+            if request.finish_reason:
+                continue
+
+            start = self.cache.lengths[slot]
+            todo = [*prompt[start:], *(sample.token for sample in samples[max(start - len(prompt), 0) :])]
+            chunk = todo if samples else todo[:budget]
             if chunk:
-                rows.append((request, chunk, len(chunk) == len(todo)))
-                budget -= 0 if request.tokens else len(chunk)
+                rows.append((request, slot, chunk, len(chunk) == len(todo)))
+                budget -= 0 if samples else len(chunk)
         return rows
 
-    def _accept(self, request: Request, sample: Sample) -> Event:
-        if sample.token in request.stop_ids:
-            self._finish(request, "stop")
-        else:
-            request.tokens.append(sample.token)
-            request.sampling.accept(sample.token)
-            if len(request.tokens) == request.max_tokens:
-                self._finish(request, "length")
-        return Event(request, sample, request.finish_reason)
 
-    def _fail(self, request: Request, error: Exception) -> Event:
-        request.error = error
-        self._finish(request, "error")
-        return Event(request, None, "error")
+def _accept(request: Request, sample: Sample | LogitsError) -> Event:
+    if isinstance(sample, LogitsError):
+        return _fail(request, sample)
+    request.samples.append(sample)
+    request.settle()
+    return Event(request, sample, request.finish_reason)
 
-    def _finish(self, request: Request, reason: FinishReason) -> None:
-        request.finish_reason = reason
-        if request.slot is None:
-            self.waiting.remove(request)
-            return
-        self._held[request.slot] = [*request.prompt, *request.tokens][: self._length(request)]
-        self.running.remove(request)
-        self.cache.free(request.slot)
 
-    def _length(self, request: Request) -> int:
-        assert request.slot is not None
-        return self.cache.lengths[request.slot]
+def _fail(request: Request, error: Exception) -> Event:
+    request.error = error
+    request.finish_reason = request.finish_reason or "error"
+    return Event(request, None, request.finish_reason)
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:

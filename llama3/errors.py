@@ -1,4 +1,7 @@
-"""The errors raised for bad input. Each message is one clear line: what was found, what was expected, what to do."""
+"""The errors raised for bad input. Each message is one clear line: what was found, what was expected, what to do.
+
+That of a gated repository is two: where to accept its licence, and what to do then.
+"""
 
 
 class Llama3Error(ValueError):

@@ -1,7 +1,6 @@
 """Llama: load a checkpoint, then logits, generate, stream, chat. All that an embedder touches."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_folder, resolve
-from llama3.engine import PROMPT_ROWS, Engine, Event, FinishReason, Request, check_tokens
+from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
 from llama3.model.transformer import Trace, Transformer
@@ -19,7 +18,7 @@ from llama3.sampler import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
 
-MAX_TOKENS = 256  # the default of the hosted model
+MAX_TOKENS = 256  # as for the same model on Cloudflare Workers AI
 
 
 @dataclass(frozen=True)
@@ -60,50 +59,49 @@ class Stream(Iterator[Piece]):
         self, llama: "Llama", request: Request, text: TextStream, on_prompt: Callable[[int, int], None] | None = None
     ):
         self._llama, self._request, self._text, self._on_prompt = llama, request, text, on_prompt
-        self._inbox = llama._submit(request)
-        self._ended: FinishReason | None = None  # by the text, or by the caller; the engine may not know it yet
+        self._read = 0  # of the request's samples: another stream's steps may have drawn more
+        self.finish_reason: FinishReason | None = None
         self.seed = request.sampling.seed
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        return self._ended or self._request.finish_reason
-
-    @property
     def tokens(self) -> list[int]:
-        return self._request.tokens
+        """The answer as far as it has been read, without the stop token."""
+        tokens = [sample.token for sample in self._request.samples[: self._read]]
+        return tokens[:-1] if tokens and tokens[-1] in self._request.stop_ids else tokens
 
     @property
     def usage(self) -> Usage:
         return Usage(len(self._request.prompt), len(self.tokens))
 
     def __next__(self) -> Piece:
-        while not self._inbox:
-            if self.finish_reason:
-                raise StopIteration
-            before = self._request.prompt_done
-            self._llama._crank()
-            if self._on_prompt and self._request.prompt_done > before:
-                self._on_prompt(self._request.prompt_done, len(self._request.prompt))
-        event = self._inbox.popleft()
-        if event.sample is None:
-            raise event.request.error or Llama3Error(f"the request ended: {event.finish_reason}")
-        sample, reason = event.sample, event.finish_reason
-        text = "" if reason == "stop" else self._text.push(sample.token)
+        request = self._request
+        while self._read == len(request.samples) and not (self.finish_reason or request.finish_reason):
+            before = request.prompt_done
+            self._llama._crank(lambda: len(request.samples) > self._read or bool(request.finish_reason))
+            if self._on_prompt and request.prompt_done > before:
+                self._on_prompt(request.prompt_done, len(request.prompt))
+        if self.finish_reason:
+            raise StopIteration
+        if self._read == len(request.samples):
+            self.finish_reason = request.finish_reason
+            raise request.error or Llama3Error(f"the request ended: {request.finish_reason}")
+        sample = request.samples[self._read]
+        self._read += 1
+        stops = sample.token in request.stop_ids
+        text = "" if stops else self._text.push(sample.token)
         if self._text.stopped:
-            self.close(reason := "stop")
-        elif reason:
+            self.close("stop")
+        elif stops or self._read == request.max_tokens:
             text += self._text.flush()
-        return Piece(text, sample.token, sample.logprob, sample.top, reason)
+            self.finish_reason = "stop" if stops else "length"
+        return Piece(text, sample.token, sample.logprob, sample.top, self.finish_reason)
 
     def close(self, reason: FinishReason = "cancelled") -> None:
-        if not self.finish_reason or self._inbox:
-            self._ended = reason
-            self._inbox.clear()
-            self._llama._abandoned.append(self._request)
+        self.finish_reason = self.finish_reason or reason
+        self._llama._engine.cancel(self._request)
 
     def __del__(self) -> None:
-        if hasattr(self, "seed"):  # else the constructor has raised
-            self.close()
+        self.close()
 
     def completion(self) -> Completion:
         """Run to the end."""
@@ -123,9 +121,8 @@ class Llama:
         self.device = check_device(device)
         self.model = Transformer(checkpoint.config, checkpoint.weights)
         self._engine = Engine(self.model, slots)
-        self._inboxes: dict[Request, deque[Event]] = {}
-        self._abandoned: deque[Request] = deque()  # `__del__` may come at any moment, so it takes no lock
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._stepper: int | None = None  # the thread that is in a step
 
     @classmethod
     def load(cls, model: str | Path | None = None, device: str = "cpu", slots: int = 1) -> "Llama":
@@ -138,10 +135,16 @@ class Llama:
         return cls(load_folder(resolve(model)), device, slots)
 
     def encode(self, text: str) -> list[int]:
-        """Raw text -> ids: <|begin_of_text|> first, once; the names of special tokens are special tokens."""
+        """Raw text -> ids: <|begin_of_text|> first, whether it is there or not; special tokens' names are those tokens.
+
+        Raises RequestError for a <|begin_of_text|> that stands anywhere else: a text has one beginning.
+        """
         tokenizer = self._need_tokenizer()
         ids = tokenizer.encode(text, allow_special=True)
-        return ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+        ids = ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+        if ids.count(tokenizer.bos_id) > 1:
+            raise RequestError("the text holds <|begin_of_text|> behind its beginning; expected it once, or not at all")
+        return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages ({"role", "content"}) -> ids in Llama 3's chat format, ready for the assistant's answer."""
@@ -158,10 +161,11 @@ class Llama:
             raise RequestError(f"the text has {len(ids)} tokens; the context window holds {self.config.max_seq_len}")
         cache = self.model.new_cache(1, len(ids))
         slot = cache.allocate()
-        blocks = [ids[i : i + PROMPT_ROWS] for i in range(0, len(ids), PROMPT_ROWS)]
-        return np.concatenate(
-            [self.model.forward(Batch.of([(slot, block)]), cache, np.arange(len(block)), trace) for block in blocks]
-        )
+        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
+        for i in range(0, len(ids), PROMPT_ROWS):
+            batch = Batch.of([(slot, ids[i : i + PROMPT_ROWS])])
+            logits[i : i + PROMPT_ROWS] = self.model.forward(batch, cache, np.arange(len(batch.tokens)), trace)
+        return logits
 
     def stream(
         self,
@@ -184,6 +188,7 @@ class Llama:
             raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
         text = TextStream(self.tokenizer, check_stops(stop))
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids)
+        self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
 
     def generate(self, prompt: str | Sequence[int], **parameters: Any) -> Completion:
@@ -210,21 +215,21 @@ class Llama:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer: give token ids instead of text")
         return self.tokenizer
 
-    def _submit(self, request: Request) -> deque[Event]:
-        with self._lock:
-            self._engine.submit(request)
-            return self._inboxes.setdefault(request, deque())
-
-    def _crank(self) -> None:
-        """One step for all requests. Another thread may have turned the crank while this one waited for the lock."""
-        with self._lock:
-            while self._abandoned:
-                self._engine.cancel(self._abandoned[0])
-                self._inboxes.pop(self._abandoned.popleft(), None)
-            for event in self._engine.step():
-                self._inboxes[event.request].append(event)
-                if event.finish_reason:
-                    del self._inboxes[event.request]
+    def _crank(self, news: Callable[[], bool]) -> None:
+        """One step for all requests; or, while another thread is in one, wait for what that brings this caller."""
+        me = threading.get_ident()
+        with self._turn:
+            while self._stepper not in (None, me):  # `me`: Ctrl-C has cut off this thread's last step
+                self._turn.wait()
+                if news():
+                    return
+            self._stepper = me
+        try:
+            self._engine.step()
+        finally:
+            with self._turn:
+                self._stepper = None
+                self._turn.notify_all()
 
 
 def check_device(device: str) -> str:

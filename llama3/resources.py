@@ -1,4 +1,4 @@
-"""Files that ship with llama3 but stand beside the package in its source tree (`weights/`, `kernels/`)."""
+"""Files that ship with llama3 but stand beside the package in its source tree (`weights/`)."""
 
 from importlib.resources import files
 from pathlib import Path

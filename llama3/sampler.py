@@ -16,7 +16,7 @@ import numpy as np
 from llama3.errors import Llama3Error, RequestError
 from llama3.philox import uniform
 
-HIGHEST_DRAWN_SEED = 9_999_999_999  # what other services take as a seed too: a reported seed can be sent anywhere
+HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest that Cloudflare Workers AI takes: a drawn seed serves there, too
 PART = 8192  # tokens whose weights are computed at once
 
 

@@ -35,8 +35,8 @@ class TextStream:
         self.stopped = False  # a stop string has come: everything from it on is dropped
 
     def push(self, token: int) -> str:
-        if self._tokenizer is None or self._decoder is None or token >= self._tokenizer.vocab_size:
-            return ""  # an embedding may be padded to a round number: the ids behind the vocabulary have no text
+        if self._tokenizer is None or self._decoder is None or token not in self._tokenizer:
+            return ""  # an embedding may be padded to a round number: such ids have no text
         return self._release(self._decoder.push(token))
 
     def flush(self) -> str:

@@ -107,6 +107,10 @@ class Tokenizer:
 
         return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens={})
 
+    def __contains__(self, token: int) -> bool:
+        """Whether the id is a token's. A model's embedding may have more rows than there are tokens."""
+        return token in self._bytes
+
     def token_bytes(self, token: int) -> bytes:
         """One token's bytes, which may be a part of a character. Raises TokenizerError for an id out of range."""
         try:

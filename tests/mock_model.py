@@ -11,7 +11,7 @@ from llama3.config import ModelConfig
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
 from llama3.model.transformer import Pending
-from llama3.sampler import Sampling
+from llama3.sampler import LogitsError, Sampling
 
 VOCAB = 101
 
@@ -54,4 +54,7 @@ class MockModel:
         tokens = cache.k[slot, 0, 0, : cache.lengths[slot], 0].astype(int).tolist()
         logits = np.zeros(VOCAB, np.float32)
         logits[next_token(tokens)] = 30.0
-        return sampling.sample(logits)
+        try:
+            return sampling.sample(logits)
+        except LogitsError as error:
+            return error

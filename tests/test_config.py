@@ -102,6 +102,9 @@ def test_head_dim_need_not_be_dim_over_heads():
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
         ({"rope_scaling": LLAMA3_SCALING | {"factor": "8"}}, "factor is '8'"),
         ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "rope scaling makes no sense"),
+        ({"rope_scaling": LLAMA3_SCALING | {"factor": float("inf")}}, "factor is inf"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
         ({"rope_scaling": [8.0]}, "rope_scaling is [8.0]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -116,6 +119,22 @@ def test_a_wrong_field_is_named(change, named):
 def test_a_missing_field_is_named(name):
     with pytest.raises(CheckpointError, match=f"^{name} is missing$"):
         ModelConfig.from_hf({k: v for k, v in HF_8B.items() if k != name})
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"ffn_dim_multiplier": "1.3"}, "ffn_dim_multiplier is '1.3'"),
+        ({"ffn_dim_multiplier": float("nan")}, "ffn_dim_multiplier is nan"),
+        ({"multiple_of": True}, "multiple_of True"),
+        ({"use_scaled_rope": True, "rope_scaling_factor": "8"}, "factor is '8'"),
+        ({"dim": "4096"}, "dim is '4096'"),
+    ],
+)
+def test_a_wrong_field_of_meta_s_is_named(change, named):
+    with pytest.raises(CheckpointError) as error:
+        ModelConfig.from_meta(META_8B | change)
+    assert named in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["dim", "n_layers", "n_heads", "vocab_size"])

@@ -55,7 +55,9 @@ def test_a_resource_that_is_not_there_is_named():
 
 
 def test_import_is_light():
-    heavy = "cupy torch transformers huggingface_hub tiktoken regex tqdm starlette uvicorn httpx requests argparse"
+    heavy = (
+        "cupy torch transformers huggingface_hub tiktoken regex tqdm starlette uvicorn httpx httpx2 requests argparse"
+    )
     code = f"import sys, llama3; llama3.Llama; print([m for m in {heavy.split()} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     assert ran.stdout.strip() == "[]"

@@ -105,9 +105,12 @@ def _added_tokens(file: Path) -> dict[str, int]:
     if not file.is_file():
         return {}
     try:
-        return {token["content"]: int(token["id"]) for token in read_json(file)["added_tokens"]}
-    except (KeyError, TypeError, ValueError) as error:
+        added = [(token["content"], token["id"]) for token in read_json(file)["added_tokens"]]
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: added_tokens: expected objects with content and id") from error
+    if not all(type(content) is str and type(token) is int for content, token in added):
+        raise CheckpointError(f"{file}: added_tokens: expected a text as content and a whole number as id")
+    return dict(added)
 
 
 def _read_stop_ids(folder: Path, config: ModelConfig) -> frozenset[int]:

@@ -91,7 +91,10 @@ def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
 def cached(repo: str, revision: str | None = None) -> Path | None:
     """The snapshot in the hub's cache, if a config and all the weights are there."""
     for name in CONFIGS:
-        found = try_to_load_from_cache(repo, name, revision=revision)
+        try:
+            found = try_to_load_from_cache(repo, name, revision=revision)
+        except HFValidationError:
+            return None  # no name of a repository, as `fetch` will say
         if isinstance(found, str):
             try:
                 weight_files(find_weights(Path(found).parent))

@@ -69,7 +69,7 @@ def explain(error: BaseException) -> int:
     """Say what went wrong on standard error -> the exit code (`help.py` lists them)."""
     import contextlib
 
-    from llama3.errors import Llama3Error, RequestError
+    from llama3.errors import DownloadError, Llama3Error, RequestError
 
     if os.environ.get("LLAMA3_DEBUG") and not isinstance(error, SystemExit):
         import traceback
@@ -82,8 +82,10 @@ def explain(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         forget_output()
         return 141
-    if isinstance(error, Llama3Error):
-        message = str(error)
+    if isinstance(error, DownloadError):
+        message = str(error)  # two lines, if the licence has to be accepted first
+    elif isinstance(error, Llama3Error):
+        message = str(error).replace("\n", "\\n")
     elif isinstance(error, ImportError):
         message = f"{error}; install llama3 with what it needs: pip install . in its folder"
     elif isinstance(error, MemoryError):
@@ -94,7 +96,8 @@ def explain(error: BaseException) -> int:
     else:
         message = f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())} (LLAMA3_DEBUG=1 shows where)"
     with contextlib.suppress(OSError):
-        print(f"llama3: {message}", file=sys.stderr, flush=True)
+        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+        print(f"llama3: {shown}", file=sys.stderr, flush=True)
     return 2 if isinstance(error, RequestError) else 1
 
 

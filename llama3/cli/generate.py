@@ -107,5 +107,6 @@ def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[st
 
 
 def logprob(llama: "Llama", token: int, value: float | None) -> dict[str, Any]:
-    assert llama.tokenizer is not None
-    return {"token": token, "text": llama.tokenizer.decode([token]), "logprob": value}
+    tokenizer = llama.tokenizer
+    known = tokenizer is not None and token in tokenizer  # an embedding may have more rows than there are tokens
+    return {"token": token, "text": tokenizer.decode([token]) if tokenizer and known else "", "logprob": value}

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from llama3.checkpoint import Checkpoint
 
 DESCRIPTION = """\
-Describe a checkpoint: the demo, or the one named. Only the files' headers are read.
+Describe a checkpoint: the demo, or the one named. Only the files' headers are read; one on
+the hub is fetched first.
 
   llama3 info
   llama3 info meta-llama/Meta-Llama-3-8B-Instruct"""

@@ -13,7 +13,7 @@ from llama3.model.kv_cache import KVCache
 from llama3.model.linear import linear
 from llama3.model.rms_norm import rms_norm
 from llama3.model.rope import rope_table, rotate
-from llama3.sampler import Sample, Sampling
+from llama3.sampler import LogitsError, Sample, Sampling
 
 Trace = Callable[[str, np.ndarray], None]
 
@@ -92,11 +92,14 @@ class Transformer:
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
         drawing = [i for i, sampling in enumerate(samplings) if sampling is not None]
         logits = self.forward(batch, cache, batch.last_rows[drawing])
-        samples: list[Sample | None] = [None] * len(samplings)
+        samples: list[Sample | LogitsError | None] = [None] * len(samplings)
         for row, i in enumerate(drawing):
             sampling = samplings[i]
             assert sampling is not None
-            samples[i] = sampling.sample(logits[row])
+            try:
+                samples[i] = sampling.sample(logits[row])
+            except LogitsError as error:  # one sequence's trouble, not its neighbours'
+                samples[i] = error
         return Pending(samples)
 
 
@@ -104,7 +107,8 @@ class Transformer:
 class Pending:
     """The result of a step. Here it is there at once; a GPU's is waited for in `samples()`."""
 
-    _samples: list[Sample | None]
+    _samples: list[Sample | LogitsError | None]
 
-    def samples(self) -> list[Sample | None]:
+    def samples(self) -> list[Sample | LogitsError | None]:
+        """One for each sequence of the batch: its token, why it could not be drawn, or None where none was asked."""
         return self._samples

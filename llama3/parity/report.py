@@ -34,6 +34,8 @@ class Limits:
         for name, value in asdict(self).items():
             if value is not None and not 0 <= value < np.inf:
                 raise RequestError(f"{name} is {value!r}; expected a number of at least 0")
+        if self.min_top1 is not None and self.min_top1 > 1:
+            raise RequestError(f"min_top1 is {self.min_top1!r}; expected a share, from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from llama3.checkpoint import load_folder
 from llama3.config import ModelConfig, RopeScaling
 from llama3.model.batch import Batch
 from llama3.model.transformer import Transformer
-from llama3.sampler import Sampling, SamplingParams
+from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 LONG = 8192
@@ -86,6 +86,25 @@ def test_a_prompt_in_chunks_equals_one_full_forward(long_model, long_logits, chu
     chunks = [tokens[i : i + chunk] for i in range(0, LONG, chunk)]
     got = [model.forward(Batch.of([(slot, part)]), cache, np.arange(len(part))) for part in chunks]
     assert worst_row(np.concatenate(got), expected) <= BAR
+
+
+def test_a_long_sequence_does_not_feel_a_long_neighbour(long_model, long_logits):
+    tokens, expected = long_logits
+    other = tokens_of(long_model.config, LONG, seed=1)
+    cache = long_model.new_cache(2, LONG)
+    for begin, end in [(0, 1), (1, 4000), (4000, 8180), (8180, LONG)]:
+        batch = Batch.of([(1, other[begin:end]), (0, tokens[begin:end])])
+        rows = np.arange(len(batch.tokens))[batch.spans[1]][-8:]
+        assert worst_row(long_model.forward(batch, cache, rows), expected[begin:end][-8:]) <= BAR
+
+
+def test_a_step_s_sampler_that_fails_does_not_stop_the_others(model):
+    cache = model.new_cache(2, 16)
+    greedy = SamplingParams(temperature=0)
+    nothing = Sampling(greedy, [1], model.config.vocab_size, mask=lambda: np.zeros(model.config.vocab_size, bool))
+    batch = Batch.of([(0, [1]), (1, [2])])
+    failed, drawn = model.step(batch, cache, [nothing, Sampling(greedy, [2], model.config.vocab_size)]).samples()
+    assert isinstance(failed, LogitsError) and isinstance(drawn, Sample)
 
 
 @settings(max_examples=25)
