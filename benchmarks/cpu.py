@@ -27,7 +27,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from sampler import about_this_run  # the script beside this one
+from machine import about_this_run  # the file beside this one
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.config import ModelConfig

@@ -8,15 +8,12 @@ Flat logits are normal with a deviation of 3; peaked ones, nearer to a language 
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
+from machine import about_this_run  # the file beside this one
 
 from llama3.sampler import Sampling, SamplingParams
 
@@ -76,26 +73,6 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"p10": round(p10, 4), "median": round(median, 4), "p90": round(p90, 4)}
 
 
-def about_this_run() -> dict:
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "vocab_size": VOCAB,
-    }
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=300)
@@ -111,7 +88,8 @@ def main() -> None:
             name = ", ".join(f"{name} {value}" for name, value in options.items()) or "(defaults)"
             print(f"{kind:8}{name[:57]:58}{wall}{cpu}", flush=True)
     if arguments.out:
-        arguments.out.write_text(json.dumps({**about_this_run(), "results": results}, indent=1) + "\n")
+        result = about_this_run() | {"vocab_size": VOCAB, "results": results}
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
