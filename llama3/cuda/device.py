@@ -281,10 +281,10 @@ BACKENDS: dict[str, Callable[[int], Device]] = {"cuda": CupyDevice}
 
 def open_device(name: str) -> Device:
     """`cuda`, or `cuda:1` for the second GPU. Raises DeviceError if it is not there or not usable."""
-    kind, _, index = name.partition(":")
-    if kind not in BACKENDS or not (index or "0").isdecimal():
+    kind, colon, index = name.partition(":")
+    if kind not in BACKENDS or (colon and not index.isdecimal()):
         raise DeviceError(f"device {name}: expected cuda, or cuda:1 for the second GPU")
-    return BACKENDS[kind](int(index or "0"))
+    return BACKENDS[kind](int(index or 0))
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ import pytest
 
 from llama3.cuda.device import CupyDevice, Device
 from llama3.errors import DeviceError
+from tests.cuda.compile_gates import read_table
 from tests.cuda.emulator.build import COMPILER
 from tests.cuda.emulator.device import ORDERS, EmulatedDevice
 
@@ -17,7 +18,11 @@ from tests.cuda.emulator.device import ORDERS, EmulatedDevice
 def emulated() -> EmulatedDevice:
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels with")
-    return EmulatedDevice()
+    registers: dict[tuple[str, str, tuple[str, ...]], int] = {}
+    for row in read_table():
+        key = row.file, row.name, row.defines
+        registers[key] = max(row.registers, registers.get(key, 0))
+    return EmulatedDevice(registers=registers)
 
 
 @pytest.fixture(scope="session")

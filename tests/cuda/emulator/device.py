@@ -36,10 +36,10 @@ class Recorded:
 
 
 class EmulatedDevice(Device):
-    def __init__(self, index: int = 0, registers: dict[Kernel, int] | None = None):
+    def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
         self.order = "forward"
         self.seed = 0
-        self.registers = registers or {}  # a thread's, as the compiler reported them
+        self.registers = registers or {}  # of (file, name, defines): a thread's, as the compiler reported them
         self._live: weakref.WeakSet[Allocation] = weakref.WeakSet()
         # Written by the launches that may still run when a dependent one starts: since the last that was not dependent.
         self._in_flight: list[Allocation] = []
@@ -166,7 +166,7 @@ class EmulatedDevice(Device):
             raise EmulationError(f"{kernel.name}: no GPU takes a grid of {grid} with blocks of {block}")
         if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
             raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
-        registers = self.registers.get(kernel, 0)
+        registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
         a_warp = -(-registers * 32 // 256) * 256
         if a_warp * -(-threads // 32) > REGISTERS:
             raise EmulationError(f"{kernel.name}: {threads} threads of {registers} registers do not fit an SM")

@@ -222,7 +222,7 @@ def test_64_kb_of_shared_memory_without_the_opt_in(device):
 def test_too_many_registers_for_the_threads(device):
     copy = Kernel(PRIMITIVES, "copy")
     x, y = device.upload(floats(1024)), device.alloc((1024,), np.float32)
-    device.registers[copy] = 72
+    device.registers[copy.file, copy.name, copy.defines] = 72
     device.launch(copy, (2,), (512,), [x, y, np.int32(1024)])
     with pytest.raises(EmulationError, match="1024 threads of 72 registers do not fit an SM"):
         device.launch(copy, (1,), (1024,), [x, y, np.int32(1024)])
