@@ -250,7 +250,7 @@ class CupyDevice(Device):
 
         kind = {bfloat16: 14, np.dtype(np.float32): 0}  # cudaDataType: CUDA_R_16BF, CUDA_R_32F
         (rows, width), n_out = x.shape, w.shape[0]
-        one, beta = np.float32([1]), np.float32([accumulate])
+        one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
         with self._current():
             # cuBLAS counts by columns: to it out is (n_out, rows), x (width, rows), and w (width, n_out), transposed.
             cublas.gemmEx(
