@@ -6,9 +6,9 @@
 //   linear_add     add it to a float           (the two products that end in the residual stream)
 //   linear_swiglu  silu(gate sum) * up sum     (the feed-forward network's two matrices at once)
 //
-// Launch: grid (n_out / 8, T), 256 threads: a warp an output, 16 bytes of w a lane at a time, four loads in flight while
-//         the four before them are multiplied. The first four are under way before the predecessor has ended: weights
-//         depend on nobody. The order of summation is the same whatever the other rows are.
+// Launch: grid (n_out / 8, T), 256 threads: a warp an output, 16 bytes of w a lane at a time, four loads in flight
+//         while the four before them are multiplied. The first four are under way before the predecessor has ended:
+//         weights depend on nobody. The order of summation is the same whatever the other rows are.
 // Bytes:  2 n_out width. At 4.3 TB/s: queries, keys and values of the 8B model (6,144 x 4,096) 50.3 MB, 11.7
 //         microseconds; wo 33.6 MB, 7.8; gate and up 234.9 MB, 54.6; down 117.4 MB, 27.3; the output matrix
 //         1,050.7 MB, 244. Every row of x reads w again, at best from the second-level cache: this is for one row.

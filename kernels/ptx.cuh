@@ -22,8 +22,8 @@ __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsi
 
 // A launch may overlap the one before it. Only after this may it read what a kernel has written, or write anything.
 // Every thread of the block calls it, once, also where the launch does not overlap.
-// A parameter that a kernel writes is never __restrict__ where another reads it: that would let the compiler take it for
-// a constant of the launch and read it ahead of the wait. Weights are such constants.
+// A parameter that a kernel writes is never __restrict__ where another reads it: that would let the compiler take it
+// for a constant of the launch and read it ahead of the wait. Weights are such constants.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifndef __CUDACC__
     emulator::wait_for_predecessor(__builtin_LINE());

@@ -6,7 +6,7 @@
 //   They are in device memory: a replayed graph finds the next position there.
 // Pair i of a head is channels i and i + head_dim / 2:  (a, b) -> (a cos - b sin, b cos + a sin).
 //
-// Launch: a thread eight pairs of a head, head_dim / 16 threads a head, 256 threads a block, as many blocks as it takes.
+// Launch: a thread eight pairs of a head, head_dim / 16 threads a head, 256 threads a block.
 // Bytes:  4 (n_heads + 2 n_kv_heads) head_dim a row, half in, half out: 24 KB for the 8B model, and 201 MB for 8,192
 //         rows, 47 microseconds at 4.3 TB/s. The tables' rows come from the second-level cache.
 #include "common.cuh"

@@ -3,6 +3,7 @@ import pytest
 
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
+from tests.cuda.test_attention import attention_naive
 
 # rows and first position of each sequence: short and odd ones, just a tile, one more, behind a long past
 RAGGED = ((1, 0), (3, 65), (64, 0), (65, 1), (70, 63), (16, 64))
@@ -43,6 +44,19 @@ def test_ragged_prompts_agree_with_float64(device, in_every_order, n_heads, n_kv
     given = inputs(RAGGED, n_heads, n_kv_heads, head_dim, 140)
     found = in_every_order(lambda: attention(device, *given))
     assert_close(found, expected(*given[:3], RAGGED))
+
+
+def test_agrees_with_the_naive_kernel(device):
+    sequences = ((3, 65), (20, 0))
+    q, k, v, prompt_tiles = inputs(sequences, 2, 2, 64, 80)
+    positions = np.concatenate([start + np.arange(count, dtype=np.int32) for count, start in sequences]).astype(
+        np.int32
+    )
+    slots = np.repeat(np.arange(2, dtype=np.int32), [count for count, _ in sequences])
+    found = attention(device, q, k, v, prompt_tiles).astype(np.float64)
+    naive = attention_naive(device, q, k, v, positions, slots).astype(np.float64)
+    error = np.linalg.norm(found - naive, axis=-1) / np.linalg.norm(naive, axis=-1)
+    assert error.max() <= 2**-7, error.max()  # both have rounded to bf16, this one its weights too
 
 
 def test_the_last_rows_of_a_long_prompt(device):

@@ -18,16 +18,17 @@ def expected(x, weight):
     return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + EPS) * weight
 
 
+def normed(device, x, weight):
+    out = device.alloc(x.shape, weight.dtype)
+    rms_norm(device, device.upload(x), device.upload(weight), EPS, out)
+    return device.download(out)
+
+
 @pytest.mark.parametrize(("rows", "dim"), SHAPES)
 def test_agrees_with_float64(device, in_every_order, rows, dim):
     x, weight = inputs(rows, dim)
 
-    def run():
-        out = device.alloc((rows, dim), weight.dtype)
-        rms_norm(device, device.upload(x), device.upload(weight), EPS, out)
-        return device.download(out)
-
-    assert_close(in_every_order(run), expected(x, weight))
+    assert_close(in_every_order(lambda: normed(device, x, weight)), expected(x, weight))
 
 
 @pytest.mark.parametrize(("rows", "dim"), SHAPES)
@@ -46,15 +47,9 @@ def test_the_naive_kernel_agrees_with_float64(device, in_every_order, rows, dim)
 def test_tiny_and_huge_rows(device):
     x, weight = inputs(4, 64)
     x *= np.float32([[1e-8], [1e-3], [1e3], [1e8]])
-    out = device.alloc(x.shape, weight.dtype)
-    rms_norm(device, device.upload(x), device.upload(weight), EPS, out)
-    assert_close(device.download(out), expected(x, weight))
+    assert_close(normed(device, x, weight), expected(x, weight))
 
 
 def test_a_row_does_not_see_its_neighbours(device):
     x, weight = inputs(5, 192)
-    weight_there = device.upload(weight)
-    whole, alone = device.alloc((5, 192), weight.dtype), device.alloc((1, 192), weight.dtype)
-    rms_norm(device, device.upload(x), weight_there, EPS, whole)
-    rms_norm(device, device.upload(x[2:3]), weight_there, EPS, alone)
-    assert np.array_equal(device.download(whole)[2:3], device.download(alone))
+    assert np.array_equal(normed(device, x, weight)[2:3], normed(device, x[2:3], weight))

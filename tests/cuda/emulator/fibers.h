@@ -1,6 +1,10 @@
 // One fiber a CUDA thread, one block after another. A fiber runs until it must meet others: at a barrier (the whole
 // block) or in a warp operation (the lanes of a mask). Who runs next is a matter of the order asked for: a kernel whose
 // bits depend on it has a race.
+//   forward   the first warp runs alone until a barrier stops it, then the second, ...; in a warp the first lane first
+//   reverse   the other way round: of any two threads without a barrier between them, each is once far ahead
+//   shuffled  the lanes in random order, and now one warp, now another
+// Taking turns instead would hide most races: after each warp operation all would be equally far.
 #pragma once
 
 namespace emulator {
@@ -75,14 +79,17 @@ inline Fiber* warp_of(const Fiber& fiber) { return fibers + (&fiber - fibers) / 
     abort();
 }
 
-// Put fibers into the queue, in this launch's order.
-inline void make_ready(Fiber** chosen, int n) {
+// Put fibers into the queue, in this launch's order: before those that stand there, or behind them.
+inline void make_ready(Fiber** chosen, int n, bool before) {
     if (order == reverse) std::reverse(chosen, chosen + n);
     if (order == shuffled) std::shuffle(chosen, chosen + n, dice);
+    if (before) queue_head = (queue_head + MAX_THREADS - n) % MAX_THREADS;
+    int first = before ? queue_head : queue_head + queue_length;
     for (int i = 0; i < n; i++) {
         chosen[i]->state = State::ready;
-        queue[(queue_head + queue_length++) % MAX_THREADS] = chosen[i];
+        queue[(first + i) % MAX_THREADS] = chosen[i];
     }
+    queue_length += n;
 }
 
 // Nobody can run: say who waits where.
@@ -133,7 +140,7 @@ void meet_in_block(const char* operation, int line, Act act) {
         block.n_waiting = 0;
         Fiber* all[MAX_THREADS];
         for (int i = 0; i < block.n_threads; i++) all[i] = fibers + i;
-        make_ready(all, block.n_threads);
+        make_ready(all, block.n_threads, false);
     }
     switch_away();
 }
@@ -172,7 +179,7 @@ void meet_in_warp(const char* operation, int line, unsigned mask, Data& mine, Ac
     }
     if (n_here == n) {
         act(data);
-        make_ready(chosen, n);
+        make_ready(chosen, n, order != shuffled || dice() % 2);
     }
     switch_away();
 }
@@ -210,7 +217,7 @@ inline void run_block() {
         fiber.copies.clear();
         all[i] = &fiber;
     }
-    make_ready(all, block.n_threads);
+    make_ready(all, block.n_threads, false);
     current = queue[queue_head++];
     queue_length--;
     switch_context(outside, current->context);
