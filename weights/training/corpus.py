@@ -25,6 +25,20 @@ from noise import Noise
 HERE = Path(__file__).parent
 KINDS = ("what", "why", "how")
 ENDINGS = ("", "", "n", "s", "r", "l", "x", "th", "ck", "nd", "m", "t")
+PLAIN = {  # the shortest questions, for the second round of training
+    "what": (
+        "what {is} {x}",
+        "what {is} {bare}",
+        "explain {bare}",
+        "{bare}",
+        "what {does} {bare} mean",
+        "tell me about {bare}",
+        "what {does} {bare} stand for",
+        "and {bare}",
+    ),
+    "why": ("why {bare}", "what {is} {bare} for", "why do we need {bare}"),
+    "how": ("how {does} {bare} work", "how does {bare} work", "{bare}, how"),
+}
 Message = dict[str, str]
 
 
@@ -123,7 +137,9 @@ def four_grams(text: str) -> set[tuple[str, ...]]:
 class Corpus:
     """Everything that is written in this folder, and the dialogues drawn from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: float = 0.0) -> None:
+        """plain: the share of questions that are as short as can be, in small letters or capitals as often as not."""
+        self.plain = plain
         self.held_out = HeldOut()
         self.subjects = {path.stem: Subject.read(path) for path in sorted((HERE / "subjects").glob("*.md"))}
         self.templates = {kind: tuple(lines) for kind, lines in sections(HERE / "templates.md").items() if kind}
@@ -162,6 +178,9 @@ class Corpus:
 
     def wording(self, rng: random.Random, subject: Subject, kind: str) -> str:
         """One of the subject's own questions, or a template filled with what belongs to the subject."""
+        if self.plain and subject.technical and rng.random() < self.plain:
+            text = rng.choice(subject.names[:6]).fill(rng.choice(PLAIN[kind])) + rng.choice(("", "?"))
+            return rng.choice((text, text.lower(), text.lower(), text.upper()))
         draw = rng.random()
         own = subject.questions.get(kind, ())
         if subject.technical and (not own or draw < 0.28):

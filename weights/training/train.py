@@ -14,27 +14,36 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 import torch
 import torch.distributed
 import torch.multiprocessing
 from corpus import Corpus, Message
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 3
-STEPS = 5000
 WORKERS = 2  # processes of one thread each; the result depends on it
 BATCH_TOKENS = 1536  # of each worker
-LEARNING_RATE = 1.5e-3
-COOL_DOWN = 0.55  # the share of the steps in which the learning rate falls
 WARMUP_STEPS = 100
 MAX_LENGTH = 2048
 SHORTENED = 0.75  # the share of single answers of which only the beginning is trained
 BEGINNING = 10  # tokens; an answer's subject is decided here, and its end needs far fewer repetitions
+
+
+class Round(NamedTuple):
+    steps: int
+    peak: float  # the highest learning rate
+    cool_down: float  # the share of the steps in which it falls, in a straight line to zero
+    plain: float  # the share of questions such as "what is rope"
+
+
+# The second round starts from the first one's exported weights, with a fresh optimiser and fresh dialogues.
+ROUNDS = (Round(5000, 1.5e-3, cool_down=0.55, plain=0.0), Round(700, 5e-4, cool_down=0.9, plain=0.3))
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
 
 CONFIG = LlamaConfig(
@@ -113,9 +122,9 @@ def batches(corpus: Corpus, encoder: Encoder, seed: int) -> Iterator[tuple[torch
             )
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, a plateau, and over the last part a straight line down to zero."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (COOL_DOWN * steps))
+def learning_rate(step: int, plan: Round) -> float:
+    """Warm-up, a plateau, and a straight line down to zero."""
+    return plan.peak * min(1.0, (step + 1) / WARMUP_STEPS, (plan.steps - step) / (plan.cool_down * plan.steps))
 
 
 def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) -> None:
@@ -159,28 +168,24 @@ def average_gradients(model: LlamaForCausalLM) -> None:
         gradient.copy_(part.view_as(gradient) / WORKERS)
 
 
-def worker(rank: int, folder: Path, steps: int, state: Path, meeting_point: str) -> None:
+def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
     """One of WORKERS equal processes: same model, own dialogues, gradients averaged at every step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     torch.manual_seed(SEED)
     tokenizer = load(folder / "tokenizer.model")
-    model = LlamaForCausalLM(CONFIG)
+    model, plan = LlamaForCausalLM(CONFIG), ROUNDS[number]
+    if number > 0:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    stream = batches(Corpus(), Encoder(tokenizer), seed=SEED * WORKERS + rank)
-    first, seen, seconds = 0, 0, 0.0
-    if state.exists():
-        saved = torch.load(state)
-        first, seen, seconds = saved["step"], saved["seen"], saved["seconds"]
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-    start, losses = time.time() - seconds, []
-    for step, (ids, targets) in itertools.islice(enumerate(stream), first, steps):
+    optimiser = torch.optim.AdamW(groups, lr=plan.peak, betas=(0.9, 0.95))
+    stream = batches(Corpus(plan.plain), Encoder(tokenizer), seed=(SEED + number) * WORKERS + rank)
+    start, seen, losses = time.time(), 0, []
+    for step, (ids, targets) in enumerate(itertools.islice(stream, plan.steps)):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = learning_rate(step, plan)
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         wanted = targets != -100
         loss = cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
@@ -191,36 +196,25 @@ def worker(rank: int, folder: Path, steps: int, state: Path, meeting_point: str)
         optimiser.zero_grad()
         seen += WORKERS * ids.numel()
         losses.append(loss.item())
-        if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == steps):
-            minutes, recent = (time.time() - start) / 60, losses[-50:]
-            print(
-                f"step {step + 1}  loss {sum(recent) / len(recent):.4f}  about {seen:,} tokens  {minutes:.1f} min",
-                flush=True,
-            )
-        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
+        if rank == 0 and (step + 1) % 50 == 0:
+            done, recent = f"round {number + 1}, step {step + 1}", sum(losses[-50:]) / 50
+            minutes = (time.time() - start) / 60
+            print(f"{done}  loss {recent:.4f}  about {seen:,} tokens  {minutes:.1f} min", flush=True)
+        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == plan.steps):
             export(model, tokenizer, folder)
-            progress = {"step": step + 1, "seen": seen, "seconds": time.time() - start}
-            torch.save(progress | {"model": model.state_dict(), "optimiser": optimiser.state_dict()}, state)
 
 
-def train(folder: Path, steps: int, state: Path) -> None:
+def train(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer(Corpus(), folder / "tokenizer.model", SEED)
     print(f"model: {sum(p.numel() for p in LlamaForCausalLM(CONFIG).parameters()):,} parameters", flush=True)
-    with tempfile.TemporaryDirectory() as meeting_place:
-        torch.multiprocessing.spawn(worker, (folder, steps, state, f"{meeting_place}/store"), nprocs=WORKERS)
-    state.unlink()
+    for number in range(len(ROUNDS)):
+        with tempfile.TemporaryDirectory() as meeting_place:
+            torch.multiprocessing.spawn(worker, (folder, number, f"{meeting_place}/store"), nprocs=WORKERS)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "llama3-demo-training.pt",
-        help="saved on the way; if it exists, training goes on from there",
-    )
     args = parser.parse_args()
-    train(args.out, args.steps, args.state)
+    train(args.out)
