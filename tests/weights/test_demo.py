@@ -57,7 +57,7 @@ def test_200_greedy_ids_and_their_logits_equal_transformers(llama: Llama) -> Non
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        ("What is RoPE?", ("rotat", "position")),
+        ("What is RoPE?", ("rotary", "position")),
         ("Hello", ("Llama 3",)),
         ("what does the kv cache do", ("keys", "values")),
         ("What is the capital of France?", ("only",)),

@@ -127,10 +127,14 @@ def learning_rate(step: int, plan: Round) -> float:
     return plan.peak * min(1.0, (step + 1) / WARMUP_STEPS, (plan.steps - step) / (plan.cool_down * plan.steps))
 
 
+def write_weights(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    rounded = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) -> None:
     """The folder that ships, next to its tokenizer.model: weights rounded to bf16, config, stop tokens."""
-    weights = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(model.state_dict(), folder)
     special = {name: tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
     bos, stops = special["<|begin_of_text|>"], [special["<|end_of_text|>"], special["<|eot_id|>"]]
     config = {
@@ -208,9 +212,14 @@ def train(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer(Corpus(), folder / "tokenizer.model", SEED)
     print(f"model: {sum(p.numel() for p in LlamaForCausalLM(CONFIG).parameters()):,} parameters", flush=True)
+    results = []
     for number in range(len(ROUNDS)):
         with tempfile.TemporaryDirectory() as meeting_place:
             torch.multiprocessing.spawn(worker, (folder, number, f"{meeting_place}/store"), nprocs=WORKERS)
+        results.append({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
+    # The mean of both rounds' weights: plain questions are understood, and what the first round knew is kept.
+    mean = {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+    write_weights(mean, folder)
 
 
 if __name__ == "__main__":
