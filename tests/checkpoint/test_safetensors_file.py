@@ -154,7 +154,7 @@ ARRAYS = st.dictionaries(
 
 @given(ARRAYS)
 def test_what_the_library_writes_is_read_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, specs: dict[str, Any]):
-    path = tmp_path_factory.mktemp("round") / "trip.safetensors"
+    path = tmp_path_factory.getbasetemp() / "round.safetensors"
     arrays = {}
     for name, (dtype, shape, seed) in specs.items():
         random = np.random.RandomState(seed)
@@ -175,7 +175,7 @@ def test_any_damaged_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPa
     content = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.mktemp("damaged") / "file.safetensors"
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     path.write_bytes(content)
     try:
         tensors = open_safetensors(path)

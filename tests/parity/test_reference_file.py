@@ -147,7 +147,7 @@ NO: Any = None  # takes the field away
         ({}, without("norm_eps"), "config.norm_eps is missing"),
         ({}, config(rope_scaling=8), "config.rope_scaling is 8; expected an object or null"),
         ({}, config(rope_scaling={"factor": 8}), "config.rope_scaling.low_freq_factor is missing"),
-        ({}, config(rope_scaling=asdict(RopeScaling()) | {"factor": "8"}), "config has a field of the wrong type"),
+        ({}, config(rope_scaling=asdict(RopeScaling()) | {"factor": "8"}), "rope scaling: factor is '8'"),
         ({"tokens": NO}, {}, "the tensor tokens is missing"),
         ({"logits": NO}, {}, "the tensor logits is missing"),
         ({"tokens": np.array([3, 1, 6, 0], np.int32)}, {}, "tokens is stored as I32; expected I64"),
