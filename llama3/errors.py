@@ -22,3 +22,7 @@ class RequestError(Llama3Error):
 
 class DownloadError(Llama3Error):
     """A checkpoint could not be fetched."""
+
+
+class DeviceError(Llama3Error):
+    """There is no such GPU, or it lacks what is needed: a driver, memory, a recent enough architecture."""

@@ -1,0 +1,59 @@
+// What all kernels share: names for the types, eight bf16 at a time, sums over a warp.
+#pragma once
+#include "ptx.cuh"
+
+typedef __nv_bfloat16 bf16;
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// Eight neighbours of an array, as floats: one 16-byte load of bf16, or two of float.
+struct Eight {
+    float v[8];
+};
+
+__device__ __forceinline__ Eight unpack(uint4 bits) {
+    const unsigned pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+    Eight out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {  // a bf16 is the upper half of a float
+        out.v[2 * i] = __uint_as_float(pairs[i] << 16);
+        out.v[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
+    return out;
+}
+
+__device__ __forceinline__ unsigned pack_two(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<unsigned*>(&pair);
+}
+
+// p at a multiple of 16 bytes
+__device__ __forceinline__ Eight load_eight(const bf16* p) { return unpack(*reinterpret_cast<const uint4*>(p)); }
+
+__device__ __forceinline__ Eight load_eight(const float* p) {
+    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+
+__device__ __forceinline__ void store_eight(bf16* p, const Eight& e) {
+    *reinterpret_cast<uint4*>(p) = make_uint4(pack_two(e.v[0], e.v[1]), pack_two(e.v[2], e.v[3]),
+                                              pack_two(e.v[4], e.v[5]), pack_two(e.v[6], e.v[7]));
+}
+
+__device__ __forceinline__ void store_eight(float* p, const Eight& e) {
+    reinterpret_cast<float4*>(p)[0] = make_float4(e.v[0], e.v[1], e.v[2], e.v[3]);
+    reinterpret_cast<float4*>(p)[1] = make_float4(e.v[4], e.v[5], e.v[6], e.v[7]);
+}
+
+// The same bits in every lane: each step adds the same two numbers on both sides.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int bit = 16; bit; bit /= 2) x += __shfl_xor_sync(ALL_LANES, x, bit);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int bit = 16; bit; bit /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, bit));
+    return x;
+}

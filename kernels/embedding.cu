@@ -1,0 +1,24 @@
+// x = table[tokens]: a row of the embedding matrix for each token, the start of the residual stream.
+//                                              tokens (T), table (vocab_size, dim), x (T, dim) float
+//
+// Launch: a block a token, 256 threads, eight channels a thread at a time.
+// Bytes:  2 dim in and 4 dim out a token: 24 KB at dim 4,096, 201 MB for 8,192 tokens, 47 microseconds at 4.3 TB/s.
+#include "common.cuh"
+
+// The same, a thread a token.
+extern "C" __global__ void embedding_naive(const int* tokens, const bf16* table, float* x, int rows, int dim) {
+    int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    for (int i = 0; i < dim; i++) x[(size_t)row * dim + i] = __bfloat162float(table[(size_t)tokens[row] * dim + i]);
+}
+
+constexpr int THREADS = 256;
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    embedding(const int* tokens, const bf16* __restrict__ table, float* x, int dim) {
+    wait_for_predecessor();  // the sampler has written the token
+    let_successor_start();
+    const bf16* row = table + (size_t)tokens[blockIdx.x] * dim;
+    float* x_row = x + (size_t)blockIdx.x * dim;
+    for (int i = threadIdx.x * 8; i < dim; i += THREADS * 8) store_eight(x_row + i, load_eight(row + i));
+}

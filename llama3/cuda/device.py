@@ -1,0 +1,292 @@
+"""The one seam between the launch code and a GPU: memory, launches, cuBLAS, graphs. Nothing else imports CuPy.
+
+`Device` says what the launch code may ask for, and refuses what a GPU would silently get wrong. `CupyDevice` does it on
+a GPU. The tests put a second one in its place, which runs the same kernels on the CPU.
+"""
+
+import ctypes
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama3.cuda.source import kernel_source
+from llama3.errors import DeviceError
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+Array = Any  # a cupy.ndarray on the GPU
+
+MIN_CAPABILITY = 80  # Ampere: the first with bf16 tensor cores and cp.async
+FREE_SHARED = 48 * 1024  # a kernel that wants more must have asked for it before its launch
+PIECE = 64 << 20  # bytes of an upload that go through a pinned buffer at a time
+
+
+@dataclass(frozen=True)
+class Kernel:
+    file: str  # in kernels/
+    name: str
+    defines: tuple[str, ...] = ()  # ("HEAD_DIM=128",)
+    max_shared: int = 0  # bytes of dynamic shared memory a block may ask for, where that is over 48 KB
+
+
+@dataclass
+class Graph:
+    """Launches recorded once, to be replayed: with the same grids, the same scalars, and the same arrays' addresses."""
+
+    handle: Any = None
+    keep: list[Any] = field(default_factory=list)  # the arrays the launches name: their memory must not go away
+
+
+class Device(ABC):
+    """Work is queued in the order of the calls; `download` and `sync` wait for it."""
+
+    capturing: Graph | None = None
+
+    @abstractmethod
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array with whatever the memory held. Raises DeviceError if there is not enough."""
+
+    @abstractmethod
+    def upload(self, array: np.ndarray, into: Array | None = None) -> Array:
+        """Copy to the device: into an array of the same shape and dtype, or into a new one."""
+
+    @abstractmethod
+    def download(self, array: Array) -> np.ndarray: ...
+
+    @abstractmethod
+    def sync(self) -> None: ...
+
+    @abstractmethod
+    def replay(self, graph: Graph) -> None: ...
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+        dependent: bool = False,
+    ) -> None:
+        """Queue a kernel; args are device arrays and NumPy scalars, in the order of its parameters.
+
+        shared: bytes of dynamic shared memory. dependent: it may start before its predecessor has ended, since it calls
+        `wait_for_predecessor` before it touches anything that a kernel writes (programmatic dependent launch).
+        """
+        for i, arg in enumerate(args):
+            where = f"{kernel.name}, argument {i}"
+            if self._owns(arg):
+                if not arg.flags.c_contiguous:  # a kernel sees an address and nothing of strides
+                    raise ValueError(f"{where}: the array is strided; a kernel takes contiguous ones")
+            elif not isinstance(arg, np.generic):  # a Python float would arrive as a double, an int as 64 bits
+                raise TypeError(f"{where}: {type(arg).__name__}; a kernel takes device arrays and NumPy scalars")
+        if shared > max(FREE_SHARED, kernel.max_shared):
+            raise ValueError(f"{kernel.name}: {shared} bytes of shared memory, and max_shared is {kernel.max_shared}")
+        if self.capturing:
+            self.capturing.keep += [arg for arg in args if self._owns(arg)]
+        self._launch(kernel, _three(grid), _three(block), args, shared, dependent)
+
+    def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
+        """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
+
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. Not while capturing.
+        """
+        assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
+        assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
+        assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
+        assert all(array.flags.c_contiguous for array in (x, w, out))
+        self._not_while_capturing("gemm")  # CuPy's cuBLAS refuses it
+        self._gemm(x, w, out, accumulate)
+
+    @contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """Record the launches of a `with` block instead of running them. Nothing else is allowed inside.
+
+        Run the same launches once before: a kernel's first launch compiles it.
+        """
+        self._not_while_capturing("capture")
+        self.capturing = graph = Graph()
+        self._begin_capture(graph)
+        try:
+            yield graph
+        finally:
+            self._end_capture(graph)
+            self.capturing = None
+
+    def _not_while_capturing(self, what: str) -> None:
+        if self.capturing:
+            raise RuntimeError(f"{what} inside a capture: a graph holds kernel launches alone")
+
+    @abstractmethod
+    def _owns(self, arg: Any) -> bool: ...
+    @abstractmethod
+    def _launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared: int,
+        dependent: bool,
+    ) -> None: ...
+    @abstractmethod
+    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None: ...
+    @abstractmethod
+    def _begin_capture(self, graph: Graph) -> None: ...
+    @abstractmethod
+    def _end_capture(self, graph: Graph) -> None: ...
+
+
+class CupyDevice(Device):
+    """One GPU, one stream."""
+
+    def __init__(self, index: int = 0):
+        try:
+            import cupy
+            import cupyx
+        except ImportError as error:
+            raise DeviceError(f"device cuda needs CuPy ({error}): pip install 'llama3[cuda13]'") from error
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f"device cuda: no usable NVIDIA driver ({error}); `nvidia-smi` should list a GPU"
+            ) from error
+        if index >= count:
+            raise DeviceError(f"device cuda:{index}: this machine has {count} GPU{'s' * (count != 1)}, counted from 0")
+        self._cupy = cupy
+        self._device = cupy.cuda.Device(index)
+        capability = int(self._device.compute_capability)
+        if capability < MIN_CAPABILITY:
+            raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
+        with self._device:
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._pinned = [(cupyx.empty_pinned(PIECE, np.uint8), cupy.cuda.Event()) for _ in range(2)]
+        self._functions: dict[Kernel, Any] = {}
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        with self._device, self._stream:  # CuPy allocates and launches on the current ones
+            yield
+
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        self._not_while_capturing("alloc")  # such memory would belong to nobody afterwards
+        with self._current():
+            try:
+                return self._cupy.empty(shape, dtype)
+            except self._cupy.cuda.memory.OutOfMemoryError as error:
+                free, total = self._device.mem_info
+                needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                raise DeviceError(
+                    f"out of GPU memory: {needed / 1e9:.2f} GB asked for, {free / 1e9:.2f} of {total / 1e9:.1f} GB free"
+                ) from error
+
+    def upload(self, array: np.ndarray, into: Array | None = None) -> Array:
+        self._not_while_capturing("upload")
+        out = self.alloc(array.shape, array.dtype) if into is None else into
+        assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
+        assert out.flags.c_contiguous
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # of a file's mmap: no copy
+        with self._current():
+            for turn, start in enumerate(range(0, data.size, PIECE)):
+                pinned, copied = self._pinned[turn % 2]
+                copied.synchronize()  # the buffer's last piece has left it
+                piece = data[start : start + PIECE]
+                pinned[: piece.size] = piece
+                (out.data + start).copy_from_host_async(ctypes.c_void_p(pinned.ctypes.data), piece.size, self._stream)
+                copied.record(self._stream)
+        return out
+
+    def download(self, array: Array) -> np.ndarray:
+        self._not_while_capturing("download")
+        with self._current():
+            return self._cupy.asnumpy(array, stream=self._stream)
+
+    def sync(self) -> None:
+        self._not_while_capturing("sync")
+        self._stream.synchronize()
+
+    def replay(self, graph: Graph) -> None:
+        with self._current():
+            graph.handle.launch(self._stream)
+
+    def _owns(self, arg: Any) -> bool:
+        return isinstance(arg, self._cupy.ndarray)
+
+    def _launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared: int,
+        dependent: bool,
+    ) -> None:
+        # `dependent` is not passed on: cuLaunchKernel, all that CuPy has, lets a kernel start after its predecessor.
+        with self._current():
+            self._function(kernel)(grid, block, tuple(args), shared_mem=shared)
+
+    def _function(self, kernel: Kernel) -> Any:
+        if kernel not in self._functions:
+            options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
+            module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
+            try:
+                function = module.get_function(kernel.name)
+            except self._cupy.cuda.compiler.CompileException as error:
+                lines = str(error).splitlines()
+                first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+                raise DeviceError(f"kernels/{kernel.file} does not compile on this GPU: {first}") from error
+            if kernel.max_shared:
+                function.max_dynamic_shared_size_bytes = kernel.max_shared
+            self._functions[kernel] = function
+        return self._functions[kernel]
+
+    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
+        from cupy_backends.cuda.libs import cublas  # here, since it needs the cuBLAS library and the kernels do not
+
+        kind = {bfloat16: 14, np.dtype(np.float32): 0}  # cudaDataType: CUDA_R_16BF, CUDA_R_32F
+        (rows, width), n_out = x.shape, w.shape[0]
+        one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
+        with self._current():
+            # cuBLAS counts by columns: to it out is (n_out, rows), x (width, rows), and w (width, n_out), transposed.
+            cublas.gemmEx(
+                self._cupy.cuda.device.get_cublas_handle(),
+                cublas.CUBLAS_OP_T,
+                cublas.CUBLAS_OP_N,
+                *(n_out, rows, width),
+                one.ctypes.data,
+                *(w.data.ptr, kind[bfloat16], width),
+                *(x.data.ptr, kind[bfloat16], width),
+                beta.ctypes.data,
+                *(out.data.ptr, kind[out.dtype], n_out),
+                cublas.CUBLAS_COMPUTE_32F,
+                cublas.CUBLAS_GEMM_DEFAULT,
+            )
+
+    def _begin_capture(self, graph: Graph) -> None:
+        with self._current():
+            self._stream.begin_capture()
+
+    def _end_capture(self, graph: Graph) -> None:
+        with self._current():
+            graph.handle = self._stream.end_capture()
+
+
+BACKENDS: dict[str, Callable[[int], Device]] = {"cuda": CupyDevice}
+
+
+def open_device(name: str) -> Device:
+    """`cuda`, or `cuda:1` for the second GPU. Raises DeviceError if it is not there or not usable."""
+    kind, colon, index = name.partition(":")
+    if kind not in BACKENDS or (colon and not index.isdecimal()):
+        raise DeviceError(f"device {name}: expected cuda, or cuda:1 for the second GPU")
+    return BACKENDS[kind](int(index or 0))
+
+
+def _three(size: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*size, 1, 1)[:3]
+    return x, y, z

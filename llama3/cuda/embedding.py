@@ -1,0 +1,15 @@
+"""The rows of the embedding matrix for some tokens (kernels/embedding.cu)."""
+
+import numpy as np
+
+from llama3.cuda.device import Array, Device, Kernel
+
+EMBEDDING = Kernel("embedding.cu", "embedding")
+THREADS = 256
+
+
+def embedding(device: Device, tokens: Array, table: Array, out: Array) -> None:
+    """tokens (T,) int32, each below vocab_size, table (vocab_size, dim) bfloat16 -> out (T, dim) float32."""
+    (rows,), dim = tokens.shape, table.shape[1]
+    assert out.shape == (rows, dim) and dim % 8 == 0, (tokens.shape, table.shape, out.shape)
+    device.launch(EMBEDDING, (rows,), (THREADS,), [tokens, table, out, np.int32(dim)], dependent=True)

@@ -1,0 +1,36 @@
+"""A kernel's source text, with the headers of `kernels/` pasted in.
+
+CuPy keeps compiled kernels under a key made of options and text, and does not look into included files: a changed
+header would go unnoticed. So what is compiled is one text.
+"""
+
+import re
+from pathlib import Path
+
+from llama3.resources import resource
+
+INCLUDE = re.compile(r'\s*#include "(.+)"')
+
+
+def kernel_path(file: str) -> Path:
+    """Of a file in `kernels/`; an absolute path stands for itself."""
+    return resource("kernels") / file
+
+
+def kernel_source(file: str) -> str:
+    """The text to compile; every header stands in it once. Errors name the file and the line they come from."""
+    return "".join(_paste(kernel_path(file), set()))
+
+
+def _paste(path: Path, seen: set[Path]) -> list[str]:
+    seen.add(path)
+    out = [f'#line 1 "{path.name}"\n']
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if include := INCLUDE.match(line):
+            header = kernel_path(include[1])
+            if header not in seen:
+                out += _paste(header, seen)
+            out.append(f'#line {number + 1} "{path.name}"\n')
+        else:
+            out.append("\n" if line == "#pragma once" else line + "\n")
+    return out

@@ -1,0 +1,108 @@
+"""Compile every kernel for every architecture with NVRTC and CuPy's own options; no GPU is needed.
+
+    python -m tests.cuda.compile_gates            prints the table
+    python -m tests.cuda.compile_gates --write    and keeps it in resources.txt
+
+Needs CuPy, libnvrtc and the CUDA headers: pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime. A kernel's
+registers, shared memory, stack and spills depend on the options and on NVRTC's version: the table names it.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama3.cuda.source import kernel_source
+
+ARCHITECTURES = (80, 89, 90, 100, 120)  # A100, RTX 4090, H100, B200, RTX 5090
+VARIANTS: list[tuple[str, tuple[str, ...]]] = [
+    ("rms_norm.cu", ()),
+    ("embedding.cu", ()),
+    ("rope.cu", ()),
+    ("linear.cu", ()),
+    ("attention.cu", ("HEAD_DIM=64", "GROUP=4")),
+    ("attention.cu", ("HEAD_DIM=128", "GROUP=4")),
+    ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
+    ("attention_prompt.cu", ("HEAD_DIM=64",)),
+    ("attention_prompt.cu", ("HEAD_DIM=128",)),
+]
+TABLE = Path(__file__).parent / "resources.txt"
+
+
+@dataclass(frozen=True, order=True)
+class Resources:
+    """Of one kernel for one architecture, as ptxas reports them."""
+
+    file: str
+    defines: tuple[str, ...]
+    name: str
+    architecture: int
+    registers: int
+    shared: int  # static, bytes a block
+    stack: int  # bytes a thread; a kernel of ours has none
+    spilled: int
+
+    def line(self) -> str:
+        defines = ",".join(self.defines) or "-"
+        figures = f"{self.registers:4d} {self.shared:6d} {self.stack:4d} {self.spilled:4d}"
+        return f"{self.file:19s} {defines:20s} {self.name:17s} sm_{self.architecture:<4d} {figures}"
+
+
+def read_table() -> list[Resources]:
+    rows = [line.split() for line in TABLE.read_text().splitlines() if not line.startswith("#")]
+    return [
+        Resources(file, tuple(d for d in defines.split(",") if d != "-"), name, int(sm[3:]), *map(int, figures))
+        for file, defines, name, sm, *figures in rows
+    ]
+
+
+def compile_kernels(file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
+    """Raises CuPy's CompileException if NVRTC refuses the file."""
+    from cupy._core.core import assemble_cupy_compiler_options
+    from cupy.cuda.compiler import _NVRTCProgram
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = _NVRTCProgram(kernel_source(file), file, method="cubin")
+    options = assemble_cupy_compiler_options(("-std=c++17", *(f"-D{define}" for define in defines)))
+    program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
+    return list(_parse(nvrtc.getProgramLog(program.ptr), file, defines, architecture))
+
+
+def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
+    """ptxas writes three lines a kernel: its name, its stack and spills, its registers and shared memory."""
+    found, name, stack, spilled = [], "", 0, 0
+    for line in log.splitlines():
+        if match := re.search(r"entry function '(\w+)'", line):
+            name = match[1]
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line):
+            stack, spilled = int(match[1]), int(match[2])
+        elif (match := re.search(r"Used (\d+) registers", line)) and name:
+            shared = re.search(r"(\d+) bytes smem", line)
+            size = int(shared[1]) if shared else 0
+            found.append(Resources(file, defines, name, architecture, int(match[1]), size, stack, spilled))
+            name = ""
+    return found
+
+
+def compile_all() -> list[Resources]:
+    return sorted(
+        row for file, defines in VARIANTS for sm in ARCHITECTURES for row in compile_kernels(file, defines, sm)
+    )
+
+
+def main() -> None:
+    from cupy_backends.cuda.libs import nvrtc
+
+    rows = compile_all()
+    version = ".".join(map(str, nvrtc.getVersion()))
+    lines = [
+        f"# NVRTC {version}. Of each kernel: registers a thread, static shared memory, stack, spilled bytes.",
+        *(row.line() for row in rows),
+    ]
+    print("\n".join(lines))
+    if "--write" in sys.argv[1:]:
+        TABLE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The emulation behind `llama3.cuda.device.Device`: NumPy arrays in guarded memory, kernels as fibers on the CPU."""
+
+import ctypes
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama3.cuda.device import Array, Device, Graph, Kernel
+from tests.cuda.emulator.build import EmulatedKernel, Launch, Range, load
+from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
+
+ORDERS = ("forward", "reverse", "shuffled")  # of the blocks of a grid and of the threads of a block
+
+# The smallest of the supported architectures decides (CUDA programming guide, "technical specifications").
+SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
+STATIC_LIMIT = 48 * 1024
+REGISTERS = 64 * 1024  # of an SM, handed out to warps in pieces of 256
+
+
+class EmulationError(Exception):
+    """What a GPU would have let pass, or refused, or died of."""
+
+
+@dataclass
+class Recorded:
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: list[Any]  # arrays by weak reference: a graph holds addresses, and only `Graph.keep` holds the memory
+    shared: int
+    dependent: bool
+
+
+class EmulatedDevice(Device):
+    def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
+        self.order = "forward"
+        self.seed = 0
+        self.registers = registers or {}  # of (file, name, defines): a thread's, as the compiler reported them
+        self._live: weakref.WeakSet[Allocation] = weakref.WeakSet()
+        # Written by the launches that may still run when a dependent one starts: since the last that was not dependent.
+        self._in_flight: list[Allocation] = []
+
+    @contextmanager
+    def in_order(self, order: str) -> Iterator[None]:
+        before, self.order = self.order, order
+        try:
+            yield
+        finally:
+            self.order = before
+
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        self._not_while_capturing("alloc")
+        dtype = np.dtype(dtype)
+        allocation = Allocation(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self._live.add(allocation)
+        return np.asarray(allocation).view(dtype).reshape(shape)
+
+    def upload(self, array: np.ndarray, into: Array | None = None) -> Array:
+        self._not_while_capturing("upload")
+        out = self.alloc(array.shape, array.dtype) if into is None else into
+        assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
+        out[...] = array
+        self._in_flight = []  # a copy waits for all kernels before it, and those after it wait for the copy
+        return out
+
+    def download(self, array: Array) -> np.ndarray:
+        self._not_while_capturing("download")
+        self._in_flight = []
+        return np.array(array)
+
+    def sync(self) -> None:
+        self._not_while_capturing("sync")
+
+    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
+        product = x.astype(np.float32) @ w.astype(np.float32).T
+        out[...] = product + out if accumulate else product
+        self._in_flight = []
+
+    def _owns(self, arg: Any) -> bool:
+        return isinstance(arg, np.ndarray) and allocation_of(arg) is not None
+
+    # ---- graphs: recorded, then run with what was recorded ----
+
+    def _begin_capture(self, graph: Graph) -> None:
+        graph.handle = []
+
+    def _end_capture(self, graph: Graph) -> None:
+        pass
+
+    def replay(self, graph: Graph) -> None:
+        for r in graph.handle:
+            args = [arg() if isinstance(arg, weakref.ref) else arg for arg in r.args]
+            if any(arg is None for arg in args):
+                raise EmulationError(f"{r.kernel.name}: the graph names an array whose memory is gone")
+            self._run(r.kernel, r.grid, r.block, args, r.shared, r.dependent)
+
+    def _launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared: int,
+        dependent: bool,
+    ) -> None:
+        if self.capturing:
+            kept = [weakref.ref(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+            self.capturing.handle.append(Recorded(kernel, grid, block, kept, shared, dependent))
+        else:
+            self._run(kernel, grid, block, args, shared, dependent)
+
+    # ---- one launch ----
+
+    def _run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared: int,
+        dependent: bool,
+    ) -> None:
+        emulated = load(kernel.file, kernel.name, kernel.defines)
+        self._check_size(kernel, emulated, grid, block, shared)
+        _check_types(kernel, emulated, args)
+        written = [arg for arg, type_ in zip(args, emulated.parameters) if _is_output(type_)]
+        if not dependent:
+            self._in_flight = []
+        self._in_flight += [allocation for array in written if (allocation := allocation_of(array))]
+        hidden = list(
+            {allocation.begin: Range(allocation.begin, allocation.mapped) for allocation in self._in_flight}.values()
+        )
+
+        before = [(array, _around(array)) for array in written]
+        message = ctypes.create_string_buffer(1024)
+        launch = Launch(
+            grid, block, shared, ORDERS.index(self.order), self.seed, dependent,
+            len(hidden), (Range * len(hidden))(*hidden), _addresses(args), ctypes.cast(message, ctypes.c_char_p), None,
+        )  # fmt: skip
+        failed = emulated.run(ctypes.byref(launch))
+        if failed:
+            where = self._describe(launch.fault, args) if launch.fault else ""
+            raise EmulationError(f"{kernel.name}: {message.value.decode()}{where}")
+        if any(not allocation.intact() for allocation in self._live):
+            raise EmulationError(f"{kernel.name}: wrote outside its arrays")
+        for array, outside in before:
+            others = [a for a in written if a is not array and allocation_of(a) is allocation_of(array)]
+            if not others and any(not np.array_equal(x, y) for x, y in zip(outside, _around(array))):
+                raise EmulationError(
+                    f"{kernel.name}: wrote beside an array of shape {array.shape}, into what surrounds it"
+                )
+
+    def _check_size(
+        self, kernel: Kernel, emulated: EmulatedKernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int
+    ) -> None:
+        threads = int(np.prod(block))
+        if not 1 <= threads <= emulated.max_threads:
+            raise EmulationError(
+                f"{kernel.name}: {threads} threads a block; its launch bounds say {emulated.max_threads}"
+            )
+        if not (1 <= grid[0] < 2**31 and 1 <= grid[1] < 2**16 and 1 <= grid[2] < 2**16) or block[2] > 64:
+            raise EmulationError(f"{kernel.name}: no GPU takes a grid of {grid} with blocks of {block}")
+        if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
+            raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
+        registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
+        a_warp = -(-registers * 32 // 256) * 256
+        if a_warp * -(-threads // 32) > REGISTERS:
+            raise EmulationError(f"{kernel.name}: {threads} threads of {registers} registers do not fit an SM")
+
+    def _describe(self, fault: int, args: Sequence[Any]) -> str:
+        """Which argument an address belongs to, or the nearest to it."""
+        arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
+        i, array = min(arrays, key=lambda pair: abs(fault - pair[1].ctypes.data))
+        return f": byte {fault - array.ctypes.data} of argument {i}, which has {array.nbytes}"
+
+
+def _is_output(type_: str) -> bool:
+    return type_.endswith("*") and not type_.startswith("const ")
+
+
+def _check_types(kernel: Kernel, emulated: EmulatedKernel, args: Sequence[Any]) -> None:
+    if len(args) != len(emulated.parameters):
+        raise EmulationError(f"{kernel.name}: {len(args)} arguments; it takes {', '.join(emulated.parameters)}")
+    for i, (arg, type_) in enumerate(zip(args, emulated.parameters)):
+        found = arg.dtype.name + "*" * isinstance(arg, np.ndarray)
+        if found != type_.removeprefix("const "):
+            raise EmulationError(f"{kernel.name}, argument {i}: {found}; it takes {type_}")
+
+
+def _addresses(args: Iterable[Any]) -> Any:
+    """Of the arguments' values, as cuLaunchKernel takes them."""
+    values = [np.uint64(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
+    buffers = [ctypes.create_string_buffer(value.tobytes(), 8) for value in values]
+    pointers = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(buffer) for buffer in buffers))
+    pointers.buffers = buffers  # type: ignore[attr-defined]  # as long as their addresses are in use
+    return pointers
+
+
+def _around(array: np.ndarray) -> list[np.ndarray]:
+    """Copies of what an allocation holds before and behind an array that is a part of it."""
+    allocation = allocation_of(array)
+    assert allocation
+    whole, start = np.asarray(allocation), array.ctypes.data - allocation.address
+    return [whole[:start].copy(), whole[start + array.nbytes :].copy()]

@@ -1,0 +1,226 @@
+// One fiber a CUDA thread, one block after another. A fiber runs until it must meet others: at a barrier (the whole
+// block) or in a warp operation (the lanes of a mask). Who runs next is a matter of the order asked for: a kernel whose
+// bits depend on it has a race.
+//   forward   the first warp runs alone until a barrier stops it, then the second, ...; in a warp the first lane first
+//   reverse   the other way round: of any two threads without a barrier between them, each is once far ahead
+//   shuffled  the lanes in random order, and now one warp, now another
+// Taking turns instead would hide most races: after each warp operation all would be equally far.
+#pragma once
+
+namespace emulator {
+
+constexpr int MAX_THREADS = 1024, WARP = 32;
+constexpr size_t STACK = 128 * 1024;
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+enum class State : unsigned char { ready, in_warp, in_block, done };
+enum Order { forward, reverse, shuffled };
+
+struct Copy {  // an asynchronous copy under way: see memory.h
+    void* to;
+    const void* from;
+    bool valid;
+    int group;
+};
+
+struct Fiber {
+    Context context;
+    uint3 thread;
+    State state;
+    // What it waits for:
+    const char* operation;
+    int line;
+    unsigned mask;
+    void* data;
+    // Its cp.async copies:
+    std::vector<Copy> copies;
+    int groups;
+};
+
+struct Block {
+    uint3 index, size, grid;
+    int n_threads, n_done;
+    int n_waiting, line;  // at a barrier, and at which: as its first thread said
+    const char* operation;
+    bool dependent;  // launched beside its predecessor, and not yet past griddepcontrol.wait
+};
+
+static Block block;
+static Fiber fibers[MAX_THREADS];
+static Fiber* current;  // null outside kernels
+static Context outside;
+static char* stacks;
+static Order order;
+static std::mt19937 dice;
+static void (*thread_body)();
+static char failure[1024];  // the first error of this launch; empty: none
+
+// The fibers that can run, in turn. Each stands in it once at most.
+static Fiber* queue[MAX_THREADS];
+static int queue_head, queue_length;
+
+inline int lane_of(const Fiber& fiber) { return int(&fiber - fibers) % WARP; }
+inline Fiber* warp_of(const Fiber& fiber) { return fibers + (&fiber - fibers) / WARP * WARP; }
+
+// End the launch with a message. The other fibers are left where they stand.
+[[noreturn]] inline void fail(const char* format, ...) {
+    int n = snprintf(failure, sizeof failure, "block (%u, %u, %u), thread (%u, %u, %u): ", block.index.x, block.index.y,
+                     block.index.z, current->thread.x, current->thread.y, current->thread.z);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(failure + n, sizeof failure - n, format, values);
+    va_end(values);
+    Fiber* last = current;
+    current = nullptr;
+    switch_context(last->context, outside);
+    abort();
+}
+
+// Put fibers into the queue, in this launch's order: before those that stand there, or behind them.
+inline void make_ready(Fiber** chosen, int n, bool before) {
+    if (order == reverse) std::reverse(chosen, chosen + n);
+    if (order == shuffled) std::shuffle(chosen, chosen + n, dice);
+    if (before) queue_head = (queue_head + MAX_THREADS - n) % MAX_THREADS;
+    int first = before ? queue_head : queue_head + queue_length;
+    for (int i = 0; i < n; i++) {
+        chosen[i]->state = State::ready;
+        queue[(first + i) % MAX_THREADS] = chosen[i];
+    }
+    queue_length += n;
+}
+
+// Nobody can run: say who waits where.
+[[noreturn]] inline void deadlock() {
+    char text[800];
+    int n = 0, shown = 0;
+    for (int i = 0; i < block.n_threads && shown < 4; i++) {
+        const Fiber& fiber = fibers[i];
+        bool same = i > 0 && fiber.state == fibers[i - 1].state && fiber.line == fibers[i - 1].line;
+        if (same) continue;  // one line for neighbours in the same place
+        shown++;
+        if (fiber.state == State::done)
+            n += snprintf(text + n, sizeof text - n, "; thread %d has left the kernel", i);
+        else
+            n += snprintf(text + n, sizeof text - n, "; thread %d waits in %s at line %d", i, fiber.operation,
+                          fiber.line);
+    }
+    fail("divergence: nobody can go on%s", text);
+}
+
+inline void switch_away() {
+    Fiber* self = current;
+    if (queue_length == 0) deadlock();
+    current = queue[queue_head];
+    queue_head = (queue_head + 1) % MAX_THREADS;
+    queue_length--;
+    if (current != self) switch_context(self->context, current->context);
+}
+
+// All threads of the block meet here; the last to come runs `act`.
+template <class Act>
+void meet_in_block(const char* operation, int line, Act act) {
+    Fiber& self = *current;
+    self.state = State::in_block;
+    self.operation = operation;
+    self.line = line;
+    if (block.n_done)
+        fail("divergence: in %s at line %d, but %d threads have left the kernel", operation, line, block.n_done);
+    if (block.n_waiting++ == 0) {
+        block.operation = operation;
+        block.line = line;
+    }
+    if (block.line != line || block.operation != operation)
+        fail("divergence: in %s at line %d, while others are in %s at line %d", operation, line, block.operation,
+             block.line);
+    if (block.n_waiting == block.n_threads) {
+        act();
+        block.n_waiting = 0;
+        Fiber* all[MAX_THREADS];
+        for (int i = 0; i < block.n_threads; i++) all[i] = fibers + i;
+        make_ready(all, block.n_threads, false);
+    }
+    switch_away();
+}
+
+// The lanes of `mask` meet here, each with its data; the last to come runs `act` on the data of all 32 lanes
+// (null for lanes outside the mask).
+template <class Data, class Act>
+void meet_in_warp(const char* operation, int line, unsigned mask, Data& mine, Act act) {
+    Fiber &self = *current, *warp = warp_of(self);
+    if (!(mask >> lane_of(self) & 1))
+        fail("%s at line %d: lane %d is not in its mask %08x", operation, line, lane_of(self), mask);
+    self.state = State::in_warp;
+    self.operation = operation;
+    self.line = line;
+    self.mask = mask;
+    self.data = &mine;
+
+    Data* data[WARP] = {};
+    Fiber* chosen[WARP];
+    int n = 0, n_here = 0;
+    for (int lane = 0; lane < WARP; lane++) {
+        if (!(mask >> lane & 1)) continue;
+        Fiber& other = warp[lane];
+        if (&other >= fibers + block.n_threads)
+            fail("%s at line %d: the mask %08x names lane %d, which this block does not have", operation, line, mask,
+                 lane);
+        if (other.state == State::done)
+            fail("divergence: %s at line %d waits for lane %d, which has left the kernel", operation, line, lane);
+        chosen[n++] = &other;
+        if (other.state == State::ready) continue;
+        if (other.state == State::in_block || other.operation != operation || other.line != line || other.mask != mask)
+            fail("divergence: in %s at line %d with mask %08x, while lane %d is in %s at line %d with mask %08x",
+                 operation, line, mask, lane, other.operation, other.line, other.mask);
+        data[lane] = static_cast<Data*>(other.data);
+        n_here++;
+    }
+    if (n_here == n) {
+        act(data);
+        make_ready(chosen, n, order != shuffled || dice() % 2);
+    }
+    switch_away();
+}
+
+// Where every fiber starts and ends.
+inline void fiber_main() {
+    thread_body();
+    Fiber& self = *current;
+    if (!self.copies.empty())
+        fail("the kernel ends with %d cp.async copies that nobody waited for", int(self.copies.size()));
+    if (block.dependent) fail("launched to overlap its predecessor, and ends without griddepcontrol.wait");
+    self.state = State::done;
+    self.line = 0;
+    block.n_done++;
+    if (block.n_done < block.n_threads) switch_away();
+    current = nullptr;
+    switch_context(self.context, outside);
+    abort();
+}
+
+inline void run_block() {
+    if (!stacks) {
+        stacks = static_cast<char*>(mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (stacks == MAP_FAILED) abort();
+    }
+    block.n_done = block.n_waiting = 0;
+    queue_head = queue_length = 0;
+    Fiber* all[MAX_THREADS];
+    for (int i = 0; i < block.n_threads; i++) {
+        Fiber& fiber = fibers[i];
+        prepare(fiber.context, stacks + STACK * i, STACK, fiber_main);
+        fiber.thread = {i % block.size.x, i / block.size.x % block.size.y, i / (block.size.x * block.size.y)};
+        fiber.line = fiber.groups = 0;
+        fiber.copies.clear();
+        all[i] = &fiber;
+    }
+    make_ready(all, block.n_threads, false);
+    current = queue[queue_head++];
+    queue_length--;
+    switch_context(outside, current->context);
+}
+
+}  // namespace emulator

@@ -1,0 +1,57 @@
+"""Device memory of the emulation: every allocation stands alone, against an unreadable page.
+
+A kernel that runs off the end of an array, reading or writing, stops there and then. What no page can guard is filled
+with poison and looked at after every launch: up to 15 bytes behind the end (an array begins at a multiple of 16, and no
+more: CuPy gives 256), and what lies between the array and the page border before it.
+"""
+
+import ctypes
+import mmap
+
+import numpy as np
+
+POISON = 0xFF  # not a number, as bfloat16 and as float32
+GUARD = 1 << 20  # address space costs nothing
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PROT_NONE, NORESERVE = 0, 0x4000
+
+
+class Allocation:
+    """`np.asarray(allocation)` is its bytes; they are unmapped with the last array that looks at them."""
+
+    def __init__(self, nbytes: int):
+        self.nbytes = nbytes
+        body = -(-nbytes // 16) * 16  # the array and the bytes up to the page border behind it
+        self.mapped = -(-(body + 64) // mmap.PAGESIZE) * mmap.PAGESIZE  # at least 64 bytes of poison before it
+        self._area = libc.mmap(
+            None, self.mapped + 2 * GUARD, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANON | NORESERVE, -1, 0
+        )
+        self.begin = self._area + GUARD  # of the readable pages
+        assert libc.mprotect(self.begin, self.mapped, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+        self.address = self.begin + self.mapped - body
+        ctypes.memset(self.begin, POISON, self.mapped)
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        return {"shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def __del__(self) -> None:
+        libc.munmap(self._area, self.mapped + 2 * GUARD)
+
+    def intact(self) -> bool:
+        """Is the poison around the array as it was?"""
+        pages = np.ctypeslib.as_array((ctypes.c_uint8 * self.mapped).from_address(self.begin))
+        start = self.address - self.begin
+        return bool((pages[:start] == POISON).all() and (pages[start + self.nbytes :] == POISON).all())
+
+
+def allocation_of(array: object) -> Allocation | None:
+    """Where an array lives; None for one of the host's."""
+    while array is not None and not isinstance(array, Allocation):
+        array = getattr(array, "base", None)
+    return array

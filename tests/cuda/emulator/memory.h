@@ -1,0 +1,140 @@
+// Shared memory, asynchronous copies, atomics, and the reports of g++'s own checks.
+#pragma once
+
+namespace emulator {
+
+constexpr size_t SHARED_LIMIT = 227 * 1024;  // what the largest supported GPU gives a block
+constexpr unsigned char POISON = 0xFF;       // as bf16 and as float: not a number; as an index: far away
+
+// ---- shared memory: poisoned before every block --------------------------------------------------------------------
+// Static arrays stand together in a section of their own; the linker names its two ends.
+extern "C" __attribute__((weak)) char __start_shared_arrays[];
+extern "C" __attribute__((weak)) char __stop_shared_arrays[];
+
+static char* dynamic_end;  // the dynamic part ends where an unreadable page begins
+static size_t dynamic_size;
+
+// Aligned as the kernels declare it, which may leave up to 127 bytes before the unreadable page.
+inline char* dynamic_shared() {
+    return reinterpret_cast<char*>(uintptr_t(dynamic_end - dynamic_size) & ~uintptr_t(127));
+}
+
+inline size_t static_shared_size() { return __stop_shared_arrays - __start_shared_arrays; }
+
+inline void poison_shared() {
+    if (!dynamic_end) {
+        size_t size = (SHARED_LIMIT + 4095) / 4096 * 4096;
+        void* area = mmap(nullptr, size + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (area == MAP_FAILED) abort();
+        dynamic_end = static_cast<char*>(area) + size;
+        if (mprotect(dynamic_end, 4096, PROT_NONE)) abort();
+    }
+    memset(__start_shared_arrays, POISON, static_shared_size());
+    memset(dynamic_shared(), POISON, dynamic_end - dynamic_shared());
+}
+
+inline bool in_shared(const void* p, size_t size) {
+    const char* c = static_cast<const char*>(p);
+    return (c >= dynamic_shared() && c + size <= dynamic_shared() + dynamic_size) ||
+           (c >= __start_shared_arrays && c + size <= __stop_shared_arrays);
+}
+
+inline void check_shared(const char* what, const void* p, size_t size) {
+    if (!in_shared(p, size)) fail("%s: the address is not in this block's shared memory", what);
+    if (uintptr_t(p) % 16) fail("%s: misaligned: %d bytes past a multiple of 16", what, int(uintptr_t(p) % 16));
+}
+
+// ---- cp.async: the destination is poison from the issue to the wait -------------------------------------------------
+inline void copy_async(void* to, const void* from, bool valid) {
+    check_shared("cp.async", to, 16);
+    int past = uintptr_t(from) % 16;
+    if (past) fail("cp.async: misaligned source: %d bytes past a multiple of 16", past);
+    memset(to, POISON, 16);
+    current->copies.push_back({to, from, valid, current->groups});
+}
+
+inline void commit_copies() { current->groups++; }
+
+inline void wait_copies(int groups_left) {
+    std::vector<Copy>& copies = current->copies;
+    size_t n = 0;
+    for (; n < copies.size() && copies[n].group < current->groups - groups_left; n++) {
+        if (copies[n].valid)
+            memcpy(copies[n].to, copies[n].from, 16);
+        else
+            memset(copies[n].to, 0, 16);
+    }
+    copies.erase(copies.begin(), copies.begin() + n);
+}
+
+// ---- what g++ -fsanitize=alignment,bounds has found -----------------------------------------------------------------
+struct Source {
+    const char* file;
+    unsigned line, column;
+};
+struct Type {
+    unsigned short kind, info;
+    char name[1];
+};
+struct Misaligned {
+    Source source;
+    const Type* type;
+    unsigned char log_alignment, access;
+};
+struct OutOfBounds {
+    Source source;
+    const Type *array, *index;
+};
+
+}  // namespace emulator
+
+#define UBSAN_REPORT extern "C" inline __attribute__((used)) void
+
+UBSAN_REPORT __ubsan_handle_type_mismatch_v1(emulator::Misaligned* found, uintptr_t address) {
+    unsigned alignment = 1u << found->log_alignment;
+    emulator::fail("misaligned access to %s at line %u: %u bytes past a multiple of %u", found->type->name,
+                   found->source.line, unsigned(address % alignment), alignment);
+}
+
+UBSAN_REPORT __ubsan_handle_out_of_bounds(emulator::OutOfBounds* found, uintptr_t index) {
+    emulator::fail("index %ld is outside the array %s at line %u", long(index), found->array->name,
+                   found->source.line);
+}
+
+// ---- atomics: one fiber runs at a time, so that plain code is atomic ------------------------------------------------
+template <class T>
+T atomicAdd(T* p, T value) {
+    T old = *p;
+    *p += value;
+    return old;
+}
+template <class T>
+T atomicMax(T* p, T value) {
+    T old = *p;
+    *p = std::max(old, value);
+    return old;
+}
+template <class T>
+T atomicMin(T* p, T value) {
+    T old = *p;
+    *p = std::min(old, value);
+    return old;
+}
+template <class T>
+T atomicExch(T* p, T value) {
+    T old = *p;
+    *p = value;
+    return old;
+}
+template <class T>
+T atomicCAS(T* p, T expected, T value) {
+    T old = *p;
+    if (old == expected) *p = value;
+    return old;
+}
+inline unsigned atomicInc(unsigned* p, unsigned last) {
+    unsigned old = *p;
+    *p = old >= last ? 0 : old + 1;
+    return old;
+}
+inline void __threadfence() {}

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from llama3.cuda import attention as cuda
+from llama3.cuda.device import Kernel
+from tests.cuda.kernel_checks import assert_close, bfloat16, random
+
+POSITIONS = [0, 1, 63, 64, 65, 255, 256, 300]
+# heads, kv heads, head_dim: a group of one, of four, of a prime, of more than a block serves
+HEADS = [(2, 2, 64), (4, 1, 128), (6, 2, 64), (7, 1, 64), (16, 1, 128)]
+
+
+def inputs(positions, n_heads, n_kv_heads, head_dim, max_len, seed=0):
+    """Queries, and two slots of a cache in which whatever lies behind a row's position is infinite."""
+    slots = np.arange(len(positions), dtype=np.int32) % 2
+    q = random(seed, len(positions), n_heads, head_dim)
+    k, v = random(seed + 1, 2, 2, n_kv_heads, max_len, head_dim)
+    for slot in range(2):
+        last = max(p for p, s in zip(positions, slots) if s == slot) if slot in slots else -1
+        k[slot, :, last + 1 :] = v[slot, :, last + 1 :] = np.inf
+    return q, k, v, np.array(positions, np.int32), slots
+
+
+def attention(device, q, k, v, positions, slots):
+    workspace = cuda.new_workspace(device, len(q), *q.shape[1:], k.shape[2])
+    out = device.alloc(q.shape, bfloat16)
+    there = [device.upload(array) for array in (q, k, v, positions, slots)]
+    cuda.attention(device, *there, workspace, out)
+    return device.download(out)
+
+
+def attention_naive(device, q, k, v, positions, slots):
+    rows, n_heads, head_dim = q.shape
+    out = device.alloc(q.shape, bfloat16)
+    kernel = Kernel("attention.cu", "attention_naive", cuda.kernels(head_dim, 1)[0].defines)
+    there = [device.upload(array) for array in (q, k, v, positions, slots)]
+    sizes = [np.int32(n) for n in (n_heads, k.shape[1], k.shape[2])]
+    device.launch(kernel, (n_heads, rows), (head_dim,), [*there, out, *sizes])
+    return device.download(out)
+
+
+def expected(q, k, v, positions, slots):
+    group = q.shape[1] // k.shape[1]
+    out = np.empty(q.shape)
+    for row, (position, slot) in enumerate(zip(positions, slots)):
+        for head in range(q.shape[1]):
+            keys = k[slot, head // group, : position + 1].astype(np.float64)
+            scores = keys @ q[row, head].astype(np.float64) / np.sqrt(q.shape[2])
+            weights = np.exp(scores - scores.max())
+            out[row, head] = weights / weights.sum() @ v[slot, head // group, : position + 1].astype(np.float64)
+    return out
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), HEADS)
+def test_agrees_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
+    given = inputs(POSITIONS, n_heads, n_kv_heads, head_dim, 320)
+    assert_close(in_every_order(lambda: attention(device, *given)), expected(*given))
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(2, 2, 64), (4, 1, 128)])
+def test_the_naive_kernel_agrees_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
+    given = inputs([0, 1, 65], n_heads, n_kv_heads, head_dim, 66)
+    assert_close(in_every_order(lambda: attention_naive(device, *given)), expected(*given))
+
+
+@pytest.mark.parametrize("position", [8190, 8191])
+def test_at_the_end_of_a_long_cache(device, in_every_order, position):
+    given = inputs([position], 4, 1, 128, 8192)
+    assert_close(in_every_order(lambda: attention(device, *given)), expected(*given))
+
+
+def test_sharp_scores(device):
+    """One key outweighs all others by exp(100) and more: no overflow, and its value comes out."""
+    q, k, v, positions, slots = inputs([300], 4, 1, 128, 320)
+    k[0, 0, 17] = (q[0, 0].astype(np.float32) * 10).astype(bfloat16)
+    assert_close(attention(device, q, k, v, positions, slots), expected(q, k, v, positions, slots))
+
+
+def test_a_row_does_not_see_its_neighbours_or_how_long_the_cache_is(device):
+    q, k, v, positions, slots = inputs(POSITIONS, 4, 1, 128, 320)
+    whole = attention(device, q, k, v, positions, slots)
+    longer = [np.concatenate([array, np.full((2, 1, 500, 128), np.inf, bfloat16)], axis=2) for array in (k, v)]
+    for row in (2, 7):
+        alone = attention(device, q[row : row + 1], *longer, positions[row : row + 1], slots[row : row + 1])
+        assert np.array_equal(alone[0], whole[row])

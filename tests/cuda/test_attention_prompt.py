@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from llama3.cuda.attention_prompt import attention_prompt, tiles
+from tests.cuda.kernel_checks import assert_close, bfloat16, random
+from tests.cuda.test_attention import attention_naive
+
+# rows and first position of each sequence: short and odd ones, just a tile, one more, behind a long past
+RAGGED = ((1, 0), (3, 65), (64, 0), (65, 1), (70, 63), (16, 64))
+
+
+def inputs(sequences, n_heads, n_kv_heads, head_dim, max_len):
+    """Queries, and a slot of the cache for each sequence in which all that lies behind its last row is infinite."""
+    counts, starts = zip(*sequences)
+    q = random(1, sum(counts), n_heads, head_dim)
+    k, v = random(2, 2, len(sequences), n_kv_heads, max_len, head_dim)
+    for slot, (count, start) in enumerate(sequences):
+        k[slot, :, start + count :] = v[slot, :, start + count :] = np.inf
+    return q, k, v, tiles(counts, starts, tuple(range(len(sequences))))
+
+
+def attention(device, q, k, v, tiles):
+    out = device.alloc(q.shape, bfloat16)
+    attention_prompt(device, *(device.upload(array) for array in (q, k, v, tiles)), out)
+    return device.download(out)
+
+
+def expected(q, k, v, sequences):
+    n_heads, head_dim = q.shape[1:]
+    rows = []
+    for slot, (count, start) in enumerate(sequences):
+        end = start + count
+        x = q[sum(map(len, rows)) :][:count].astype(np.float64)  # (count, n_heads, head_dim)
+        keys, values = (np.repeat(a[slot, :, :end].astype(np.float64), n_heads // a.shape[1], axis=0) for a in (k, v))
+        scores = np.einsum("thd,hsd->hts", x, keys) / np.sqrt(head_dim)
+        scores[:, np.arange(end) > start + np.arange(count)[:, None]] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        rows.append(np.einsum("hts,hsd->thd", weights / weights.sum(axis=-1, keepdims=True), values))
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(4, 1, 128), (2, 2, 64)])
+def test_ragged_prompts_agree_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
+    given = inputs(RAGGED, n_heads, n_kv_heads, head_dim, 140)
+    found = in_every_order(lambda: attention(device, *given))
+    assert_close(found, expected(*given[:3], RAGGED))
+
+
+def test_agrees_with_the_naive_kernel(device):
+    sequences = ((3, 65), (20, 0))
+    q, k, v, prompt_tiles = inputs(sequences, 2, 2, 64, 80)
+    positions = np.concatenate([start + np.arange(count, dtype=np.int32) for count, start in sequences]).astype(
+        np.int32
+    )
+    slots = np.repeat(np.arange(2, dtype=np.int32), [count for count, _ in sequences])
+    found = attention(device, q, k, v, prompt_tiles).astype(np.float64)
+    naive = attention_naive(device, q, k, v, positions, slots).astype(np.float64)
+    error = np.linalg.norm(found - naive, axis=-1) / np.linalg.norm(naive, axis=-1)
+    assert error.max() <= 2**-7, error.max()  # both have rounded to bf16, this one its weights too
+
+
+def test_the_last_rows_of_a_long_prompt(device):
+    sequences = ((5, 8187),)
+    given = inputs(sequences, 2, 1, 128, 8192)
+    assert_close(attention(device, *given), expected(*given[:3], sequences))
+
+
+def test_a_prompt_in_chunks_gives_the_same_bits(device):
+    q, k, v, whole_tiles = inputs(((150, 0),), 2, 1, 64, 150)
+    whole = attention(device, q, k, v, whole_tiles)
+    for begin, end in ((0, 37), (37, 130), (130, 150)):
+        chunk = attention(device, q[begin:end], k, v, tiles((end - begin,), (begin,), (0,)))
+        assert np.array_equal(chunk, whole[begin:end])

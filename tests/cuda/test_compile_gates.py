@@ -1,0 +1,43 @@
+import importlib.util
+import re
+
+import pytest
+
+from llama3.cuda.source import kernel_source
+from llama3.resources import resource
+from tests.cuda.compile_gates import ARCHITECTURES, TABLE, VARIANTS, compile_kernels, read_table
+
+DEFINITION = re.compile(r'^extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', re.MULTILINE)
+
+
+def test_the_table_holds_every_kernel_for_every_architecture():
+    expected = {
+        (file, defines, name, sm)
+        for file, defines in VARIANTS
+        for name in DEFINITION.findall(kernel_source(file))
+        for sm in ARCHITECTURES
+    }
+    assert {(row.file, row.defines, row.name, row.architecture) for row in read_table()} == expected
+    assert {file for file, _ in VARIANTS} == {path.name for path in resource("kernels").glob("*.cu")}
+
+
+def test_no_kernel_spills_or_has_a_stack():
+    assert [row.line() for row in read_table() if row.stack or row.spilled] == []
+
+
+@pytest.mark.parametrize(("file", "defines"), VARIANTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles_to_what_the_table_says(file, defines, architecture):
+    """Another NVRTC may allocate otherwise: then only a spill or a stack is an error."""
+    for module in ("cupy", "nvidia"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip("NVRTC is not installed: pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime")
+    from cupy_backends.cuda.libs import nvrtc
+
+    found = compile_kernels(file, defines, architecture)
+    assert found and not any(row.stack or row.spilled for row in found)
+    if TABLE.read_text().startswith("# NVRTC {}.{}.".format(*nvrtc.getVersion())):
+        table = [
+            row for row in read_table() if (row.file, row.defines, row.architecture) == (file, defines, architecture)
+        ]
+        assert sorted(found) == table
