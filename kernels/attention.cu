@@ -1,7 +1,8 @@
 // Grouped-query attention of single rows over the cache: softmax(q k^T / sqrt(head_dim)) v, from position 0 to the
 // row's own.
 //   q (T, n_heads, head_dim), k_cache and v_cache (slots, n_kv_heads, max_len, head_dim), out (T, n_heads, head_dim)
-//   positions, slots (T): where each row stands, and in whose cache; in device memory, for graphs
+//   positions, slots (T): where each row stands, and in whose cache; in device memory, for graphs. Position -1 is
+//   nobody's row, which fills up a graph: it sees nothing, and its result is zero.
 // A long cache is split, so that one row keeps the whole GPU busy (flash-decoding): `attention` attends to SPLIT
 // positions a block, `attention_combine` weighs the splits of a row. Where the splits lie depends on nothing, so that a
 // row's bits depend on its own sequence alone.
@@ -39,7 +40,7 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
         mixed = mixed * old + weight * __bfloat162float(v_cache[at + channel]);
         largest = now_largest;
     }
-    out[((size_t)row * n_heads + head) * HEAD_DIM + channel] = __float2bfloat16(mixed / sum);
+    out[((size_t)row * n_heads + head) * HEAD_DIM + channel] = __float2bfloat16(sum > 0 ? mixed / sum : 0);
 }
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
@@ -162,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(HEAD_DIM)
     let_successor_start();
     int channel = threadIdx.x, head = blockIdx.x, row = blockIdx.y;
     size_t first = ((size_t)row * gridDim.x + head) * n_splits;
-    int filled = positions[row] / SPLIT + 1;
+    int filled = (positions[row] + SPLIT) / SPLIT;  // none for nobody's row
     float largest = -1e30f, sum = 0, total = 0;
     for (int s = 0; s < filled; s++) largest = fmaxf(largest, stats[(first + s) * 2]);
     for (int s = 0; s < filled; s++) {
@@ -170,5 +171,5 @@ extern "C" __global__ void __launch_bounds__(HEAD_DIM)
         sum += scale * stats[(first + s) * 2 + 1];
         total += scale * mixed[(first + s) * HEAD_DIM + channel];
     }
-    out[((size_t)row * gridDim.x + head) * HEAD_DIM + channel] = __float2bfloat16(total / sum);
+    out[((size_t)row * gridDim.x + head) * HEAD_DIM + channel] = __float2bfloat16(filled ? total / sum : 0);
 }

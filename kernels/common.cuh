@@ -57,3 +57,6 @@ __device__ __forceinline__ float warp_max(float x) {
     for (int bit = 16; bit; bit /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, bit));
     return x;
 }
+
+// For a very negative x, exp overflows to infinity and the quotient is the right zero.
+__device__ __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }

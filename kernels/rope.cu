@@ -3,7 +3,8 @@
 //   q (T, n_heads, head_dim): the queries, turned
 //   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): of one layer; keys are kept turned
 //   cos, sin (max_seq_len, head_dim / 2) float; positions, slots (T): where each row stands, and in whose cache.
-//   They are in device memory: a replayed graph finds the next position there.
+//   They are in device memory: a replayed graph finds the next position there. Position -1 is nobody's row, which
+//   fills up a graph: nothing is written for it.
 // Pair i of a head is channels i and i + head_dim / 2:  (a, b) -> (a cos - b sin, b cos + a sin).
 //
 // Launch: a thread eight pairs of a head, head_dim / 16 threads a head, 256 threads a block.
@@ -17,7 +18,7 @@ extern "C" __global__ void rope_naive(const bf16* qkv, const float* cos, const f
                                       int n_kv_heads, int head_dim, int max_len) {
     int heads = n_heads + 2 * n_kv_heads, half = head_dim / 2, index = blockIdx.x * blockDim.x + threadIdx.x;
     int row = index / heads, head = index % heads;
-    if (row >= rows) return;
+    if (row >= rows || positions[row] < 0) return;
     const bf16* from = qkv + ((size_t)row * heads + head) * head_dim;
     bool is_q = head < n_heads, is_v = head >= n_heads + n_kv_heads;
     size_t kv_row = ((size_t)slots[row] * n_kv_heads + (head - n_heads) % n_kv_heads) * max_len + positions[row];
@@ -42,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int heads = n_heads + 2 * n_kv_heads, half = head_dim / 2, threads_a_head = half / 8;
     int index = blockIdx.x * THREADS + threadIdx.x;
     int i = index % threads_a_head * 8, head = index / threads_a_head % heads, row = index / threads_a_head / heads;
-    if (row >= rows) return;
+    if (row >= rows || positions[row] < 0) return;
 
     const bf16* from = qkv + ((size_t)row * heads + head) * head_dim;
     Eight a = load_eight(from + i), b = load_eight(from + half + i);

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from llama3.model.transformer import Trace, Transformer
 from llama3.sampler import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llama3.cuda.transformer import Transformer as CudaTransformer
 
 MAX_TOKENS = 256  # as for the same model on Cloudflare Workers AI
 
@@ -114,25 +117,38 @@ class Stream(Iterator[Piece]):
 class Llama:
     """A loaded model. Threads may share it: their requests run in one batch if there are slots for them."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", slots: int = 1):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        slots: int = 1,
+        on_upload: Callable[[int, int], None] | None = None,
+    ):
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.tokenizer: Tokenizer | None = checkpoint.tokenizer
-        self.device = check_device(device)
-        self.model = Transformer(checkpoint.config, checkpoint.weights)
+        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload)
         self._engine = Engine(self.model, slots)
         self._turn = threading.Condition()
         self._stepper: int | None = None  # the thread that is in a step
 
     @classmethod
-    def load(cls, model: str | Path | None = None, device: str = "cpu", slots: int = 1) -> "Llama":
+    def load(
+        cls,
+        model: str | Path | None = None,
+        device: str = "cpu",
+        slots: int = 1,
+        on_upload: Callable[[int, int], None] | None = None,
+    ) -> "Llama":
         """A folder, or a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
-        Weights are read through the file system's cache as they are first used. `slots`: how many requests run at
-        once; each takes cache memory of its own. Raises CheckpointError, TokenizerError or DownloadError.
+        device: "cpu"; "cuda", or "cuda:1" for the second GPU; "auto": a GPU if the model can run there. On the CPU
+        weights are read through the file system's cache as they are first used; to a GPU they are all copied now, and
+        `on_upload(done, total)` counts the parameters. `slots`: how many requests run at once; each takes cache memory
+        of its own. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
-        return cls(load_folder(resolve(model)), device, slots)
+        return cls(load_folder(resolve(model)), device, slots, on_upload)
 
     def encode(self, text: str) -> list[int]:
         """Raw text -> ids: <|begin_of_text|> first, whether it is there or not; special tokens' names are those tokens.
@@ -233,7 +249,20 @@ class Llama:
 
 
 def check_device(device: str) -> str:
-    """ "auto" or "cpu" -> "cpu"; anything else is a RequestError."""
-    if device not in ("auto", "cpu"):
-        raise RequestError(f"device is {device!r}; this version computes on 'cpu' alone")
-    return "cpu"
+    """The name again; one that cannot be a device is a RequestError."""
+    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdecimal()):
+        raise RequestError(f"device is {device!r}; expected cpu, cuda, cuda:1 for the second GPU, or auto")
+    return device
+
+
+def open_model(
+    checkpoint: Checkpoint, device: str, slots: int, on_upload: Callable[[int, int], None] | None
+) -> "tuple[str, Transformer | CudaTransformer]":
+    """What it runs on, and the model there. The two kinds have one face."""
+    if device != "cpu":
+        from llama3.cuda.load import best_device, load_model
+
+        device = best_device(checkpoint, slots) if device == "auto" else device
+        if device != "cpu":
+            return device, load_model(device, checkpoint, slots, on_upload)
+    return device, Transformer(checkpoint.config, checkpoint.weights)

@@ -13,13 +13,13 @@ def kernel(head_dim: int) -> Kernel:
     return Kernel("attention_prompt.cu", "attention_prompt", (f"HEAD_DIM={head_dim}",), max_shared=shared)
 
 
-def tiles(counts: tuple[int, ...], starts: tuple[int, ...], slots: tuple[int, ...]) -> np.ndarray:
-    """The rows of each sequence, from position `starts` on, in pieces of 64 at most.
+def tiles(counts: tuple[int, ...], starts: tuple[int, ...], slots: tuple[int, ...], first_row: int = 0) -> np.ndarray:
+    """The rows of each sequence, from position `starts` on, in pieces of 64 at most; row `first_row` is the first.
 
     -> (n_tiles, 4) int32: first row, number of rows, position of the first row, slot.
     """
     pieces = []
-    row = 0
+    row = first_row
     for count, start, slot in zip(counts, starts, slots):
         pieces += [(row + i, min(TILE, count - i), start + i, slot) for i in range(0, count, TILE)]
         row += count

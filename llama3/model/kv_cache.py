@@ -5,17 +5,10 @@ import numpy as np
 from llama3.config import ModelConfig
 
 
-class KVCache:
-    """One slot a sequence; `lengths[slot]` positions of a slot are filled.
+class Slots:
+    """Which slots are taken, and how many positions of each are filled: `lengths[slot]`."""
 
-    The cache is an object that is passed to the model: no layer owns any of it. Memory for a slot is
-    2 * n_layers * n_kv_heads * head_dim * 4 bytes a position, and the system hands it out only as it is written.
-    """
-
-    def __init__(self, config: ModelConfig, slots: int, max_len: int):
-        shape = (slots, config.n_layers, config.n_kv_heads, max_len, config.head_dim)
-        self.k = np.zeros(shape, np.float32)  # rotated already: RoPE depends on the position alone
-        self.v = np.zeros(shape, np.float32)
+    def __init__(self, slots: int, max_len: int):
         self.max_len = max_len
         self.lengths = [0] * slots
         self._free = list(range(slots))
@@ -39,6 +32,23 @@ class KVCache:
         assert 0 <= length <= self.lengths[slot], (length, self.lengths[slot])
         self.lengths[slot] = length
 
+    def advance(self, slot: int, n: int) -> None:
+        """The next n positions have been written, in all layers."""
+        assert self.lengths[slot] + n <= self.max_len, (self.lengths[slot], n, self.max_len)
+        self.lengths[slot] += n
+
+
+class KVCache(Slots):
+    """The cache is an object that is passed to the model: no layer owns any of it. Memory for a slot is
+    2 * n_layers * n_kv_heads * head_dim * 4 bytes a position, and the system hands it out only as it is written.
+    """
+
+    def __init__(self, config: ModelConfig, slots: int, max_len: int):
+        super().__init__(slots, max_len)
+        shape = (slots, config.n_layers, config.n_kv_heads, max_len, config.head_dim)
+        self.k = np.zeros(shape, np.float32)  # rotated already: RoPE depends on the position alone
+        self.v = np.zeros(shape, np.float32)
+
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` positions of slot `source`."""
         assert 0 <= length <= self.lengths[source], (length, self.lengths[source])
@@ -57,6 +67,3 @@ class KVCache:
         self.k[slot, layer, :, start:end] = k.swapaxes(0, 1)
         self.v[slot, layer, :, start:end] = v.swapaxes(0, 1)
         return self.k[slot, layer, :, :end], self.v[slot, layer, :, :end]
-
-    def advance(self, slot: int, n: int) -> None:
-        self.lengths[slot] += n

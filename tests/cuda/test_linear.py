@@ -3,31 +3,40 @@ import pytest
 
 from llama3.cuda import linear as cuda
 from llama3.cuda.device import Kernel
+from llama3.cuda.rms_norm import rms_norm
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
-# rows of x, outputs, width: less than a warp's step, just one, odd tails, fewer outputs than a block has warps
-SHAPES = [(1, 1, 64), (1, 9, 1024), (1, 16, 1088), (3, 35, 320), (1, 8, 4160), (2, 5, 2048)]
+# Outputs, width: less than a warp's step, odd tails, fewer outputs than a block has warps, more than a block has.
+SHAPES = [(1, 64), (9, 1088), (35, 320), (50, 128), (8, 4160)]
+FEW = [2, 3, 8, 9, 17, 33, 64]
+EPS = 1e-5
 
 
-def inputs(rows, n_out, width):
-    return random(rows, rows, width), random(n_out, n_out, width, scale=width**-0.5)
+def inputs(rows, n_out, width, matrices=1):
+    return random(rows, rows, width), random(n_out, matrices * n_out, width, scale=width**-0.5)
 
 
 def product(x, w):
     return x.astype(np.float64) @ w.astype(np.float64).T
 
 
-def launched(device, function, x, matrices, out):
+def swiglu(gate, up):
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(-gate)) * up
+
+
+def normed(x, norm):
+    """As the kernels round it: to bfloat16."""
+    x = x.astype(np.float64)
+    exact = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS) * norm.astype(np.float64)
+    return exact.astype(bfloat16)
+
+
+def launched(device, function, arrays, out):
     """`out` after the call; it starts as what it holds here."""
     there = device.upload(out)
-    function(device, device.upload(x), *(device.upload(w) for w in matrices), there)
+    function(device, *(device.upload(array) for array in arrays), there)
     return device.download(there)
-
-
-def linear_naive(device, x, w, out):
-    (rows, width), n_out = x.shape, len(w)
-    args = [w, x, out, np.int32(n_out), np.int32(width)]
-    device.launch(Kernel("linear.cu", "linear_naive"), (-(-n_out // 32), rows), (32,), args)
 
 
 def poison(rows, n_out, dtype):
@@ -39,39 +48,80 @@ def by_output(array):
     return array.reshape(1, -1)
 
 
-@pytest.mark.parametrize(
-    ("function", "dtype"), [(cuda.linear, bfloat16), (cuda.linear_float, np.float32), (linear_naive, bfloat16)]
-)
-@pytest.mark.parametrize(("rows", "n_out", "width"), SHAPES)
-def test_agrees_with_float64(device, in_every_order, function, dtype, rows, n_out, width):
-    x, w = inputs(rows, n_out, width)
-    found = in_every_order(lambda: launched(device, function, x, [w], poison(rows, n_out, dtype)))
+def linear_naive(device, x, w, out):
+    (rows, width), n_out = x.shape, len(w)
+    args = [w, x, out, np.int32(n_out), np.int32(width)]
+    device.launch(Kernel("linear.cu", "linear_naive"), (-(-n_out // 32), rows), (32,), args)
+
+
+def norm_linear(device, x, norm, w, out):
+    h = device.alloc(x.shape, bfloat16)
+    cuda.norm_linear(device, x, norm, EPS, w, h, out)
+
+
+def norm_swiglu(device, x, norm, w13, out):
+    h, gate_up = device.alloc(x.shape, bfloat16), device.alloc((len(x), len(w13)), bfloat16)
+    cuda.norm_swiglu(device, x, norm, EPS, w13, h, gate_up, out)
+
+
+@pytest.mark.parametrize("rows", [1, *FEW, 65])
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32])
+def test_agrees_with_float64(device, in_every_order, dtype, rows):
+    for n_out, width in SHAPES if rows == 1 else [(35, 320), (1, 64), (64, 1088)]:
+        x, w = inputs(rows, n_out, width)
+        found = in_every_order(lambda: launched(device, cuda.linear, [x, w], poison(rows, n_out, dtype)))
+        assert_close(by_output(found), by_output(product(x, w)))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_naive_kernel_agrees_with_float64(device, rows):
+    x, w = inputs(rows, 35, 320)
+    found = launched(device, linear_naive, [x, w], poison(rows, 35, bfloat16))
     assert_close(found, product(x, w))
 
 
-@pytest.mark.parametrize(("rows", "n_out", "width"), SHAPES)
-def test_adds_to_the_residual_stream(device, in_every_order, rows, n_out, width):
-    x, w = inputs(rows, n_out, width)
-    before = random(7, rows, n_out, dtype=np.float32)
-    found = in_every_order(lambda: launched(device, cuda.linear_add, x, [w], before))
+@pytest.mark.parametrize("rows", [1, *FEW, 65])
+def test_adds_to_the_residual_stream(device, in_every_order, rows):
+    x, w = inputs(rows, 64, 1088)
+    before = random(7, rows, 64, dtype=np.float32)
+    found = in_every_order(lambda: launched(device, cuda.linear_add, [x, w], before))
     assert_close(found, before + product(x, w))
 
 
 @pytest.mark.parametrize("scale", [1, 1000])  # with 1000, exp overflows on both sides
-@pytest.mark.parametrize(("rows", "n_out", "width"), SHAPES[1:])
-def test_swiglu_opens_and_closes_channels(device, in_every_order, rows, n_out, width, scale):
-    x, gate = inputs(rows, n_out, width)
-    gate, up = (gate.astype(np.float32) * scale).astype(bfloat16), random(5, n_out, width, scale=width**-0.5)
-    out = poison(rows, n_out, bfloat16)
-    found = in_every_order(lambda: launched(device, cuda.linear_swiglu, x, [gate, up], out))
-    g = product(x, gate)
-    with np.errstate(over="ignore"):
-        expected = g / (1 + np.exp(-g)) * product(x, up)
-    assert_close(by_output(found), by_output(expected))
+@pytest.mark.parametrize("rows", [1, 3, 17, 33, 64, 65])
+def test_swiglu_of_the_norm_opens_and_closes_channels(device, in_every_order, rows, scale):
+    for n_out, width in SHAPES[1:] if rows == 1 else [(35 if rows < 65 else 40, 320)]:
+        x, norm = random(1, rows, width, dtype=np.float32), random(2, width)
+        w13 = random(3, 2 * n_out, width, scale=width**-0.5)
+        w13[:n_out] = (w13[:n_out].astype(np.float32) * scale).astype(bfloat16)
+        out = poison(rows, n_out, bfloat16)
+        found = in_every_order(lambda: launched(device, norm_swiglu, [x, norm, w13], out))
+        both = product(normed(x, norm), w13)
+        if rows > cuda.MAX_FEW:  # cuBLAS leaves bfloat16
+            both = both.astype(bfloat16).astype(np.float64)
+        assert_close(by_output(found), by_output(swiglu(both[:, :n_out], both[:, n_out:])))
 
 
-def test_a_row_does_not_see_its_neighbours(device):
-    x, w = inputs(5, 35, 320)
-    whole = launched(device, cuda.linear, x, [w], poison(5, 35, bfloat16))
-    alone = launched(device, cuda.linear, x[2:3], [w], poison(1, 35, bfloat16))
-    assert np.array_equal(whole[2:3], alone)
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("dtype", [bfloat16, np.float32])
+def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every_order, dtype, rows):
+    """To the bit, also where both are one kernel."""
+    for n_out, width in SHAPES:
+        x, norm, w = random(1, rows, width, dtype=np.float32), random(2, width), inputs(1, n_out, width)[1]
+        found = in_every_order(lambda: launched(device, norm_linear, [x, norm, w], poison(rows, n_out, dtype)))
+        h = device.alloc(x.shape, bfloat16)
+        rms_norm(device, device.upload(x), device.upload(norm), EPS, h)
+        assert_close(by_output(found), by_output(product(device.download(h), w)))
+        assert np.array_equal(found, launched(device, cuda.linear, [device.download(h), w], found))
+
+
+@pytest.mark.parametrize(("few", "more"), [(2, 8), (9, 16), (33, 64)])
+def test_a_row_does_not_see_its_neighbours_or_how_many_they_are(device, few, more):
+    """As long as the same kernel takes them: up to 8, 16, 32 or 64 rows."""
+    x, w = inputs(more, 50, 1088)
+    whole = launched(device, cuda.linear, [x, w], poison(more, 50, np.float32))
+    fewer = launched(device, cuda.linear, [x[:few], w], poison(few, 50, np.float32))
+    other = launched(device, cuda.linear, [np.concatenate([x[:1], -x[1:] * 3]), w], poison(more, 50, np.float32))
+    assert np.array_equal(whole[:few], fewer)
+    assert np.array_equal(whole[:1], other[:1])

@@ -1,0 +1,44 @@
+"""A checkpoint's weights onto a GPU: all that is needed is checked before the first byte goes there."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from llama3.checkpoint import Checkpoint
+from llama3.cuda.device import Device, open_device
+from llama3.cuda.memory import check_memory, check_shape
+from llama3.cuda.transformer import Transformer
+from llama3.cuda.weights import upload_weights
+from llama3.errors import DeviceError
+
+
+def load_model(
+    device: str, checkpoint: Checkpoint, slots: int, report: Callable[[int, int], None] | None = None
+) -> Transformer:
+    """device: "cuda", or "cuda:1" for the second GPU; report(done, total): parameters that are there, and all.
+
+    Raises DeviceError: no such GPU, no driver, no CuPy, a shape that the kernels do not know, too little memory.
+    """
+    opened = ready(device, checkpoint, slots)
+    total = checkpoint.parameters
+    weights = upload_weights(opened, checkpoint.weights, report and (lambda done: report(done, total)))
+    return Transformer(opened, checkpoint.config, weights)
+
+
+def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:
+    """The device, if the model can run on it with so many slots. Raises DeviceError that says what is missing."""
+    opened = open_device(device)
+    check_shape(checkpoint.config)
+    free, _ = opened.memory()
+    check_memory(checkpoint.config, slots, checkpoint.config.max_seq_len, free)
+    return opened
+
+
+def best_device(checkpoint: Checkpoint, slots: int) -> str:
+    """"cuda" if the model can run there, else "cpu"."""
+    if find_spec("cupy") is None:
+        return "cpu"
+    try:
+        ready("cuda", checkpoint, slots)
+    except DeviceError:
+        return "cpu"
+    return "cuda"

@@ -1,0 +1,281 @@
+"""The whole of a tiny Llama on a device, through the launch code and the kernels, against NumPy on the same weights."""
+
+from functools import cache as once
+
+import numpy as np
+import pytest
+
+from llama3.checkpoint.names import HUGGING_FACE, to_weights
+from llama3.config import ModelConfig, RopeScaling
+from llama3.cuda.transformer import Transformer
+from llama3.cuda.weights import upload_weights
+from llama3.engine import Engine, Request
+from llama3.errors import DeviceError
+from llama3.model import transformer as plain
+from llama3.model.batch import Batch
+from llama3.sampler import Sample, Sampling, SamplingParams
+from tests.cuda.kernel_checks import bfloat16
+from tests.tiny import random_tensors
+
+BAR = 1e-2  # bfloat16 activations, 2 layers
+CONFIG = ModelConfig(128, 2, 4, 1, 64, 192, 515, max_seq_len=320)
+CONFIGS = {
+    "grouped queries": CONFIG,
+    "tied, wide heads": ModelConfig(192, 2, 4, 2, 128, 64, 131, max_seq_len=320, tied_embeddings=True),
+    "scaled rope": ModelConfig(
+        64, 2, 2, 2, 64, 320, 99, max_seq_len=320, rope_scaling=RopeScaling(original_max_seq_len=64)
+    ),
+}
+
+
+@once
+def weights_of(config: ModelConfig, dtype: str = "bf16") -> plain.Weights:
+    return to_weights(config, random_tensors(config, dtype=dtype), HUGGING_FACE)
+
+
+def on_device(device, config=CONFIG, dtype="bf16"):
+    return Transformer(device, config, upload_weights(device, weights_of(config, dtype)))
+
+
+def in_numpy(config=CONFIG):
+    return plain.Transformer(config, weights_of(config))
+
+
+def tokens_of(n, seed=0, config=CONFIG):
+    return np.random.RandomState(seed).randint(0, config.vocab_size, n).astype(np.int32)
+
+
+def assert_agree(found, expected, bar=BAR):
+    """Row by row; and the first token is the same where the second is further away than twice the error."""
+    assert found.shape == expected.shape and found.dtype == np.float32
+    error = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert error.max() <= bar, error
+    worst = np.abs(found - expected).max(axis=-1)
+    second, first = np.sort(expected, axis=-1)[:, -2:].T
+    clear = first - second > 2 * worst
+    assert np.array_equal(found.argmax(axis=-1)[clear], expected.argmax(axis=-1)[clear])
+    assert clear.mean() > 0.5, "hardly a row is clear: this says nothing"
+
+
+def forward(model, cache, *rows):
+    batch = Batch.of(rows)
+    return model.forward(batch, cache, np.arange(len(batch.tokens)))
+
+
+def test_a_prompt(device):
+    for config in CONFIGS.values():
+        tokens = tokens_of(70, config=config)
+        models = on_device(device, config), in_numpy(config)
+        found, expected = (forward(model, model.new_cache(1, 80), (0, tokens)) for model in models)
+        assert_agree(found, expected)
+
+
+def test_more_rows_than_our_own_kernels_take_and_fewer_agree(device):
+    """Past 64 rows the products are cuBLAS's; a row at a time they are matrix-vector products."""
+    model, tokens = on_device(device), tokens_of(100)
+    whole = forward(model, model.new_cache(1, 100), (0, tokens))
+    assert_agree(whole, forward(in_numpy(), in_numpy().new_cache(1, 100), (0, tokens)))
+    for sizes in ((64, 36), (1, 2, 61, 1, 1, 34), (99, 1), (5, 3, 9, 17, 33, 33)):
+        cache, ends = model.new_cache(1, 100), np.cumsum(sizes)
+        pieces = [forward(model, cache, (0, tokens[end - n : end])) for end, n in zip(ends, sizes)]
+        assert_agree(np.concatenate(pieces), whole)
+
+
+def test_a_ragged_batch_of_decoding_rows_and_prompts(device):
+    model, numpy_model = on_device(device), in_numpy()
+    past = [(0, tokens_of(70, 1)), (2, tokens_of(3, 2)), (3, tokens_of(65, 3))]
+    now = [
+        (2, tokens_of(1, 4)),
+        (0, tokens_of(1, 5)),
+        (1, tokens_of(67, 6)),
+        (3, tokens_of(5, 7)),
+        (4, tokens_of(1, 8)),
+    ]
+    caches = model.new_cache(5, 160), numpy_model.new_cache(5, 160)
+    for rows in (past, now):
+        found, expected = (forward(m, cache, *rows) for m, cache in zip((model, numpy_model), caches))
+        assert_agree(found, expected)
+    assert caches[0].lengths == caches[1].lengths == [71, 67, 4, 70, 1]
+
+
+def test_only_the_logits_that_are_asked_for(device):
+    model, batch = on_device(device), Batch.of([(0, tokens_of(9)), (1, tokens_of(4, 1))])
+    whole, some, none = (
+        model.forward(batch, model.new_cache(2, 16), np.array(rows, int)) for rows in (range(13), [8, 12, 0], [])
+    )
+    assert np.array_equal(whole[[8, 12, 0]], some) or np.abs(whole[[8, 12, 0]] - some).max() < 1e-4  # other row counts
+    assert none.shape == (0, CONFIG.vocab_size)
+
+
+def test_the_trace_names_what_numpys_names(device):
+    heard = []
+    for model in (on_device(device), in_numpy()):
+        found = {}
+        tokens = Batch.of([(0, tokens_of(5))])
+        model.forward(tokens, model.new_cache(1, 8), np.arange(5), lambda name, value: found.update({name: value}))
+        heard.append(found)
+    assert list(heard[0]) == list(heard[1])
+    for name, value in heard[1].items():
+        error = np.linalg.norm(heard[0][name] - value) / np.linalg.norm(value)
+        assert error <= BAR, (name, error)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_weights_of_other_dtypes_become_bfloat16(device, dtype):
+    weights = weights_of(CONFIG, dtype)
+    model = on_device(device, CONFIG, dtype)
+    layer, there = weights.layers[1], model.weights.layers[1]
+    found = device.download(there.wqkv), device.download(there.w13)
+    assert np.array_equal(found[0], np.concatenate([layer.wq, layer.wk, layer.wv]).astype(bfloat16))
+    assert np.array_equal(found[1], np.concatenate([layer.w1, layer.w3]).astype(bfloat16))
+
+
+def test_the_upload_reports_every_parameter_once(device):
+    heard = []
+    upload_weights(device, weights_of(CONFIGS["tied, wide heads"]), heard.append)
+    assert heard == sorted(heard)
+    assert heard[-1] == sum(a.size for a in random_tensors(CONFIGS["tied, wide heads"]).values())
+
+
+# ---- decoding ----
+
+
+def greedy(n):
+    return [Sampling(SamplingParams(temperature=0), [0], CONFIG.vocab_size) for _ in range(n)]
+
+
+def decode(model, cache, rows, samplings, steps, before_step=lambda decoding: None):
+    """Tokens (steps, n), and the logits of each step."""
+    tokens, logits = [], []
+    for _ in range(steps):
+        if cache.decoding:
+            before_step(cache.decoding)
+        samples = model.step(Batch.of([(slot, [token]) for slot, token in rows]), cache, samplings).samples()
+        assert all(isinstance(sample, Sample) for sample in samples), samples
+        logits.append(model.device.download(cache.decoding._logits[: len(rows)]))
+        rows = [(slot, sample.token) for (slot, _), sample in zip(rows, samples)]
+        tokens.append([token for _, token in rows])
+        for sampling, (_, token) in zip(samplings, rows):
+            sampling.accept(token)
+    return np.array(tokens), np.stack(logits)
+
+
+def test_token_by_token_in_graphs_it_agrees_with_numpy(device):
+    """Rows join and leave, so that the graphs of 1, 2 and 4 rows take turns."""
+    model, numpy_model = on_device(device), in_numpy()
+    caches = model.new_cache(4, 90), numpy_model.new_cache(4, 90)
+    prompts = [(slot, tokens_of(n, slot)) for slot, n in enumerate((70, 1, 5, 64))]
+    for m, cache in zip((model, numpy_model), caches):
+        forward(m, cache, *prompts)
+    for slots in ([0], [0, 1], [0, 1, 2], [3, 1, 2, 0], [1, 3], [2]):
+        rows = [(slot, 7 + slot) for slot in slots]
+        tokens, logits = decode(model, caches[0], rows, greedy(len(slots)), 3)
+        for step in range(3):
+            assert_agree(logits[step], forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
+            assert np.array_equal(tokens[step], logits[step].argmax(axis=-1))
+            rows = list(zip(slots, tokens[step].tolist()))
+    assert caches[0].lengths == caches[1].lengths
+
+
+PARAMETERS = [
+    SamplingParams(temperature=0),
+    SamplingParams(seed=1, repetition_penalty=1.3, presence_penalty=0.2, logprobs=3),
+    SamplingParams(seed=2, temperature=1.5, top_k=20, top_p=0.9),
+]
+
+
+def test_a_graph_does_what_its_launches_do_one_by_one(device):
+    model = on_device(device)
+    found = []
+    for forget in (lambda decoding: None, lambda decoding: decoding._graphs.clear()):
+        cache = model.new_cache(4, 90)
+        forward(model, cache, *((slot, tokens_of(20 + slot, slot)) for slot in range(3)))
+        samplings = [Sampling(params, [1, 2, 3], CONFIG.vocab_size) for params in PARAMETERS]
+        tokens, logits = decode(model, cache, [(slot, 5) for slot in range(3)], samplings, 6, forget)
+        found.append((tokens.tobytes(), logits.tobytes(), device.download(cache.k).tobytes()[:100]))
+    assert found[0] == found[1]
+
+
+def test_within_a_bucket_a_sequence_does_not_see_its_neighbours(device):
+    model = on_device(device)
+    found = []
+    for seed, row in ((1, 0), (2, 1), (3, 2)):
+        cache = model.new_cache(3, 90)
+        for slot in range(3):
+            forward(model, cache, (slot, tokens_of(66, 0 if slot == row else seed)[: 66 if slot == row else 9 + slot]))
+        _, logits = decode(model, cache, [(slot, 5 if slot == row else 8) for slot in range(3)], greedy(3), 2)
+        found.append(logits[:, row].tobytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_rewound_it_says_the_same_again(device):
+    model, cache = on_device(device), None
+    cache = model.new_cache(1, 90)
+    forward(model, cache, (0, tokens_of(20)))
+    found = []
+    for _ in range(2):
+        found.append(decode(model, cache, [(0, 5)], greedy(1), 3)[1].tobytes())
+        cache.truncate(0, 20)
+    assert found[0] == found[1]
+
+
+def test_a_copied_prefix_is_as_good_as_its_own(device):
+    model = on_device(device)
+    cache = model.new_cache(2, 90)
+    forward(model, cache, (0, tokens_of(20)))
+    cache.copy_prefix(0, 1, 15)
+    again = forward(model, cache, (1, tokens_of(20)[15:]))
+    cache.truncate(0, 15)
+    assert np.array_equal(again, forward(model, cache, (0, tokens_of(20)[15:])))
+
+
+def test_in_every_order_of_threads_and_blocks(device, in_every_order):
+    def run():
+        model = on_device(device)
+        cache = model.new_cache(2, 70)
+        logits = forward(model, cache, (0, tokens_of(66)), (1, tokens_of(3)))
+        return logits, *decode(model, cache, [(0, 1), (1, 2)], greedy(2), 2)
+
+    in_every_order(run)
+
+
+# ---- under the engine ----
+
+
+def engine_tokens(model, prompts, params, slots=3):
+    engine = Engine(model, slots, 120)
+    requests = [Request(prompt.tolist(), p, 6) for prompt, p in zip(prompts, params)]
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        engine.step()
+    assert [request.finish_reason for request in requests] == ["length"] * len(requests), requests[0].error
+    return [request.tokens for request in requests], requests
+
+
+def test_the_engine_gets_the_same_tokens_alone_and_together(device):
+    """The kernels differ with the number of rows, and with them the rounding: most texts are equal, not all must be."""
+    model = on_device(device)
+    prompts = [tokens_of(n, n) for n in (5, 70, 1, 33, 66)]
+    params = [SamplingParams(seed=i, temperature=0.7, frequency_penalty=0.3) for i in range(5)]
+    together, _ = engine_tokens(model, prompts, params)
+    alone = [engine_tokens(model, [prompt], [p], slots=1)[0][0] for prompt, p in zip(prompts, params)]
+    expected, _ = engine_tokens(in_numpy(), prompts, params)
+    assert sum(a == b for a, b in zip(together, alone)) >= 4, (together, alone)
+    assert sum(a == b for a, b in zip(together, expected)) >= 4, (together, expected)
+
+
+def test_an_allocation_that_fails_ends_its_requests_and_no_others(device, monkeypatch):
+    model = on_device(device)
+    engine = Engine(model, 2, 120)
+    failed, later = (Request(tokens_of(n).tolist(), SamplingParams(seed=0), 4) for n in (100, 5))
+    engine.submit(failed)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "alloc", lambda shape, dtype: (_ for _ in ()).throw(DeviceError("out of GPU memory")))
+        engine.step()
+    assert failed.finish_reason == "error" and "out of GPU memory" in str(failed.error)
+    engine.submit(later)
+    while engine.busy:
+        engine.step()
+    assert later.finish_reason == "length"
+    assert later.tokens == engine_tokens(model, [tokens_of(5)], [SamplingParams(seed=0)])[0][0][:4]
