@@ -4,6 +4,10 @@
 
 typedef __nv_bfloat16 bf16;
 
+#ifndef INFINITY  // NVRTC has no <math.h>
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // Eight neighbours of an array, as floats: one 16-byte load of bf16, or two of float.

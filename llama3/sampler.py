@@ -111,10 +111,7 @@ class Sampling:
         assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
         if not logits.max() < np.inf:  # NaN if one of them is
             token = int(np.flatnonzero(~(logits < np.inf))[0])
-            raise LogitsError(
-                f"the logit of token {token} is {logits[token]}: expected finite numbers. "
-                "Look for NaN or huge values in the checkpoint's weights, and whether config.json belongs to them"
-            )
+            raise bad_logit(token, logits[token])
         with np.errstate(over="ignore"):  # a tiny temperature takes all but the highest logits to -inf
             token = self._choose(penalised(logits, self.params, self.seen, self.counts))
         if self.params.logprobs is None:
@@ -129,6 +126,17 @@ class Sampling:
         assert allowed.shape == logits.shape and allowed.dtype == bool, (allowed.shape, allowed.dtype)
         ids = np.flatnonzero(allowed)
         return int(ids[choose(logits[ids], self.params, u)])
+
+
+def bad_logit(token: int, value: np.floating) -> LogitsError:
+    return LogitsError(
+        f"the logit of token {token} is {value}: expected finite numbers. "
+        "Look for NaN or huge values in the checkpoint's weights, and whether config.json belongs to them"
+    )
+
+
+def no_token_left() -> LogitsError:
+    return LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
 
 
 # From here on, a place is a token's index among the logits in play: what the mask and the filters before have left.
@@ -154,7 +162,7 @@ def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, coun
 def choose(logits: np.ndarray, params: SamplingParams, u: float) -> int:
     """The place of the next token: greedy at temperature 0, else drawn from what the filters leave."""
     if len(logits) == 0 or logits.max() == -np.inf:
-        raise LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
+        raise no_token_left()
     if params.temperature == 0:
         return int(logits.argmax())  # the first among equals
     places = survivors(logits, params)

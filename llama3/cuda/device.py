@@ -58,6 +58,14 @@ class Device(ABC):
     def download(self, array: Array) -> np.ndarray: ...
 
     @abstractmethod
+    def copy(self, source: Array, into: Array) -> None:
+        """From one place on the device to another; of the same shape, strided or not."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes in all."""
+
+    @abstractmethod
     def sync(self) -> None: ...
 
     @abstractmethod
@@ -205,6 +213,16 @@ class CupyDevice(Device):
         self._not_while_capturing("download")
         with self._current():
             return self._cupy.asnumpy(array, stream=self._stream)
+
+    def copy(self, source: Array, into: Array) -> None:
+        self._not_while_capturing("copy")
+        with self._current():
+            into.view(np.uint16)[...] = source.view(np.uint16)  # CuPy copies integers of any stride
+
+    def memory(self) -> tuple[int, int]:
+        with self._current():
+            free, total = self._device.mem_info
+            return free + self._cupy.get_default_memory_pool().free_bytes(), total
 
     def sync(self) -> None:
         self._not_while_capturing("sync")

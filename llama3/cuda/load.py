@@ -34,7 +34,7 @@ def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:
 
 
 def best_device(checkpoint: Checkpoint, slots: int) -> str:
-    """"cuda" if the model can run there, else "cpu"."""
+    """ "cuda" if the model can run there, else "cpu"."""
     if find_spec("cupy") is None:
         return "cpu"
     try:

@@ -63,6 +63,11 @@ inline int __float_as_int(float f) { return same_bits<int>(f); }
 inline float __uint_as_float(unsigned u) { return same_bits<float>(u); }
 inline float __int_as_float(int i) { return same_bits<float>(i); }
 
+inline long long __double_as_longlong(double d) { return same_bits<long long>(d); }
+inline double __longlong_as_double(long long i) { return same_bits<double>(i); }
+
+inline double __dmul_rn(double x, double y) { return x * y; }  // g++ is told to fuse nothing (build.py)
+inline double __dadd_rn(double x, double y) { return x + y; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }

@@ -37,6 +37,7 @@ class Recorded:
 
 class EmulatedDevice(Device):
     def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
+        self.free = 80 << 30  # bytes of a GPU of which we know no more
         self.order = "forward"
         self.seed = 0
         self.registers = registers or {}  # of (file, name, defines): a thread's, as the compiler reported them
@@ -71,6 +72,14 @@ class EmulatedDevice(Device):
         self._not_while_capturing("download")
         self._in_flight = []
         return np.array(array)
+
+    def copy(self, source: Array, into: Array) -> None:
+        self._not_while_capturing("copy")
+        into[...] = source
+        self._in_flight = []
+
+    def memory(self) -> tuple[int, int]:
+        return self.free, max(self.free, 80 << 30)
 
     def sync(self) -> None:
         self._not_while_capturing("sync")

@@ -1,0 +1,155 @@
+"""The sampler on the GPU (kernels/sampler.cu): the tokens that `llama3.sampler` would choose."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llama3.cuda.device import Array, Device, Kernel
+from llama3.sampler import LogitsError, Sample, Sampling, bad_logit, logprobs, no_token_left
+
+PART = 4096  # tokens a block, as in the kernels
+MAX_TOP = 32  # most likely tokens that the GPU reports; for more the logits come to the host
+N_PARAMS, N_RESULTS, MAX_BINS = 16, 80, 2048
+INDEX, N_TOP = 8, 9  # of a row of parameters
+TOKEN, STATUS, LOGPROB, TOP_IDS, TOP_LOGPROBS = 0, 1, 2, 3, 36  # of a row of results
+DRAWN, BAD_LOGIT = 0, 1  # what STATUS may be
+
+
+class SamplerState:
+    """What the draws of up to `rows` rows need in device memory, for sequences in `slots` slots."""
+
+    def __init__(self, device: Device, rows: int, slots: int, vocab_size: int):
+        def zeros(shape: tuple[int, ...], dtype: type) -> Array:
+            return device.upload(np.zeros(shape, dtype))
+
+        n_parts = -(-vocab_size // PART)
+        self.vocab_size = vocab_size
+        self.params = zeros((rows, N_PARAMS), np.int64)
+        self.mask = zeros((rows, -(-vocab_size // 32)), np.uint32)
+        self.history = zeros((slots, vocab_size), np.uint32)
+        self.adjusted = device.alloc((rows, vocab_size), np.float32)
+        self.part_max, self.raw_max = (device.alloc((rows, n_parts), np.float32) for _ in range(2))
+        self.part_bad, self.part_ties = (device.alloc((rows, n_parts), np.int32) for _ in range(2))
+        self.raw_sum, self.part_sum = (device.alloc((rows, n_parts), np.float64) for _ in range(2))
+        self.cuts = zeros((rows, 3, 4), np.int64)
+        self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
+        self.tickets = zeros((rows,), np.uint32)
+        self.results = zeros((rows, N_RESULTS), np.int64)
+        self._rows: list[tuple[Sampling, int, int]] = []  # whose parameters are there: sampling, its index, slot
+        self._past: list[tuple[Sampling, int] | None] = [None] * slots  # whose history is there, and how long it is
+
+    def set(self, device: Device, samplings: Sequence[Sampling], slots: Sequence[int]) -> None:
+        """Bring to the device what it does not know: the first time all; after a draw, as a rule, nothing.
+
+        Raises whatever a mask raises, with nothing changed on the device that it could not change again.
+        """
+        rows = [(sampling, sampling.index, slot) for sampling, slot in zip(samplings, slots)]
+        known, self._rows = self._rows, []
+        for sampling, index, slot in rows:
+            if penalises(sampling) and self._past[slot] != (sampling, index):
+                past = sampling.counts.astype(np.uint32) << 1 | sampling.seen
+                device.upload(past.astype(np.uint32), into=self.history[slot])
+                self._past[slot] = sampling, index
+        masks = [sampling.mask() if sampling.mask else None for sampling in samplings]
+        for row, allowed in enumerate(masks):
+            if allowed is not None:
+                device.upload(packed(allowed), into=self.mask[row])
+        if known != rows or any(sampling.mask for sampling in samplings):
+            params = np.stack([as_params(s, slot, m is not None) for (s, _, slot), m in zip(rows, masks)])
+            device.upload(params, into=self.params[: len(rows)])
+        self._rows = rows
+
+    def drawn(self, rows: list[int]) -> None:
+        """The device has stepped on in these rows."""
+        for row in rows:
+            sampling, index, slot = self._rows[row]
+            self._rows[row] = sampling, index + 1, slot
+            if self._past[slot] == (sampling, index):
+                self._past[slot] = sampling, index + 1
+
+
+def penalises(sampling: Sampling) -> bool:
+    p = sampling.params
+    return p.repetition_penalty not in (0, 1) or p.frequency_penalty != 0 or p.presence_penalty != 0
+
+
+def as_params(sampling: Sampling, slot: int, has_mask: bool) -> np.ndarray:
+    """-> (N_PARAMS,) int64, the numbers that are not whole as their float64's bits; the order is `Param`'s."""
+    p = sampling.params
+    top_p = 1.0 if p.top_p is None else p.top_p
+    min_p = p.temperature * math.log(p.min_p) if p.min_p else -math.inf
+    doubles = [p.temperature, top_p, 0, min_p, p.repetition_penalty or 1.0, p.frequency_penalty, p.presence_penalty]
+    out = np.zeros(N_PARAMS, np.int64)
+    out[:7] = np.array(doubles, np.float64).view(np.int64)
+    out[2] = min(p.top_k or 0, 2**62)
+    out[7:9] = np.array([sampling.seed, sampling.index], np.uint64).view(np.int64)
+    out[9:13] = -1 if p.logprobs is None else min(p.logprobs, 2**31), has_mask, slot, penalises(sampling)
+    return out
+
+
+def packed(allowed: np.ndarray) -> np.ndarray:
+    """(vocab_size,) bool -> (words,) uint32: bit i % 32 of word i // 32."""
+    bits = np.packbits(allowed, bitorder="little")
+    return np.pad(bits, (0, -len(bits) % 4)).view("<u4")
+
+
+def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, positions: Array) -> None:
+    """Draw the next token of each row into tokens (T,) int32, and step on: its position (T,) int32 and all of `state`.
+
+    logits (T, vocab_size) float32. Launches alone; of a row at position -1 nothing changes.
+    """
+    rows, vocab_size = logits.shape
+    n_parts, s = -(-vocab_size // PART), state
+    assert vocab_size == s.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
+
+    def launch(name: str, grid: tuple[int, ...], *args: Any) -> None:
+        sizes = [np.int32(arg) if isinstance(arg, int) else arg for arg in args]
+        device.launch(Kernel("sampler.cu", name), grid, (256,), sizes, dependent=True)
+
+    parts = n_parts, rows
+    raw = s.raw_max, s.raw_sum
+    launch(
+        "sampler_adjust", parts,
+        logits, s.params, s.mask, s.history, positions, s.adjusted, s.part_max, s.part_bad, *raw, vocab_size,
+    )  # fmt: skip
+    for which, values in enumerate((s.adjusted, s.adjusted, logits)):  # for top_k, top_p, the most likely
+        for level in range(3):
+            launch(
+                "sampler_select", parts,
+                values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.tickets,
+                vocab_size, which, level,
+            )  # fmt: skip
+    launch(
+        "sampler_weigh", parts,
+        s.adjusted, s.params, positions, s.part_max, s.cuts, s.part_sum, s.part_ties, vocab_size,
+    )  # fmt: skip
+    launch(
+        "sampler_draw", (rows,),
+        logits, s.adjusted, s.part_max, s.part_bad, *raw, s.part_sum, s.part_ties, s.cuts, s.params, s.history,
+        tokens, positions, s.results, vocab_size, n_parts,
+    )  # fmt: skip
+    launch("sampler_top", (rows,), logits, s.params, positions, s.cuts, s.results, vocab_size)
+
+
+def results(device: Device, state: SamplerState, logits: Array, rows: int) -> list[Sample | LogitsError]:
+    """Wait for the draws of the first `rows` rows; logits: those they were drawn from."""
+    found = device.download(state.results[:rows])
+    samples: list[Sample | LogitsError] = []
+    for row, record in enumerate(found):
+        n, token = state._rows[row][0].params.logprobs, int(record[TOKEN])
+        if record[STATUS] == BAD_LOGIT:
+            samples.append(bad_logit(token, device.download(logits[row])[token]))
+        elif record[STATUS] != DRAWN:
+            samples.append(no_token_left())
+        elif n is None:
+            samples.append(Sample(token))
+        elif n > MAX_TOP:
+            samples.append(Sample(token, *logprobs(device.download(logits[row]), token, n)))
+        else:
+            numbers, n = record.view(np.float64), min(n, state.vocab_size)
+            ids, logs = record[TOP_IDS : TOP_IDS + n].tolist(), numbers[TOP_LOGPROBS : TOP_LOGPROBS + n].tolist()
+            samples.append(Sample(token, float(numbers[LOGPROB]), tuple(zip(ids, logs))))
+    state.drawn([row for row, sample in enumerate(samples) if isinstance(sample, Sample)])
+    return samples
