@@ -42,9 +42,15 @@ __device__ __forceinline__ unsigned key_of(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+__device__ __forceinline__ float value_of(unsigned key) {
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
 __device__ __forceinline__ double weight_of(float x, float highest, double temperature) {
     return exp(((double)x - (double)highest) / temperature);
 }
+
+__device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
 
 // The raw logit less the penalties, in float64, rounded once. Without fused multiply-adds, as NumPy.
 __device__ __forceinline__ float penalised(float logit, unsigned history, const Int* params) {
@@ -58,6 +64,7 @@ __device__ __forceinline__ float penalised(float logit, unsigned history, const 
 
 // ---- what a block computes together, the same bits whatever the order of its threads ----
 
+// `shared` is free again behind the next barrier.
 template <class T>
 __device__ __forceinline__ T block_max(T x, T* shared) {
     shared[threadIdx.x] = x;
@@ -66,9 +73,7 @@ __device__ __forceinline__ T block_max(T x, T* shared) {
         if (threadIdx.x < n) shared[threadIdx.x] = max(shared[threadIdx.x], shared[threadIdx.x + n]);
         __syncthreads();
     }
-    x = shared[0];
-    __syncthreads();
-    return x;
+    return shared[0];
 }
 
 // The sum of x over the threads before this one; `total` over all.
@@ -238,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (level && key >> (shift + bits) != prefix) continue;
         if (after_top_k && key <= above_top_k) continue;  // the equals that top_k keeps are added below
         atomicAdd(&count[bin], 1u);
-        if (by_weight) atomicAdd(&weight[bin], (Count)llrint(weight_of(x, highest, temperature) * UNIT));
+        if (by_weight) atomicAdd(&weight[bin], in_units(weight_of(x, highest, temperature)));
     }
     __syncthreads();
     size_t bins = (size_t)row * MAX_BINS;
@@ -253,21 +258,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (!last) return;
     __threadfence();
 
-    Count here = 0, total, n[BINS_EACH], w[BINS_EACH];  // of this thread's bins, the highest first
+    Count here = 0, total;  // of this thread's bins, the highest first
     for (int j = 0; j < BINS_EACH; j++) {
         int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
-        n[j] = w[j] = 0;
-        if (bin < 0) continue;
-        n[j] = atomicExch(&counts[bins + bin], 0u);
-        w[j] = atomicExch(&weights[bins + bin], 0ull);
+        if (bin < 0) break;
+        count[bin] = atomicExch(&counts[bins + bin], 0u);
+        weight[bin] = atomicExch(&weights[bins + bin], 0ull);
         bool begins = !level || above_top_k >> (shift + bits) == prefix;
         if (after_top_k && begins && (above_top_k >> shift & (n_bins - 1)) == bin) {
-            unsigned k = above_top_k;
-            float x = __uint_as_float(k & 0x80000000u ? k & 0x7fffffffu : ~k);
-            n[j] += top_k.ties;
-            w[j] += top_k.ties * (Count)llrint(weight_of(x, highest, temperature) * UNIT);
+            count[bin] += top_k.ties;
+            weight[bin] += top_k.ties * in_units(weight_of(value_of(above_top_k), highest, temperature));
         }
-        here += by_weight ? w[j] : n[j];
+        here += by_weight ? weight[bin] : count[bin];
     }
     Count before = sum_before(here, scan, total);
     if (threadIdx.x == 0) tickets[row] = 0;
@@ -279,14 +281,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Count sum = cut.above + before;
     if ((double)sum >= cut.target || (double)(sum + here) < cut.target) return;
     for (int j = 0; j < BINS_EACH; j++) {  // one thread comes here: the one in whose bins the target is reached
-        Count size = by_weight ? w[j] : n[j];
+        int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
+        Count size = by_weight ? weight[bin] : count[bin];
         if ((double)(sum + size) < cut.target) {
             sum += size;
             continue;
         }
-        double each = by_weight ? (double)w[j] / (double)n[j] : 1;
-        cut.prefix = prefix << bits | (n_bins - 1 - (threadIdx.x * BINS_EACH + j));
-        cut.ties = (unsigned)fmin(fmax(ceil((cut.target - (double)sum) / each), 1.0), (double)n[j]);
+        double each = (double)size / count[bin];
+        cut.prefix = prefix << bits | bin;
+        cut.ties = (unsigned)fmin(fmax(ceil((cut.target - (double)sum) / each), 1.0), (double)count[bin]);
         cut.above = sum;
         write_cut(cuts, row, which, cut);
         return;
@@ -375,8 +378,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Head head = head_of(p, cuts, row, highest, vocab_size);
     double of_a_tie = 0;
     if (head.lowest) {
-        unsigned k = head.lowest;
-        float x = __uint_as_float(k & 0x80000000u ? k & 0x7fffffffu : ~k);
+        float x = value_of(head.lowest);
         of_a_tie = x < head.least ? 0 : weight_of(x, highest, temperature);
     }
 

@@ -8,14 +8,15 @@ long prompt never holds up the others for longer than that (chunked prefill, "Sa
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.errors import RequestError
 from llama3.model.batch import Batch
-from llama3.model.kv_cache import KVCache
+from llama3.model.kv_cache import Slots
+from llama3.model.transformer import Trace
 from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
 
 PROMPT_ROWS = 512  # a step's rows of prompt: enough to make its products large, few enough to keep a step short
@@ -28,12 +29,13 @@ class Pending(Protocol):
 
 
 class Model(Protocol):
-    """What the engine needs of a transformer."""
+    """The face of a transformer, in NumPy or on a GPU. Each has its own kind of cache: what `new_cache` gives."""
 
     @property
     def config(self) -> ModelConfig: ...
-    def new_cache(self, slots: int, max_len: int) -> KVCache: ...
-    def step(self, batch: Batch, cache: KVCache, samplings: Sequence[Sampling | None]) -> Pending: ...
+    def new_cache(self, slots: int, max_len: int) -> Any: ...
+    def forward(self, batch: Batch, cache: Any, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
+    def step(self, batch: Batch, cache: Any, samplings: Sequence[Sampling | None]) -> Pending: ...
 
 
 @dataclass(eq=False)
@@ -80,7 +82,7 @@ class Event:
 class Engine:
     """`step` belongs to one thread at a time; `submit` and `cancel` may be called from any, at any moment.
 
-    What has been drawn (`Request.samples`) and how far a slot is filled (`KVCache.lengths`) are the whole state, and
+    What has been drawn (`Request.samples`) and how far a slot is filled (`Slots.lengths`) are the whole state, and
     all else follows from the two. So a step that Ctrl-C cuts off anywhere is simply taken up again by the next.
     """
 
@@ -90,7 +92,7 @@ class Engine:
             raise RequestError(f"slots is {slots!r}; expected a whole number of at least 1")
         self.model = model
         self.max_len = model.config.max_seq_len if max_len is None else max_len
-        self.cache = model.new_cache(slots, self.max_len)
+        self.cache: Slots = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
         self.tenants: list[Request | None] = [None] * slots  # who lives in a slot, or lived there last
 

@@ -4,22 +4,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_folder, resolve
-from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Request, check_tokens
+from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
 from llama3.model.transformer import Trace, Transformer
 from llama3.sampler import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llama3.cuda.transformer import Transformer as CudaTransformer
 
 MAX_TOKENS = 256  # as for the same model on Cloudflare Workers AI
 
@@ -257,7 +254,7 @@ def check_device(device: str) -> str:
 
 def open_model(
     checkpoint: Checkpoint, device: str, slots: int, on_upload: Callable[[int, int], None] | None
-) -> "tuple[str, Transformer | CudaTransformer]":
+) -> tuple[str, Model]:
     """What it runs on, and the model there. The two kinds have one face."""
     if device != "cpu":
         from llama3.cuda.load import best_device, load_model

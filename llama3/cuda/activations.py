@@ -26,7 +26,9 @@ class Activations:
     @classmethod
     def alloc(cls, device: Device, c: ModelConfig, rows: int) -> "Activations":
         return cls(
-            *(device.alloc((rows,), np.int32) for _ in range(3)),
+            device.alloc((rows,), np.int32),
+            device.alloc((rows,), np.int32),
+            device.alloc((rows,), np.int32),
             device.alloc((rows, c.dim), np.float32),
             device.alloc((rows, c.dim), bfloat16),
             device.alloc((rows, c.n_heads + 2 * c.n_kv_heads, c.head_dim), bfloat16),

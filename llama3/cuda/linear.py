@@ -34,7 +34,7 @@ def linear_add(device: Device, x: Array, w: Array, out: Array) -> None:
 
 
 def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """out (T, out) bfloat16 or float32 = rms_norm(x) @ w.T; x (T, in) float32, norm (in,), h (T, in) bfloat16 scratch."""
+    """out (T, out) bfloat16 or float32 = rms_norm(x) @ w.T; x (T, in) float32, norm (in,); h (T, in) is scratch."""
     if len(x) == 1:
         _launch_norm(device, "norm_linear", w, x, norm, eps, out)
     else:

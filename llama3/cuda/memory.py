@@ -41,7 +41,7 @@ def workspace_bytes(c: ModelConfig, slots: int) -> int:
 
 
 def check_memory(config: ModelConfig, slots: int, max_len: int, free: int) -> None:
-    """Raises DeviceError if `free` bytes do not hold the model with caches for `slots` sequences of `max_len` tokens."""
+    """Raises DeviceError if `free` bytes do not hold the model and caches for `slots` sequences of `max_len` tokens."""
     fixed = weight_bytes(config) + workspace_bytes(config, slots) + RUNTIME
     needed = fixed + cache_bytes(config, slots, max_len)
     if needed <= free:

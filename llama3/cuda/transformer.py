@@ -61,7 +61,7 @@ class Transformer:
         return Pending(decoding.draw(logits, slots, [samplings[i] for i in drawing]), drawing, len(samplings))  # type: ignore[misc]
 
     def _run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
-        """Any batch, launch by launch: rows that are a sequence's only one and stand in front, then pieces of prompts."""
+        """Any batch, launch by launch: in front sequences of one row, then pieces of prompts."""
         T, counts = len(batch.tokens), batch.counts
         starts = tuple(cache.lengths[slot] for slot in batch.slots)
         for slot, start, count in zip(batch.slots, starts, counts):

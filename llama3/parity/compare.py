@@ -19,12 +19,12 @@ from llama3.parity.reference_file import Reference, read_reference
 from llama3.parity.report import Limits, Report
 
 if TYPE_CHECKING:
-    from llama3.model.transformer import Transformer
+    from llama3.engine import Model
 
 MODEL_ROWS = 512  # tokens a forward pass: with the real vocabulary, their logits take 260 MB
 
 
-def compare_model(model: "Transformer", reference: Reference | str | Path, **limits: float | None) -> Report:
+def compare_model(model: "Model", reference: Reference | str | Path, **limits: float | None) -> Report:
     """Run the reference's tokens through a model (`Llama.model`), and compare what comes as it comes."""
     r = _read(reference)
     _same_fields(model.config, r.config, "vocab_size", "dim", "n_layers")

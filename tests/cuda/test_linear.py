@@ -39,6 +39,10 @@ def launched(device, function, arrays, out):
     return device.download(there)
 
 
+def in_orders(in_every_order, *call):
+    return in_every_order(lambda: launched(*call))
+
+
 def poison(rows, n_out, dtype):
     return np.full((rows, n_out), np.nan, dtype)
 
@@ -69,7 +73,7 @@ def norm_swiglu(device, x, norm, w13, out):
 def test_agrees_with_float64(device, in_every_order, dtype, rows):
     for n_out, width in SHAPES if rows == 1 else [(35, 320), (1, 64), (64, 1088)]:
         x, w = inputs(rows, n_out, width)
-        found = in_every_order(lambda: launched(device, cuda.linear, [x, w], poison(rows, n_out, dtype)))
+        found = in_orders(in_every_order, device, cuda.linear, [x, w], poison(rows, n_out, dtype))
         assert_close(by_output(found), by_output(product(x, w)))
 
 
@@ -84,7 +88,7 @@ def test_the_naive_kernel_agrees_with_float64(device, rows):
 def test_adds_to_the_residual_stream(device, in_every_order, rows):
     x, w = inputs(rows, 64, 1088)
     before = random(7, rows, 64, dtype=np.float32)
-    found = in_every_order(lambda: launched(device, cuda.linear_add, [x, w], before))
+    found = in_orders(in_every_order, device, cuda.linear_add, [x, w], before)
     assert_close(found, before + product(x, w))
 
 
@@ -96,7 +100,7 @@ def test_swiglu_of_the_norm_opens_and_closes_channels(device, in_every_order, ro
         w13 = random(3, 2 * n_out, width, scale=width**-0.5)
         w13[:n_out] = (w13[:n_out].astype(np.float32) * scale).astype(bfloat16)
         out = poison(rows, n_out, bfloat16)
-        found = in_every_order(lambda: launched(device, norm_swiglu, [x, norm, w13], out))
+        found = in_orders(in_every_order, device, norm_swiglu, [x, norm, w13], out)
         both = product(normed(x, norm), w13)
         if rows > cuda.MAX_FEW:  # cuBLAS leaves bfloat16
             both = both.astype(bfloat16).astype(np.float64)
@@ -109,7 +113,7 @@ def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every
     """To the bit, also where both are one kernel."""
     for n_out, width in SHAPES:
         x, norm, w = random(1, rows, width, dtype=np.float32), random(2, width), inputs(1, n_out, width)[1]
-        found = in_every_order(lambda: launched(device, norm_linear, [x, norm, w], poison(rows, n_out, dtype)))
+        found = in_orders(in_every_order, device, norm_linear, [x, norm, w], poison(rows, n_out, dtype))
         h = device.alloc(x.shape, bfloat16)
         rms_norm(device, device.upload(x), device.upload(norm), EPS, h)
         assert_close(by_output(found), by_output(product(device.download(h), w)))

@@ -13,6 +13,7 @@ from llama3.engine import Engine, Request
 from llama3.errors import DeviceError
 from llama3.model import transformer as plain
 from llama3.model.batch import Batch
+from llama3.philox import uniform
 from llama3.sampler import Sample, Sampling, SamplingParams
 from tests.cuda.kernel_checks import bfloat16
 from tests.tiny import random_tensors
@@ -30,7 +31,11 @@ CONFIGS = {
 
 @once
 def weights_of(config: ModelConfig, dtype: str = "bf16") -> plain.Weights:
-    return to_weights(config, random_tensors(config, dtype=dtype), HUGGING_FACE)
+    """The embeddings have size 1, so that, as in a trained model, the residual stream outweighs what a layer adds."""
+    tensors = random_tensors(config, dtype=dtype)
+    table = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = (table.astype(np.float32) * np.sqrt(config.dim)).astype(table.dtype)
+    return to_weights(config, tensors, HUGGING_FACE)
 
 
 def on_device(device, config=CONFIG, dtype="bf16"):
@@ -110,10 +115,9 @@ def test_only_the_logits_that_are_asked_for(device):
 def test_the_trace_names_what_numpys_names(device):
     heard = []
     for model in (on_device(device), in_numpy()):
-        found = {}
+        heard.append({})
         tokens = Batch.of([(0, tokens_of(5))])
-        model.forward(tokens, model.new_cache(1, 8), np.arange(5), lambda name, value: found.update({name: value}))
-        heard.append(found)
+        model.forward(tokens, model.new_cache(1, 8), np.arange(5), heard[-1].__setitem__)
     assert list(heard[0]) == list(heard[1])
     for name, value in heard[1].items():
         error = np.linalg.norm(heard[0][name] - value) / np.linalg.norm(value)
@@ -167,13 +171,16 @@ def test_token_by_token_in_graphs_it_agrees_with_numpy(device):
     prompts = [(slot, tokens_of(n, slot)) for slot, n in enumerate((70, 1, 5, 64))]
     for m, cache in zip((model, numpy_model), caches):
         forward(m, cache, *prompts)
+    found, expected = [], []
     for slots in ([0], [0, 1], [0, 1, 2], [3, 1, 2, 0], [1, 3], [2]):
         rows = [(slot, 7 + slot) for slot in slots]
         tokens, logits = decode(model, caches[0], rows, greedy(len(slots)), 3)
         for step in range(3):
-            assert_agree(logits[step], forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
+            found.append(logits[step])
+            expected.append(forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
             assert np.array_equal(tokens[step], logits[step].argmax(axis=-1))
             rows = list(zip(slots, tokens[step].tolist()))
+    assert_agree(np.concatenate(found), np.concatenate(expected))
     assert caches[0].lengths == caches[1].lengths
 
 
@@ -253,16 +260,32 @@ def engine_tokens(model, prompts, params, slots=3):
     return [request.tokens for request in requests], requests
 
 
-def test_the_engine_gets_the_same_tokens_alone_and_together(device):
-    """The kernels differ with the number of rows, and with them the rounding: most texts are equal, not all must be."""
+def assert_same_text(found, other, prompt, params):
+    """Or the first difference is a draw that lies as near to the border of a token as bfloat16 is coarse."""
+    if found == other:
+        return
+    same = next(i for i, (a, b) in enumerate(zip(found, other)) if a != b)
+    model, past = in_numpy(), np.array([*prompt, *found[:same]], np.int32)
+    logits = forward(model, model.new_cache(1, len(past)), (0, past))[-1].astype(np.float64)
+    for token in found[:same]:
+        logits[token] -= params.frequency_penalty
+    weights = np.exp((logits - logits.max()) / params.temperature)
+    borders = np.concatenate([[0], weights.cumsum() / weights.sum()])
+    near = borders[found[same]], borders[found[same] + 1], borders[other[same]], borders[other[same] + 1]
+    u = uniform(params.seed, same)
+    assert min(abs(u - border) for border in near) <= 0.02, (found, other, u, near)
+
+
+def test_the_engine_gets_the_same_tokens_alone_and_together_and_from_numpy(device):
     model = on_device(device)
     prompts = [tokens_of(n, n) for n in (5, 70, 1, 33, 66)]
     params = [SamplingParams(seed=i, temperature=0.7, frequency_penalty=0.3) for i in range(5)]
     together, _ = engine_tokens(model, prompts, params)
     alone = [engine_tokens(model, [prompt], [p], slots=1)[0][0] for prompt, p in zip(prompts, params)]
     expected, _ = engine_tokens(in_numpy(), prompts, params)
-    assert sum(a == b for a, b in zip(together, alone)) >= 4, (together, alone)
-    assert sum(a == b for a, b in zip(together, expected)) >= 4, (together, expected)
+    for others in (alone, expected):
+        for found, other, prompt, p in zip(together, others, prompts, params):
+            assert_same_text(found, other, prompt, p)
 
 
 def test_an_allocation_that_fails_ends_its_requests_and_no_others(device, monkeypatch):
