@@ -10,6 +10,7 @@ import numpy as np
 
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_folder, resolve
+from llama3.cuda import check_device
 from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
@@ -243,13 +244,6 @@ class Llama:
             with self._turn:
                 self._stepper = None
                 self._turn.notify_all()
-
-
-def check_device(device: str) -> str:
-    """The name again; one that cannot be a device is a RequestError."""
-    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdecimal()):
-        raise RequestError(f"device is {device!r}; expected cpu, cuda, cuda:1 for the second GPU, or auto")
-    return device
 
 
 def open_model(

@@ -10,8 +10,12 @@ from hypothesis import settings
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 
-# The comparisons with transformers need the extra `oracle`: gigabytes that a newcomer shall not have to fetch.
+# The comparisons with transformers need the extra `oracle`, and NVRTC the extra `gates`: gigabytes that a newcomer
+# shall not have to fetch.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
+collect_ignore += (
+    [] if importlib.util.find_spec("cupy") and importlib.util.find_spec("nvidia") else ["cuda/test_compile_gates.py"]
+)
 
 MAY_SKIP = ("stories260K", "GPU")  # a continuous integration run fails on a skip for any other reason
 
@@ -27,7 +31,20 @@ def stories260k() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Skips are counted; in continuous integration one that should not have been fails the run."""
+    """Skips are counted; in continuous integration one that should not have been fails the run.
+
+    So does a run that was asked to use a GPU and ran nothing there.
+    """
+    stats = terminalreporter.stats
+    on_gpu = [
+        r for kind in ("passed", "failed") for r in stats.get(kind, []) if "gpu" in r.keywords and r.when == "call"
+    ]
+    without = [report for report in stats.get("skipped", []) if "gpu" in report.keywords]
+    if without:
+        terminalreporter.write_line(f"{len(without)} tests wanted a GPU and found none")
+    if os.environ.get("LLAMA3_GPU_TESTS") and not on_gpu:
+        terminalreporter.write_line("LLAMA3_GPU_TESTS is set, and no test ran on a GPU")
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED  # type: ignore[attr-defined]
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     wrong = [reason for reason in reasons if not any(word in reason for word in MAY_SKIP)]
     if wrong and os.environ.get("CI"):

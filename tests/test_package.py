@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """Built from a copy of the tracked sources, so that no leftover of an earlier build gets in."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("llama3", "weights/demo", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("llama3", "kernels", "weights/demo", "pyproject.toml", "README.md", "LICENSE"):
         for file in [ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 target = source / file.relative_to(ROOT)
@@ -28,12 +28,13 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def test_the_wheel_holds_every_module_and_the_demo_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_every_kernel_and_the_demo_and_nothing_else(wheel):
     modules = {f.relative_to(ROOT).as_posix() for f in (ROOT / "llama3").rglob("*.py")}
     demo = {f"llama3/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "weights/demo").iterdir() if f.is_file()}
-    assert demo
+    kernels = {f"llama3/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "kernels").iterdir()}
+    assert demo and kernels
     inside = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
-    assert inside == modules | demo | {"llama3/py.typed"}
+    assert inside == modules | kernels | demo | {"llama3/py.typed"}
 
 
 def test_the_installed_package_answers_outside_the_checkout(wheel, tmp_path):

@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "fetch a checkpoint, into the hub's cache or a folder",
     "tokenize": "show the tokens of a text, or the text of tokens",
     "info": "describe a checkpoint: shape, parameters, bytes, special tokens",
+    "doctor": "can this machine run the model on its GPU? What is missing, and how to mend it",
     "compare": "measure a model against a reference file, or one file against another",
 }
 ENVIRONMENT = [

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from llama3.cli.terminal import in_bytes, note, prepare_hub, progress
@@ -23,12 +25,22 @@ def load(args: argparse.Namespace) -> "Llama":
     prepare_hub(args.quiet)
     from llama3.llama import Llama
 
-    llama = Llama.load(args.model, device=args.device)
+    with ExitStack() as stack:
+        show: Callable[[int], None] | None = None
+
+        def on_upload(done: int, total: int) -> None:
+            nonlocal show
+            show = show or stack.enter_context(progress("weights to the GPU", 2 * total, "B", args.quiet))
+            show(2 * done)  # bfloat16
+
+        llama = Llama.load(args.model, device=args.device, on_upload=on_upload)
     if llama.tokenizer is None:
         raise RequestError(
             f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.model (or "
             "tokenizer.json) of the same model there, or give it token ids in Python: Llama.load(...).generate([1, 2])"
         )
+    if llama.device != "cpu":
+        return llama
     arrays = all_arrays(llama.checkpoint.weights)
     size, memory = sum(array.nbytes for array in arrays), physical_memory()
     if size > memory:

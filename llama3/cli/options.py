@@ -131,9 +131,9 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
         option(
             "--device",
             metavar="DEVICE",
-            type=one_of("auto", "cpu", "cuda"),
+            type=device_name,
             default="auto",
-            help="auto, cpu or cuda (default auto)",
+            help="cpu, cuda, cuda:1 for the second GPU, or auto: a GPU if the model can run there (default)",
         )
     return output_options(parser, json)
 
@@ -211,13 +211,13 @@ def boolean(value: str) -> bool:
     return words[value.lower()]
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    def convert(value: str) -> str:
-        if value not in choices:
-            raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
-        return value
+def device_name(value: str) -> str:
+    from llama3.cuda import check_device
 
-    return convert
+    try:
+        return check_device(value)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def text(value: str) -> str:

@@ -40,13 +40,17 @@ def workspace_bytes(c: ModelConfig, slots: int) -> int:
     return (PROMPT_ROWS + slots) * a_row + slots * (a_drawn_row + 4 * c.vocab_size)
 
 
+def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:
+    fixed = weight_bytes(config) + workspace_bytes(config, slots) + RUNTIME
+    return fixed + cache_bytes(config, slots, max_len)
+
+
 def check_memory(config: ModelConfig, slots: int, max_len: int, free: int) -> None:
     """Raises DeviceError if `free` bytes do not hold the model and caches for `slots` sequences of `max_len` tokens."""
-    fixed = weight_bytes(config) + workspace_bytes(config, slots) + RUNTIME
-    needed = fixed + cache_bytes(config, slots, max_len)
+    needed = needed_bytes(config, slots, max_len)
     if needed <= free:
         return
-    fits = [n for n in range(256, max_len, 256) if fixed + cache_bytes(config, slots, n) <= free]
+    fits = [n for n in range(256, max_len, 256) if needed_bytes(config, slots, n) <= free]
     sequences = "one sequence" if slots == 1 else f"{slots} sequences"
     advice = f"a context of {fits[-1]:,} would fit" if fits else "not even the weights fit with any context"
     raise DeviceError(

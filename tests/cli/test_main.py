@@ -31,7 +31,7 @@ BAD = [  # (arguments, exit code, what the one line must say)
     (["hi", "--max-tokens", "99999"], 2, "context window"),
     (["hi", "--stop", ""], 2, "--stop"),
     (["hi", *["--stop", "x"] * 17], 2, "--stop"),
-    (["hi", "--device", "gpu"], 2, "--device: 'gpu' is none of auto, cpu, cuda"),
+    (["hi", "--device", "gpu"], 2, "--device: device is 'gpu'; expected cpu, cuda, cuda:1"),
     (["hi", "--logprobs", "1"], 2, "--json"),
     (["hi", "--json", "--logprobs", "-1"], 2, "logprobs"),
     (["hi", "--raw", "--system", "x"], 2, "--raw"),

@@ -83,3 +83,12 @@ def test_a_row_does_not_see_its_neighbours_or_how_long_the_cache_is(device):
     for row in (2, 7):
         alone = attention(device, q[row : row + 1], *longer, positions[row : row + 1], slots[row : row + 1])
         assert np.array_equal(alone[0], whole[row])
+
+
+@pytest.mark.parametrize("kernel", [attention, attention_naive])
+def test_a_row_that_is_nobodys_sees_nothing(device, kernel):
+    given = inputs([65, -1, 3], 4, 1, 128, 70)
+    found = kernel(device, *given)
+    assert not found[1].astype(np.float32).any()
+    q, k, v, positions, slots = given
+    assert_close(found[[0, 2]], expected(q[[0, 2]], k, v, positions[[0, 2]], slots[[0, 2]]))

@@ -58,3 +58,16 @@ def test_turns_queries_and_keys_and_stores_keys_and_values(
     assert_close(q, turned(qkv[:, :n_heads], positions))
     assert_close(k, turned(qkv[:, n_heads : n_heads + n_kv_heads], positions))
     assert np.array_equal(v, qkv[:, n_heads + n_kv_heads :])
+
+
+@pytest.mark.parametrize("kernel", [rope, rope_naive])
+def test_a_row_that_is_nobodys_writes_nothing(device, kernel):
+    config = ModelConfig(128, 1, 2, 1, 64, 64, 100)
+    table = [device.upload(array) for array in rope_table(config, MAX_LEN)]
+    before = np.full((1, 1, MAX_LEN, 64), 7, bfloat16)
+    k_cache, v_cache = device.upload(before), device.upload(before)
+    q = device.upload(np.full((2, 2, 64), 7, bfloat16))
+    positions, slots = device.upload(np.array([-1, -1], np.int32)), device.upload(np.zeros(2, np.int32))
+    kernel(device, device.upload(random(0, 2, 4, 64)), table, positions, slots, q, k_cache, v_cache)
+    for array in (q, k_cache, v_cache):
+        assert (device.download(array) == bfloat16(7)).all()

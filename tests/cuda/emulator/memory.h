@@ -11,7 +11,8 @@ constexpr unsigned char POISON = 0xFF;       // as bf16 and as float: not a numb
 extern "C" __attribute__((weak)) char __start_shared_arrays[];
 extern "C" __attribute__((weak)) char __stop_shared_arrays[];
 
-static char* dynamic_end;  // the dynamic part ends where an unreadable page begins
+static char* dynamic_end;  // the dynamic part ends where unreadable pages begin
+constexpr size_t GUARD = 1 << 20;
 static size_t dynamic_size;
 
 // Aligned as the kernels declare it, which may leave up to 127 bytes before the unreadable page.
@@ -24,10 +25,10 @@ inline size_t static_shared_size() { return __stop_shared_arrays - __start_share
 inline void poison_shared() {
     if (!dynamic_end) {
         size_t size = (SHARED_LIMIT + 4095) / 4096 * 4096;
-        void* area = mmap(nullptr, size + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* area = mmap(nullptr, size + GUARD, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (area == MAP_FAILED) abort();
         dynamic_end = static_cast<char*>(area) + size;
-        if (mprotect(dynamic_end, 4096, PROT_NONE)) abort();
+        if (mprotect(dynamic_end, GUARD, PROT_NONE)) abort();
     }
     memset(__start_shared_arrays, POISON, static_shared_size());
     memset(dynamic_shared(), POISON, dynamic_end - dynamic_shared());

@@ -1,0 +1,51 @@
+"""`llama3 doctor`: can this machine run the model on its GPU, and if not, what is missing?"""
+
+import argparse
+from dataclasses import asdict
+
+from llama3.cli.options import Parser, common_options, positive
+from llama3.cli.terminal import columns, prepare_hub, print_json
+from llama3.errors import RequestError
+
+DESCRIPTION = """\
+Look at what the GPU path needs, one thing after another: the model's shape, CuPy, its
+compiler, cuBLAS, the driver, the GPU, its memory. Exit code 1 if something is missing.
+
+  llama3 doctor
+  llama3 doctor meta-llama/Meta-Llama-3-8B-Instruct --device cuda:1 --slots 8"""
+
+
+def parser() -> Parser:
+    parser = Parser("llama3 doctor [MODEL] [OPTIONS]", DESCRIPTION)
+    option = parser.group("what is to run")
+    option(
+        "--slots", metavar="N", type=positive, default=1, help="sequences at once, each with a full context (default 1)"
+    )
+    common_options(parser, json="the same as one JSON object")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if len(args.words) > 1:
+        raise RequestError(f"doctor takes one model, and got {len(args.words)}: {' '.join(args.words)}")
+    prepare_hub(args.quiet)
+    from llama3.checkpoint import load_folder, resolve
+    from llama3.cuda.doctor import examine
+
+    checkpoint = load_folder(resolve(args.words[0] if args.words else args.model))
+    device = args.device if args.device.startswith("cuda") else "cuda"
+    checks = examine(checkpoint, device, args.slots)
+    ok = all(check.ok for check in checks)
+    if args.json:
+        print_json(
+            {"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": [*map(asdict, checks)]}
+        )
+        return 0 if ok else 1
+    rows = [("model", str(checkpoint.path.absolute()))]
+    for check in checks:
+        rows.append((check.name, f"{'ok: ' if check.ok else 'MISSING: '}{check.found}"))
+        if check.mend:
+            rows.append(("", f"-> {check.mend}"))
+    print(columns(rows))
+    print(f"\nThe model runs on {device}." if ok else f"\nThe model does not run on {device}. On the CPU it does.")
+    return 0 if ok else 1
