@@ -5,99 +5,16 @@
 //   2 * (how often in the output) + (in prompt or output); tokens, positions (T): the draw writes the next token and
 //   steps on; position -1 is nobody's row, which draws nothing.
 // What top_k, top_p and min_p keep is a head of one list, the tokens by logit and among equals by id: all above some
-// logit, and of those that equal it the first few. A histogram of the logits' bits, 11, 11 and 10 of them at a time,
-// finds that logit without sorting: of counts for top_k, of weights for top_p. Weights are added up as whole multiples
-// of 2^-46 there, so that the order of the additions does not matter; the draw's own sums are float64.
+// logit, and of those that equal it the first few. sampler_select.cu finds that logit.
 //
 // Launch: (parts, T) blocks of 256 threads, a part 4,096 tokens; sampler_draw and sampler_top one block a row.
 //         sampler_adjust; three times sampler_select for top_k, top_p and the most likely tokens each; sampler_weigh;
 //         sampler_draw; sampler_top. What a row does not ask for returns at once.
 // Bytes:  of a row of 128,256 tokens 0.5 MB of logits, from the second-level cache: under a microsecond a launch.
-//         Thirteen launches, at 1.3 microseconds each in a graph: 17 microseconds, half a percent of a step of the 8B
-//         model, and about as much again where every filter is on.
-#include "common.cuh"
+//         Thirteen launches, reckoned with 1.3 microseconds each in a graph: 17 microseconds, half a percent of a step
+//         of the 8B model, and about as much again where every filter is on.
 #include "philox.cuh"
-
-enum Param {  // 64 bits each; what is not a whole number is a double's bits
-    TEMPERATURE, TOP_P, TOP_K, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED, INDEX, N_TOP, HAS_MASK, SLOT, PENALISES,
-    N_PARAMS = 16
-};  // MIN_P: temperature * log(min_p); off: top_p 1, top_k 0, MIN_P -infinity, N_TOP -1
-
-enum Result { TOKEN, STATUS, LOGPROB, TOP_IDS, MAX_TOP = 32, TOP_LOGPROBS = TOP_IDS + MAX_TOP, N_RESULTS = 80 };
-enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, NOBODY };  // BAD_LOGIT: TOKEN is the first whose logit is NaN or +infinity
-
-constexpr int THREADS = 256;
-constexpr int PART = 4096, EACH = PART / THREADS;  // tokens of a block, and of a thread of sampler_draw
-constexpr int MAX_BINS = 2048, BINS_EACH = MAX_BINS / THREADS;
-constexpr double UNIT = 0x1p46;  // a weight of 1 in a histogram: 2^17 of them fit in 64 bits
-
-typedef long long Int;
-typedef unsigned long long Count;
-
-__device__ __forceinline__ double number(const Int* params, int which) { return __longlong_as_double(params[which]); }
-
-// Unsigned integers in the order of the floats; +0 and -0 are equal.
-__device__ __forceinline__ unsigned key_of(float x) {
-    unsigned bits = __float_as_uint(x + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ __forceinline__ float value_of(unsigned key) {
-    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
-
-__device__ __forceinline__ double weight_of(float x, float highest, double temperature) {
-    return exp(((double)x - (double)highest) / temperature);
-}
-
-__device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
-
-// The raw logit less the penalties, in float64, rounded once. Without fused multiply-adds, as NumPy.
-__device__ __forceinline__ float penalised(float logit, unsigned history, const Int* params) {
-    if (!(history & 1)) return logit;
-    double value = logit, repetition = number(params, REPETITION), count = history >> 1;
-    value = value > 0 ? value / repetition : __dmul_rn(value, repetition);
-    double often = __dmul_rn(number(params, FREQUENCY), count), once = number(params, PRESENCE) * (count > 0);
-    value -= __dadd_rn(often, once);
-    return (float)fmin(value, 3.4028234663852886e38);  // a tiny repetition penalty must not make infinity
-}
-
-// ---- what a block computes together, the same bits whatever the order of its threads ----
-
-// `shared` is free again behind the next barrier.
-template <class T>
-__device__ __forceinline__ T block_max(T x, T* shared) {
-    shared[threadIdx.x] = x;
-    __syncthreads();
-    for (int n = THREADS / 2; n; n /= 2) {
-        if (threadIdx.x < n) shared[threadIdx.x] = max(shared[threadIdx.x], shared[threadIdx.x + n]);
-        __syncthreads();
-    }
-    return shared[0];
-}
-
-// The sum of x over the threads before this one; `total` over all.
-template <class T>
-__device__ __forceinline__ T sum_before(T x, T* shared, T& total) {
-    shared[threadIdx.x] = x;
-    __syncthreads();
-    for (int n = 1; n < THREADS; n *= 2) {
-        T left = threadIdx.x >= n ? shared[threadIdx.x - n] : T(0);
-        __syncthreads();
-        shared[threadIdx.x] += left;
-        __syncthreads();
-    }
-    T before = threadIdx.x ? shared[threadIdx.x - 1] : T(0);
-    total = shared[THREADS - 1];
-    __syncthreads();
-    return before;
-}
-
-__device__ __forceinline__ float highest_of(const float* part_max, int n_parts) {
-    float highest = part_max[0];
-    for (int i = 1; i < n_parts; i++) highest = fmaxf(highest, part_max[i]);
-    return highest;
-}
+#include "sampler.cuh"
 
 // The same without histograms and parts, a thread a row: a token is kept if few enough are ahead of it, and light enough
 // ones. Adjusted logits come from sampler_adjust; chosen (T). It takes vocab_size^2 steps.
@@ -134,6 +51,16 @@ extern "C" __global__ void sampler_naive(const float* adjusted, const Int* param
             }
         }
     }
+}
+
+// The raw logit less the penalties, in float64, rounded once. Without fused multiply-adds, as NumPy.
+__device__ __forceinline__ float penalised(float logit, unsigned history, const Int* params) {
+    if (!(history & 1)) return logit;
+    double value = logit, repetition = number(params, REPETITION), count = history >> 1;
+    value = value > 0 ? value / repetition : __dmul_rn(value, repetition);
+    double often = __dmul_rn(number(params, FREQUENCY), count), once = number(params, PRESENCE) * (count > 0);
+    value -= __dadd_rn(often, once);
+    return (float)fmin(value, 3.4028234663852886e38);  // a tiny repetition penalty must not make infinity
 }
 
 // adjusted (T, vocab_size): after penalties and mask. Of each part: part_max (T, parts), its highest adjusted logit;
@@ -183,134 +110,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         raw_max[part] = most_raw;
         raw_sum[part] = total;
     }
-}
-
-// What one of the three selections has found so far, and in the end.
-struct Cut {
-    unsigned prefix;  // the upper bits of the key; in the end all of them: of the lowest logit that is kept,
-    unsigned ties;    // and how many of those that equal it are kept, by id
-    Count above;      // how many, or what weight, has a key above all that begin with the prefix
-    double target;    // how many, or what weight, is to be kept
-};
-enum Which { FOR_TOP_K, FOR_TOP_P, FOR_TOP_LOGPROBS };
-
-__device__ __forceinline__ bool is_on(const Int* params, int which, int vocab_size) {
-    if (which == FOR_TOP_LOGPROBS) return params[N_TOP] > 0 && params[N_TOP] < vocab_size;
-    if (number(params, TEMPERATURE) == 0) return false;
-    return which == FOR_TOP_K ? params[TOP_K] > 0 && params[TOP_K] < vocab_size : number(params, TOP_P) < 1;
-}
-
-__device__ __forceinline__ Cut read_cut(const Int* cuts, int row, int which) {
-    const Int* c = cuts + ((size_t)row * 3 + which) * 4;
-    return {(unsigned)c[0], (unsigned)c[1], (Count)c[2], __longlong_as_double(c[3])};
-}
-
-__device__ __forceinline__ void write_cut(Int* cuts, int row, int which, const Cut& cut) {
-    Int* c = cuts + ((size_t)row * 3 + which) * 4;
-    c[0] = cut.prefix;
-    c[1] = cut.ties;
-    c[2] = (Int)cut.above;
-    c[3] = __double_as_longlong(cut.target);
-}
-
-// Level 0, 1, 2 of a selection: the histogram of the next bits of the keys that begin with the prefix. The block that is
-// the last of its row to have added its part looks where the target is reached.
-// counts, weights (T, MAX_BINS), tickets (T): zero before, and zero again afterwards; cuts (T, 3, 4).
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sampler_select(const float* values, const Int* params, const int* positions, const float* part_max, Int* cuts,
-                   unsigned* counts, Count* weights, unsigned* tickets, int vocab_size, int which, int level) {
-    __shared__ unsigned count[MAX_BINS];
-    __shared__ Count weight[MAX_BINS];
-    __shared__ Count scan[THREADS];
-    __shared__ int last;
-    wait_for_predecessor();
-    let_successor_start();
-    int row = blockIdx.y, first = blockIdx.x * PART;
-    const Int* p = params + (size_t)row * N_PARAMS;
-    if (positions[row] < 0 || !is_on(p, which, vocab_size)) return;
-    int shift = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11, n_bins = 1 << bits;
-    bool by_weight = which == FOR_TOP_P, after_top_k = by_weight && is_on(p, FOR_TOP_K, vocab_size);
-    Cut cut = read_cut(cuts, row, which), top_k = read_cut(cuts, row, FOR_TOP_K);
-    unsigned prefix = level ? cut.prefix : 0, above_top_k = after_top_k ? top_k.prefix : 0;
-    float highest = by_weight ? highest_of(part_max + (size_t)row * gridDim.x, gridDim.x) : 0;
-    double temperature = number(p, TEMPERATURE);
-
-    for (int i = threadIdx.x; i < n_bins; i += THREADS) count[i] = 0, weight[i] = 0;
-    __syncthreads();
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
-        float x = values[(size_t)row * vocab_size + i];
-        unsigned key = key_of(x), bin = key >> shift & (n_bins - 1);
-        if (level && key >> (shift + bits) != prefix) continue;
-        if (after_top_k && key <= above_top_k) continue;  // the equals that top_k keeps are added below
-        atomicAdd(&count[bin], 1u);
-        if (by_weight) atomicAdd(&weight[bin], in_units(weight_of(x, highest, temperature)));
-    }
-    __syncthreads();
-    size_t bins = (size_t)row * MAX_BINS;
-    for (int i = threadIdx.x; i < n_bins; i += THREADS) {
-        if (count[i]) atomicAdd(&counts[bins + i], count[i]);
-        if (weight[i]) atomicAdd(&weights[bins + i], weight[i]);
-    }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&tickets[row], 1u) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-
-    Count here = 0, total;  // of this thread's bins, the highest first
-    for (int j = 0; j < BINS_EACH; j++) {
-        int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
-        if (bin < 0) break;
-        count[bin] = atomicExch(&counts[bins + bin], 0u);
-        weight[bin] = atomicExch(&weights[bins + bin], 0ull);
-        bool begins = !level || above_top_k >> (shift + bits) == prefix;
-        if (after_top_k && begins && (above_top_k >> shift & (n_bins - 1)) == bin) {
-            count[bin] += top_k.ties;
-            weight[bin] += top_k.ties * in_units(weight_of(value_of(above_top_k), highest, temperature));
-        }
-        here += by_weight ? weight[bin] : count[bin];
-    }
-    Count before = sum_before(here, scan, total);
-    if (threadIdx.x == 0) tickets[row] = 0;
-    if (level == 0) {
-        cut.above = 0;
-        cut.target = which == FOR_TOP_K ? (double)p[TOP_K] : which == FOR_TOP_LOGPROBS ? (double)p[N_TOP]
-                     : fmax(number(p, TOP_P) * (double)total, 1.0);  // the token that crosses top_p is kept
-    }
-    Count sum = cut.above + before;
-    if ((double)sum >= cut.target || (double)(sum + here) < cut.target) return;
-    for (int j = 0; j < BINS_EACH; j++) {  // one thread comes here: the one in whose bins the target is reached
-        int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
-        Count size = by_weight ? weight[bin] : count[bin];
-        if ((double)(sum + size) < cut.target) {
-            sum += size;
-            continue;
-        }
-        double each = (double)size / count[bin];
-        cut.prefix = prefix << bits | bin;
-        cut.ties = (unsigned)fmin(fmax(ceil((cut.target - (double)sum) / each), 1.0), (double)count[bin]);
-        cut.above = sum;
-        write_cut(cuts, row, which, cut);
-        return;
-    }
-}
-
-// Which tokens of a row may be drawn: all above a key, some that equal it, none below a logit.
-struct Head {
-    unsigned lowest, ties;
-    double least;
-};
-
-__device__ __forceinline__ Head head_of(const Int* params, const Int* cuts, int row, float highest, int vocab_size) {
-    Head head = {0, 0, __dadd_rn(highest, number(params, MIN_P))};
-    for (int which = FOR_TOP_K; which <= FOR_TOP_P; which++) {
-        if (!is_on(params, which, vocab_size)) continue;
-        Cut cut = read_cut(cuts, row, which);
-        head.lowest = cut.prefix;
-        head.ties = cut.ties;
-    }
-    return head;
 }
 
 // part_sum, part_ties (T, parts): the weight of each part's tokens above the lowest key, and how many equal it
@@ -477,40 +276,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     p[INDEX]++;
     tokens[row] = token;
     positions[row]++;
-}
-
-// The N_TOP <= MAX_TOP most likely tokens by raw logit, highest first, among equals by id; with their log-probabilities.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sampler_top(const float* logits, const Int* params, const int* positions, const Int* cuts, Int* results,
-                int vocab_size) {
-    __shared__ int ids[MAX_TOP];
-    __shared__ int ints[THREADS];
-    wait_for_predecessor();
-    let_successor_start();
-    int row = blockIdx.x, n = (int)params[(size_t)row * N_PARAMS + N_TOP];
-    Int* result = results + (size_t)row * N_RESULTS;
-    if (positions[row] < 0 || n <= 0 || n > MAX_TOP || result[STATUS] != DRAWN) return;
-    const float* x = logits + (size_t)row * vocab_size;
-    Cut cut = {0, (unsigned)vocab_size};
-    if (n < vocab_size) cut = read_cut(cuts, row, FOR_TOP_LOGPROBS);
-    n = min(n, vocab_size);
-
-    int found = 0, ties = 0;  // in front of this thread's tokens, in the order of their ids
-    for (int first = 0; first < vocab_size; first += THREADS) {
-        int i = first + threadIdx.x, n_kept, n_ties;
-        unsigned key = i < vocab_size ? key_of(x[i]) : 0;
-        bool equal = key == cut.prefix && i < vocab_size;
-        int tie = ties + sum_before((int)equal, ints, n_ties);
-        bool kept = i < vocab_size && (key > cut.prefix || (equal && tie < (int)cut.ties));
-        int place = found + sum_before((int)kept, ints, n_kept);
-        if (kept && place < n) ids[place] = i;
-        found += n_kept;
-        ties += n_ties;
-    }
-    __syncthreads();
-    if (threadIdx.x >= n) return;
-    int mine = ids[threadIdx.x], place = 0;
-    for (int j = 0; j < n; j++) place += x[ids[j]] > x[mine] || (x[ids[j]] == x[mine] && ids[j] < mine);
-    result[TOP_IDS + place] = mine;
-    result[TOP_LOGPROBS + place + 1] = __double_as_longlong((double)x[mine] - __longlong_as_double(result[TOP_LOGPROBS]));
 }

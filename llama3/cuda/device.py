@@ -254,6 +254,7 @@ class CupyDevice(Device):
             module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
             try:
                 function = module.get_function(kernel.name)
+                function.kernel  # noqa: B018 - compiles, if nothing has so far
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
                 first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")

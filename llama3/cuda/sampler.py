@@ -1,4 +1,4 @@
-"""The sampler on the GPU (kernels/sampler.cu): the tokens that `llama3.sampler` would choose."""
+"""The sampler on the GPU (kernels/sampler*.cu): it chooses the tokens that `llama3.sampler` would."""
 
 import math
 from collections.abc import Sequence
@@ -104,9 +104,9 @@ def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, po
     n_parts, s = -(-vocab_size // PART), state
     assert vocab_size == s.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
 
-    def launch(name: str, grid: tuple[int, ...], *args: Any) -> None:
+    def launch(name: str, grid: tuple[int, ...], *args: Any, file: str = "sampler.cu") -> None:
         sizes = [np.int32(arg) if isinstance(arg, int) else arg for arg in args]
-        device.launch(Kernel("sampler.cu", name), grid, (256,), sizes, dependent=True)
+        device.launch(Kernel(file, name), grid, (256,), sizes, dependent=True)
 
     parts = n_parts, rows
     raw = s.raw_max, s.raw_sum
@@ -119,7 +119,7 @@ def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, po
             launch(
                 "sampler_select", parts,
                 values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.tickets,
-                vocab_size, which, level,
+                vocab_size, which, level, file="sampler_select.cu",
             )  # fmt: skip
     launch(
         "sampler_weigh", parts,
@@ -130,7 +130,7 @@ def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, po
         logits, s.adjusted, s.part_max, s.part_bad, *raw, s.part_sum, s.part_ties, s.cuts, s.params, s.history,
         tokens, positions, s.results, vocab_size, n_parts,
     )  # fmt: skip
-    launch("sampler_top", (rows,), logits, s.params, positions, s.cuts, s.results, vocab_size)
+    launch("sampler_top", (rows,), logits, s.params, positions, s.cuts, s.results, vocab_size, file="sampler_top.cu")
 
 
 def results(device: Device, state: SamplerState, logits: Array, rows: int) -> list[Sample | LogitsError]:

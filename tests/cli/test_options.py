@@ -9,7 +9,7 @@ from llama3.errors import RequestError
 from llama3.llama import MAX_TOKENS
 from llama3.sampler import SamplingParams
 
-VALUES = {"temperature": "0.25", "device": "cpu", "rtol": "0.5", "max_kl": "0.5", "min_top1": "0.5"}
+VALUES = {"temperature": "0.25", "device": "cpu", "slots": "3", "rtol": "0.5", "max_kl": "0.5", "min_top1": "0.5"}
 
 
 def parser_of(command: str) -> Parser:
@@ -56,7 +56,7 @@ def test_every_option_has_a_variable_that_does_the_same_and_gives_way_to_it(
         ("LLAMA3_SEED", "1.5", "LLAMA3_SEED: '1.5' is not a whole number"),
         ("LLAMA3_MAX_TOKENS", "0", "LLAMA3_MAX_TOKENS: 0 is too small"),
         ("LLAMA3_JSON", "maybe", "LLAMA3_JSON: 'maybe' is neither"),
-        ("LLAMA3_DEVICE", "tpu", "LLAMA3_DEVICE: 'tpu' is none of"),
+        ("LLAMA3_DEVICE", "tpu", "LLAMA3_DEVICE: device is 'tpu'"),
         ("LLAMA3_STOP", "a\n\nb", "LLAMA3_STOP: stop holds ''"),
     ],
 )

@@ -23,6 +23,8 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
     ("sampler.cu", ()),
+    ("sampler_select.cu", ()),
+    ("sampler_top.cu", ()),
     ("attention.cu", ("HEAD_DIM=64", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama3.cuda import linear as cuda_linear
-from llama3.cuda.source import kernel_source
+from llama3.cuda import source
 from llama3.resources import resource
 from tests.cuda import test_attention, test_attention_prompt, test_linear, test_rms_norm, test_sampler
 from tests.cuda.emulator import build
@@ -54,14 +54,26 @@ def sampler(device):
     return np.frombuffer(repr(test_sampler.draw(device, logits, given)).encode(), np.uint8)
 
 
+# What to run for the barriers of each file.
+RUNS = {
+    "rms_norm.cuh": rms_norm,
+    "attention.cu": attention,
+    "attention_prompt.cu": attention_prompt,
+    "linear.cu": linear,
+    "linear_few.cu": linear_few,
+    "sampler.cuh": sampler,
+    "sampler.cu": sampler,
+    "sampler_select.cu": sampler,
+    "sampler_top.cu": sampler,
+}
 # Blocks of the emulation run one after another: none sees another's additions unfinished.
-BETWEEN_BLOCKS = {(sampler, 8)}  # before sampler_select counts its block among those that have added their part
-
+BETWEEN_BLOCKS = {("sampler_select.cu", 2)}  # before a block is counted among those that have added their part
+KERNELS = resource("kernels")
 BARRIERS = [
-    (function, i)
-    for function in (rms_norm, attention, attention_prompt, linear, linear_few, sampler)
-    for i in range(kernel_source(f"{function.__name__}.cu").count(BARRIER))
-    if (function, i) not in BETWEEN_BLOCKS
+    (file, i)
+    for file in RUNS
+    for i in range((KERNELS / file).read_text().count(BARRIER))
+    if (file, i) not in BETWEEN_BLOCKS
 ]
 
 
@@ -75,21 +87,22 @@ def results(device, function):
                 yield str(error)
 
 
-def test_no_kernel_with_a_barrier_is_left_out():
-    files = {path.stem for path in resource("kernels").glob("*.cu") if BARRIER in kernel_source(path.name)}
-    assert files == {function.__name__ for function, _ in BARRIERS}
+def test_no_file_with_a_barrier_is_left_out():
+    assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == set(RUNS)
 
 
-@pytest.mark.parametrize(("function", "removed"), BARRIERS)
-def test_a_removed_barrier_is_noticed(emulated, monkeypatch, function, removed):
+@pytest.mark.parametrize(("file", "removed"), BARRIERS)
+def test_a_removed_barrier_is_noticed(emulated, monkeypatch, tmp_path, file, removed):
+    function = RUNS[file]
     right = function(emulated)
     assert np.isfinite(right.astype(np.float32)).all()
 
-    def without(file):
-        pieces = kernel_source(file).split(BARRIER)
-        return BARRIER.join(pieces[: removed + 1]) + ";" + BARRIER.join(pieces[removed + 1 :])
-
-    monkeypatch.setattr(build, "kernel_source", without)
+    for path in KERNELS.iterdir():
+        pieces = path.read_text().split(BARRIER)
+        if path.name == file:
+            pieces[removed : removed + 2] = [";".join(pieces[removed : removed + 2])]
+        (tmp_path / path.name).write_text(BARRIER.join(pieces))
+    monkeypatch.setattr(source, "kernel_path", tmp_path.joinpath)
     build.load.cache_clear()
     build._library.cache_clear()
     try:
