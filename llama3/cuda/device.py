@@ -257,7 +257,7 @@ class CupyDevice(Device):
                 function.kernel  # noqa: B018 - compiles, if nothing has so far
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
-                first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+                first = next((line for line in lines if ": error" in line), lines[0] if lines else "no message")
                 raise DeviceError(f"kernels/{kernel.file} does not compile on this GPU: {first}") from error
             if kernel.max_shared:
                 function.max_dynamic_shared_size_bytes = kernel.max_shared

@@ -37,21 +37,21 @@ class SamplerState:
         self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
         self.tickets = zeros((rows,), np.uint32)
         self.results = zeros((rows, N_RESULTS), np.int64)
-        self._rows: list[tuple[Sampling, int, int]] = []  # whose parameters are there: sampling, its index, slot
-        self._past: list[tuple[Sampling, int] | None] = [None] * slots  # whose history is there, and how long it is
+        # What is known to be there: of each row the sampling, its index and its slot; of each slot whose history, and
+        # how long. During a draw nothing is: one that is cut off may have stepped on, or not.
+        self._rows: list[tuple[Sampling, int, int]] = []
+        self._past: list[tuple[Sampling, int] | None] = [None] * slots
+        self._drawing: list[tuple[Sampling, int, int]] = []
 
     def set(self, device: Device, samplings: Sequence[Sampling], slots: Sequence[int]) -> None:
-        """Bring to the device what it does not know: the first time all; after a draw, as a rule, nothing.
-
-        Raises whatever a mask raises, with nothing changed on the device that it could not change again.
-        """
+        """Before a draw: bring to the device what it does not know. At first that is all; later, as a rule, nothing."""
         rows = [(sampling, sampling.index, slot) for sampling, slot in zip(samplings, slots)]
         known, self._rows = self._rows, []
         for sampling, index, slot in rows:
             if penalises(sampling) and self._past[slot] != (sampling, index):
                 past = sampling.counts.astype(np.uint32) << 1 | sampling.seen
                 device.upload(past.astype(np.uint32), into=self.history[slot])
-                self._past[slot] = sampling, index
+            self._past[slot] = None
         masks = [sampling.mask() if sampling.mask else None for sampling in samplings]
         for row, allowed in enumerate(masks):
             if allowed is not None:
@@ -59,15 +59,14 @@ class SamplerState:
         if known != rows or any(sampling.mask for sampling in samplings):
             params = np.stack([as_params(s, slot, m is not None) for (s, _, slot), m in zip(rows, masks)])
             device.upload(params, into=self.params[: len(rows)])
-        self._rows = rows
+        self._drawing = rows
 
-    def drawn(self, rows: list[int]) -> None:
-        """The device has stepped on in these rows."""
-        for row in rows:
-            sampling, index, slot = self._rows[row]
-            self._rows[row] = sampling, index + 1, slot
-            if self._past[slot] == (sampling, index):
-                self._past[slot] = sampling, index + 1
+    def drawn(self, samples: Sequence[Sample | LogitsError]) -> None:
+        """The device has stepped on where there is a sample."""
+        drew = [isinstance(sample, Sample) for sample in samples]
+        self._rows = [(sampling, index + d, slot) for (sampling, index, slot), d in zip(self._drawing, drew)]
+        for sampling, index, slot in self._rows:
+            self._past[slot] = (sampling, index) if penalises(sampling) else None
 
 
 def penalises(sampling: Sampling) -> bool:
@@ -138,7 +137,7 @@ def results(device: Device, state: SamplerState, logits: Array, rows: int) -> li
     found = device.download(state.results[:rows])
     samples: list[Sample | LogitsError] = []
     for row, record in enumerate(found):
-        n, token = state._rows[row][0].params.logprobs, int(record[TOKEN])
+        n, token = state._drawing[row][0].params.logprobs, int(record[TOKEN])
         if record[STATUS] == BAD_LOGIT:
             samples.append(bad_logit(token, device.download(logits[row])[token]))
         elif record[STATUS] != DRAWN:
@@ -151,5 +150,5 @@ def results(device: Device, state: SamplerState, logits: Array, rows: int) -> li
             numbers, n = record.view(np.float64), min(n, state.vocab_size)
             ids, logs = record[TOP_IDS : TOP_IDS + n].tolist(), numbers[TOP_LOGPROBS : TOP_LOGPROBS + n].tolist()
             samples.append(Sample(token, float(numbers[LOGPROB]), tuple(zip(ids, logs))))
-    state.drawn([row for row, sample in enumerate(samples) if isinstance(sample, Sample)])
+    state.drawn(samples)
     return samples

@@ -1,5 +1,6 @@
 """The whole model on the GPU: the steps of `llama3/model/transformer.py`, each a launch."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -146,7 +147,7 @@ class Pending:
     """Samples that are on their way."""
 
     def __init__(self, wait: Callable[[], list[Sample | LogitsError]], drawing: list[int], n: int):
-        self._wait, self._drawing, self._n = wait, drawing, n
+        self._wait, self._drawing, self._n = functools.cache(wait), drawing, n  # it is waited for once
 
     def samples(self) -> list[Sample | LogitsError | None]:
         """One for each sequence of the batch: its token, why it could not be drawn, or None where none was asked."""

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from llama3.cuda.device import BACKENDS, open_device
+from llama3.cuda.device import BACKENDS, CupyDevice, Kernel, open_device
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 from llama3.resources import resource
@@ -58,6 +60,49 @@ def test_a_gpu_that_is_too_old(monkeypatch):
     fake_cupy(monkeypatch, 1, "75")
     with pytest.raises(DeviceError, match=r"device cuda:0 has compute capability 7\.5; 8\.0 or more is needed"):
         open_device("cuda")
+
+
+def opened(**cupy):
+    """A CupyDevice on a CuPy that is stood in for."""
+    device = CupyDevice.__new__(CupyDevice)
+    device._cupy, device._functions = SimpleNamespace(**cupy), {}
+    device._device = device._stream = nullcontext()
+    device._cupy.ndarray = np.ndarray
+    return device
+
+
+def test_a_kernel_that_does_not_compile_is_named_with_its_first_error():
+    class CompileError(Exception):
+        pass
+
+    class Module:
+        def __init__(self, code, options):
+            assert "rope_naive" in code and "-DHEAD_DIM=64" in options
+
+        def get_function(self, name):
+            raise CompileError("2 errors\nrope.cu(31): error: identifier is undefined\nrope.cu(40): error: another")
+
+    compiler = SimpleNamespace(CompileException=CompileError)
+    device = opened(RawModule=Module, cuda=SimpleNamespace(compiler=compiler))
+    with pytest.raises(DeviceError) as error:
+        device.launch(Kernel("rope.cu", "rope", ("HEAD_DIM=64",)), (1,), (1,), [np.int32(0)])
+    assert str(error.value) == (
+        "kernels/rope.cu does not compile on this GPU: rope.cu(31): error: identifier is undefined"
+    )
+
+
+def test_an_allocation_that_fails_says_what_was_asked_for_and_what_is_free():
+    class OutOfMemory(Exception):
+        pass
+
+    def empty(shape, dtype):
+        raise OutOfMemory
+
+    device = opened(empty=empty, cuda=SimpleNamespace(memory=SimpleNamespace(OutOfMemoryError=OutOfMemory)))
+    device._device = SimpleNamespace(mem_info=(3 * 10**9, 80 * 10**9))
+    device._current = nullcontext
+    with pytest.raises(DeviceError, match=r"out of GPU memory: 4\.00 GB asked for, 3\.00 of 80\.0 GB free"):
+        device.alloc((10**9,), np.float32)
 
 
 def test_another_backend_can_stand_in_its_place(monkeypatch):

@@ -302,3 +302,24 @@ def test_an_allocation_that_fails_ends_its_requests_and_no_others(device, monkey
         engine.step()
     assert later.finish_reason == "length"
     assert later.tokens == engine_tokens(model, [tokens_of(5)], [SamplingParams(seed=0)])[0][0][:4]
+
+
+@pytest.mark.parametrize("downloads", [1, 2, 3])
+def test_a_step_that_ctrl_c_cuts_off_is_taken_up_again(device, monkeypatch, downloads):
+    """Wherever it was: the device may have drawn the token, and counted it, or not."""
+    model, prompt = on_device(device), tokens_of(9).tolist()
+    params = SamplingParams(seed=1, temperature=1.0, frequency_penalty=1.5, top_k=50)
+    expected = engine_tokens(model, [np.array(prompt)], [params], slots=1)[0][0]
+    engine, request, download = Engine(model, 1, 120), Request(prompt, params, 6), device.download
+    engine.submit(request)
+    for _ in range(downloads):
+        engine.step()
+    for name in ("download", "replay"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(device, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            engine.step()
+            engine.step()
+    assert device.download == download
+    while engine.busy:
+        engine.step()
+    assert request.tokens == expected
