@@ -26,3 +26,11 @@ class DownloadError(Llama3Error):
 
 class DeviceError(Llama3Error):
     """There is no such GPU, or it lacks what is needed: a driver, memory, a recent enough architecture."""
+
+
+class ContractError(RequestError):
+    """An input that Cloudflare Workers AI would refuse: with its code there, and the HTTP status that goes with it."""
+
+    def __init__(self, message: str, code: int = 5006, status: int = 400):
+        super().__init__(message)
+        self.code, self.status = code, status

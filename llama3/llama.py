@@ -1,7 +1,7 @@
 """Llama: load a checkpoint, then logits, generate, stream, chat. All that an embedder touches."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,10 +187,14 @@ class Llama:
         *,
         max_tokens: int = MAX_TOKENS,
         stop: str | Sequence[str] = (),
+        json_schema: Mapping[str, Any] | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Stream:
         """Continue raw text, or token ids as they are, a token at a time.
+
+        json_schema: the text will be JSON that it accepts, {} any JSON, unless max_tokens cuts it short. It needs the
+        extra `json`.
 
         sampling: the fields of `SamplingParams` (temperature, top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logprobs). `on_prompt(done, total)` is called while the prompt is read.
@@ -198,10 +202,17 @@ class Llama:
         """
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
         if unknown:
-            known = ", ".join(["max_tokens", "stop", *SamplingParams.__dataclass_fields__])
+            known = ", ".join(["max_tokens", "stop", "json_schema", *SamplingParams.__dataclass_fields__])
             raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
         text = TextStream(self.tokenizer, check_stops(stop))
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids)
+        if json_schema is not None:
+            from llama3.constraint import Constraint
+
+            constraint = Constraint(
+                self._need_tokenizer(), json_schema, self.checkpoint.stop_ids, self.config.vocab_size
+            )
+            request.mask = lambda: constraint.allowed([sample.token for sample in request.samples])
         self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
 
@@ -216,6 +227,12 @@ class Llama:
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Completion:
         """`stream_chat`, run to its end."""
         return self.stream_chat(messages, **parameters).completion()
+
+    def run(self, inputs: Any) -> "dict[str, Any] | Iterator[dict[str, Any]]":
+        """What Cloudflare Workers AI's hosted model takes, and what it gives: see `llama3.workers_ai`."""
+        from llama3.workers_ai import run
+
+        return run(self, inputs)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -17,7 +17,11 @@ collect_ignore += (
     [] if importlib.util.find_spec("cupy") and importlib.util.find_spec("nvidia") else ["cuda/test_compile_gates.py"]
 )
 
-MAY_SKIP = ("stories260K", "GPU")  # a continuous integration run fails on a skip for any other reason
+MAY_SKIP = (
+    "stories260K",
+    "GPU",
+    "the page's own schemas",
+)  # a continuous integration run fails on a skip for any other reason
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,16 @@ def stories260k() -> Path:
     if not folder.is_dir():
         pytest.skip("the stories260K weights are not here; LLAMA3_STORIES260K names their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def page_schemas() -> tuple[str, str]:
+    """The model page's JSON Schemas, of the input and of the output; not part of this repository."""
+    folder = next(Path(__file__).parents[2].glob("*/contract"), Path("contract"))
+    files = [folder / f"{name}.schema.json" for name in ("input", "output")]
+    if not all(file.is_file() for file in files):
+        pytest.skip("the page's own schemas are not here; contract/ beside this checkout would hold them")
+    return files[0].read_text(), files[1].read_text()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

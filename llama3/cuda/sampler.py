@@ -52,7 +52,7 @@ class SamplerState:
                 past = sampling.counts.astype(np.uint32) << 1 | sampling.seen
                 device.upload(past.astype(np.uint32), into=self.history[slot])
             self._past[slot] = None
-        masks = [sampling.mask() if sampling.mask else None for sampling in samplings]
+        masks = [mask_of(sampling) for sampling in samplings]
         for row, allowed in enumerate(masks):
             if allowed is not None:
                 device.upload(packed(allowed), into=self.mask[row])
@@ -67,6 +67,14 @@ class SamplerState:
         self._rows = [(sampling, index + d, slot) for (sampling, index, slot), d in zip(self._drawing, drew)]
         for sampling, index, slot in self._rows:
             self._past[slot] = (sampling, index) if penalises(sampling) else None
+
+
+def mask_of(sampling: Sampling) -> np.ndarray | None:
+    """One that fails is one sequence's trouble, not its neighbours': nothing is left to choose from."""
+    try:
+        return sampling.mask() if sampling.mask else None
+    except LogitsError:
+        return np.zeros(len(sampling.seen), bool)
 
 
 def penalises(sampling: Sampling) -> bool:

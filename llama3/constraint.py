@@ -1,0 +1,149 @@
+"""Structured output: a JSON Schema as a mask over the vocabulary, anew before every token (llguidance, extra `json`).
+
+What is forbidden cannot be drawn, so whatever the model, a text that ends is JSON that the schema accepts. A schema
+that the grammar engine cannot enforce is refused: never is a text let through unconstrained.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from llama3.byte_pair import PATTERN
+from llama3.errors import RequestError
+from llama3.sampler import LogitsError
+from llama3.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+MAX_BYTES = 64 * 1024  # of a schema, written as JSON
+MAX_DEPTH = 64  # of objects and lists in one another
+LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
+    "max_grammar_size": 50_000,
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 20_000,
+    "verbose_errors": False,
+}
+
+_tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()  # each takes 0.4 s and 20 MB
+_lock = threading.Lock()
+
+
+class Constraint:
+    """One text on its way through a schema."""
+
+    def __init__(self, tokenizer: Tokenizer, schema: Mapping[str, Any], stop_ids: frozenset[int], vocab_size: int):
+        """stop_ids: of these one ends the text. vocab_size: rows of the embedding, which may be padded.
+
+        Compiles the schema: milliseconds, at most about a second. Raises RequestError for one that is too large, that
+        is no schema, or that holds what cannot be enforced.
+        """
+        engine = _engine()
+        text = checked(schema)
+        try:
+            grammar = engine.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
+        except ValueError as error:
+            raise RequestError(f"the JSON schema is not one: {one_line(error)}") from None
+        self._matcher = engine.LLMatcher(
+            _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LIMITS)
+        )
+        if self._matcher.is_error():
+            raise RequestError(f"the JSON schema cannot be enforced: {one_line(self._matcher.get_error())}")
+        self._n_tokens = tokenizer.vocab_size
+        self._bits = engine.numpy.allocate_token_bitmask(1, self._n_tokens)  # (1, words) int32
+        self._vocab_size, self._stop_ids = vocab_size, stop_ids
+        self._followed = 0  # tokens that the matcher has taken in
+
+    def allowed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Which tokens may follow `tokens`, all of the text so far -> (vocab_size,) bool.
+
+        Call it with a text that grows: only what is new is read. Raises LogitsError if the engine gives up on a schema.
+        """
+        for token in tokens[self._followed :]:
+            self._matcher.consume_token(token)
+            self._followed += 1
+            self._check()
+        out = np.zeros(self._vocab_size, bool)
+        _engine().numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        self._check()
+        n = min(self._n_tokens, self._vocab_size)
+        out[:n] = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little", count=n)
+        return out
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise LogitsError(f"the JSON schema cannot be followed any further: {one_line(self._matcher.get_error())}")
+
+
+def checked(schema: Mapping[str, Any]) -> str:
+    """The schema as JSON. Raises RequestError for what is no object, too deep, or too long."""
+    if not isinstance(schema, Mapping):
+        raise RequestError(f"the JSON schema is {type(schema).__name__}; expected an object")
+    if depth_of(schema) > MAX_DEPTH:
+        raise RequestError(f"the JSON schema is more than {MAX_DEPTH} levels deep")
+    # "x-guidance" would set the engine's own options, which are not the client's to set.
+    try:
+        text = json.dumps({key: value for key, value in schema.items() if key != "x-guidance"}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"the JSON schema is not JSON: {one_line(error)}") from None
+    if len(text) > MAX_BYTES:
+        raise RequestError(f"the JSON schema has {len(text):,} bytes; expected at most {MAX_BYTES:,}")
+    return text
+
+
+def depth_of(value: Any) -> int:
+    """Of objects and lists in one another; it stops counting above MAX_DEPTH."""
+    level, here = 0, [value]
+    while here and level <= MAX_DEPTH:
+        level += 1
+        values = [v for v in here if isinstance(v, Mapping | list)]
+        here = [inner for v in values for inner in (v.values() if isinstance(v, Mapping) else v)]
+    return level
+
+
+def read_json(text: str) -> Any:
+    """Raises ValueError for what is not JSON, and for numbers that are too large for a float64."""
+
+    def finite(number: str) -> float:
+        if abs(value := float(number)) == float("inf"):
+            raise ValueError(f"{number[:40]} is too large for a number")
+        return value
+
+    try:
+        return json.loads(text, parse_float=finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _engine() -> Any:
+    try:
+        import llguidance
+        import llguidance.numpy
+    except ImportError:
+        raise RequestError("JSON mode needs llguidance: pip install 'llama3[json]'") from None
+    return llguidance
+
+
+def _tokenizer_for(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> "LLTokenizer":
+    with _lock:
+        if tokenizer not in _tokenizers:
+            engine = _engine()
+            _tokenizers[tokenizer] = engine.LLTokenizer.from_tiktoken(
+                encoder=tokenizer.ranks,
+                special_tokens=tokenizer.special,
+                pattern=PATTERN,
+                eos_token=sorted(id for id in stop_ids if id < tokenizer.vocab_size),
+                n_vocab=None,
+                slices=engine.LLTokenizer.json_slices(),
+            )
+        return _tokenizers[tokenizer]

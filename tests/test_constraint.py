@@ -1,0 +1,165 @@
+"""What a constrained text may be: JSON that the schema accepts, whatever the model would rather say."""
+
+import json
+import sys
+
+import jsonschema_rs
+import numpy as np
+import pytest
+
+from llama3 import Llama
+from llama3.constraint import Constraint, read_json
+from llama3.errors import RequestError
+from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
+
+PRIMITIVES = [
+    {"type": "boolean"},
+    {"type": "integer", "minimum": -3, "maximum": 99},
+    {"type": "string", "maxLength": 8},
+    {"enum": ["a", 1, None, True]},
+    {"const": "x y"},
+    {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    {"type": "string", "format": "date"},
+    {"type": "null"},
+    {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
+    {"anyOf": [{"type": "boolean"}, {"const": "no"}]},
+]
+
+
+def closed(**properties):
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+SCHEMAS = [
+    *PRIMITIVES,
+    *({"type": "array", "items": p, "minItems": 1, "maxItems": 3} for p in PRIMITIVES),
+    *(closed(a=p, b=closed(c=q)) for p, q in zip(PRIMITIVES, reversed(PRIMITIVES))),
+    {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": PRIMITIVES[1]},
+     "required": ["a"], "additionalProperties": False},
+    {"allOf": [{"type": "integer", "minimum": 0}, {"maximum": 50}]},
+    {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False, "minItems": 2},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Llama:
+    config = tiny_config(vocab_size=TINY_VOCAB, max_seq_len=2100)
+    folder = write_hf(tmp_path_factory.mktemp("talker"), config, random_tensors(config))
+    return Llama.load(write_tokenizer(folder))
+
+
+def constraint(llama, schema):
+    return Constraint(llama.tokenizer, schema, llama.checkpoint.stop_ids, llama.config.vocab_size)
+
+
+@pytest.mark.parametrize("i", range(len(SCHEMAS)))
+def test_what_a_random_model_says_is_valid(llama, i):
+    for seed in range(4):
+        answer = llama.generate("x", json_schema=SCHEMAS[i], max_tokens=200, temperature=1.5, seed=seed)
+        assert answer.finish_reason == "stop", answer.text
+        jsonschema_rs.validator_for(SCHEMAS[i]).validate(read_json(answer.text))
+
+
+def test_every_token_that_is_allowed_can_be_taken_and_a_valid_text_passes(llama):
+    schema, value = (
+        closed(a={"type": "string"}, b={"type": "array", "items": {"type": "integer"}}),
+        {"a": "é \\n", "b": [1, -20]},
+    )
+    ids = llama.tokenizer.encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+    for n in range(len(ids) + 1):
+        allowed = constraint(llama, schema).allowed(ids[:n])
+        assert allowed.any()
+        if n < len(ids):
+            for token in np.flatnonzero(allowed)[::29]:
+                constraint(llama, schema).allowed([*ids[:n], int(token)])
+    stops = sorted(llama.checkpoint.stop_ids)
+    assert np.flatnonzero(allowed).tolist() == [stop for stop in stops if stop < llama.tokenizer.vocab_size]
+
+
+def test_a_control_token_is_never_allowed_inside(llama):
+    one = constraint(llama, closed(a={"type": "string"}))
+    inside = llama.tokenizer.encode('{"a":"<|eot_id|>')
+    for n in range(len(inside) + 1):
+        allowed = np.flatnonzero(one.allowed(inside[:n]))
+        assert not set(allowed.tolist()) & set(llama.tokenizer.special.values())
+
+
+def test_a_constrained_request_beside_others_says_what_it_says_alone(llama, tmp_path):
+    many = Llama(llama.checkpoint, slots=3)
+    schema = closed(a={"type": "boolean"}, b={"type": "integer", "minimum": 0, "maximum": 999})
+    streams = [
+        many.stream("one", json_schema=schema, seed=1, max_tokens=60),
+        many.stream("two", seed=2, max_tokens=20),
+        many.stream("three", json_schema=schema, seed=3, max_tokens=60),
+    ]
+    found = [stream.completion().text for stream in streams]
+    assert found[0] == llama.generate("one", json_schema=schema, seed=1, max_tokens=60).text
+    assert found[1] == llama.generate("two", seed=2, max_tokens=20).text
+    assert found[2] == llama.generate("three", json_schema=schema, seed=3, max_tokens=60).text
+
+
+def nested(levels):
+    schema = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ([], "is list; expected an object"),
+        ({"type": "nothing"}, "cannot be enforced"),
+        ({"not": {}}, "cannot be enforced"),
+        ({"$ref": "file:///etc/passwd"}, "cannot be enforced"),
+        ({"$ref": "http://localhost:1/x"}, "cannot be enforced"),
+        ({"enum": ["x" * 100] * 1000}, "bytes; expected at most 65,536"),
+        (nested(500), "more than 64 levels deep"),
+        ({"const": float("nan")}, "is not JSON"),
+        ({"const": b"x"}, "is not JSON"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
+    with pytest.raises(RequestError, match="JSON schema") as caught:
+        constraint(llama, schema)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 10**9},
+        {"type": "array", "minItems": 10**9},
+        {"enum": [f"{i:08}" for i in range(5_000)]},
+        {"type": "string", "pattern": "^(a+)+$"},
+        {"$ref": "#"},
+        {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1_000)}},
+        {"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]}] * 12},
+        {"x-guidance": {"lenient": True}, "type": "integer"},
+    ],
+)
+def test_a_hostile_schema_ends_in_an_answer_or_in_an_error(llama, schema):
+    try:
+        text = llama.generate("x", json_schema=schema, max_tokens=20, seed=1).text
+    except ValueError as error:
+        assert "JSON schema" in str(error)
+    else:
+        assert isinstance(text, str)
+    assert llama.generate("x", json_schema={"type": "boolean"}, seed=1).text in ("true", "false")
+
+
+def test_engine_options_cannot_be_smuggled_in(llama):
+    with pytest.raises(RequestError, match="cannot be enforced"):
+        constraint(llama, {"x-guidance": {"lenient": True}, "type": "object", "not": {}})
+
+
+@pytest.mark.parametrize("text", ["8E2511041255", "[1e999]", "-1e400", "{", "[" * 100_000])
+def test_what_is_no_json_or_beyond_all_bounds_is_refused(text):
+    with pytest.raises(ValueError):
+        read_json(text)
+
+
+def test_without_the_extra_it_says_what_to_install(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(RequestError, match=r"JSON mode needs llguidance: pip install 'llama3\[json\]'"):
+        llama.generate("x", json_schema={})

@@ -1,0 +1,258 @@
+"""The contract, held against the page's own schemas where they are at hand, and row by row where it decides."""
+
+import json
+import math
+import random
+
+import jsonschema_rs
+import pytest
+
+from llama3 import Llama
+from llama3.errors import ContractError
+from llama3.workers_ai import NUMBERS, validate
+from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
+
+OUTPUT = {  # what the page says of a result, in our own words
+    "type": "object",
+    "required": ["response", "tool_calls", "usage"],
+    "additionalProperties": False,
+    "properties": {
+        "response": {"type": "string"},
+        "tool_calls": {"const": []},
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        },
+    },
+}
+CHUNK = {
+    "oneOf": [
+        {
+            "required": ["response", "p"],
+            "properties": {"response": {"type": "string", "minLength": 1}, "p": {"type": "string", "minLength": 1}},
+            "additionalProperties": False,
+        },
+        {
+            "required": ["response", "usage"],
+            "properties": {"response": {"const": ""}, "usage": OUTPUT["properties"]["usage"]},
+            "additionalProperties": False,
+        },
+    ]
+}
+ANYTHING = [None, True, False, 0, 1, -1, 3, 0.5, 1.0, 7.25, 51, 10**10, 1e30, "", "x", "true", [], [1], {}, {"a": 1}]
+ANYTHING += [[{"role": "user", "content": "hi"}], {"type": "json_object"}]
+MESSAGE = {"role": "user", "content": "What is RoPE?"}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Llama:
+    config = tiny_config(vocab_size=TINY_VOCAB, max_seq_len=512)
+    folder = write_hf(tmp_path_factory.mktemp("talker"), config, random_tensors(config))
+    return Llama.load(write_tokenizer(folder))
+
+
+def breach(inputs) -> ContractError:
+    with pytest.raises(ContractError) as caught:
+        validate(inputs)
+    return caught.value
+
+
+def any_inputs(dice: random.Random) -> dict:
+    """A valid input of which a few values are then replaced by whatever there is."""
+    inputs = (
+        {"prompt": "hi"} if dice.random() < 0.5 else {"messages": [dict(MESSAGE) for _ in range(dice.randint(1, 3))]}
+    )
+    for name, (whole, low, high) in NUMBERS.items():
+        if dice.random() < 0.3:
+            high = min(high, 4)
+            inputs[name] = dice.choice([math.ceil(low), high, dice.randint(math.ceil(low), high)])
+            inputs[name] = inputs[name] if whole else dice.choice([inputs[name], low, dice.uniform(low, high)])
+    for name in ("raw", "stream"):
+        if dice.random() < 0.2:
+            inputs[name] = dice.random() < 0.5
+    for _ in range(dice.choice([0, 1, 1, 2])):
+        name = dice.choice([*NUMBERS, "raw", "stream", "prompt", "messages", "response_format", "unknown"])
+        if name == "messages" and "messages" in inputs and dice.random() < 0.7 and isinstance(inputs["messages"], list):
+            if inputs["messages"] and isinstance(inputs["messages"][0], dict):
+                inputs["messages"][0][dice.choice(["role", "content", "name"])] = dice.choice(ANYTHING)
+        else:
+            inputs[name] = dice.choice(ANYTHING)
+    return inputs
+
+
+def decided_otherwise(inputs) -> bool:
+    """Where the contract refuses what the page's schema lets pass."""
+    form, messages = inputs.get("response_format"), inputs.get("messages")
+    return (
+        messages == []
+        or (isinstance(messages, list) and any(m.get("role") == "" for m in messages if isinstance(m, dict)))
+        or ("max_tokens" in inputs and not inputs["max_tokens"] >= 1)
+        or (isinstance(form, dict) and "type" not in form)
+    )
+
+
+def test_twenty_thousand_inputs_pass_or_fail_as_the_pages_schema_says(page_schemas):
+    validator, dice = jsonschema_rs.Draft7Validator(json.loads(page_schemas[0])), random.Random(0)
+    refused = 0
+    for _ in range(20_000):
+        inputs = any_inputs(dice)
+        valid = validator.is_valid(inputs)
+        try:
+            validate(inputs)
+        except ContractError as error:
+            assert not valid or decided_otherwise(inputs), (inputs, str(error))
+            assert error.code == 5006 and error.status == 400
+            refused += 1
+        else:
+            assert valid, inputs
+    assert 5_000 < refused < 15_000
+
+
+def test_twenty_thousand_inputs_that_are_wrong_in_one_place_are_told_the_place():
+    dice, wrong = random.Random(1), 0
+    while wrong < 20_000:
+        inputs, name = any_inputs(random.Random(0)), dice.choice([*NUMBERS, "raw", "stream", "messages", "prompt"])
+        inputs = {"messages": [MESSAGE]} if name == "messages" else {"prompt": "hi"}
+        value = dice.choice(
+            [None, [], {}, "7", math.nan, math.inf, -math.inf, -1e9, 1e12, 10**400, b"x", object(), {1}, dice.random]
+        )
+        if name in ("prompt", "messages") and value == "7":
+            value = 7
+        if name == "max_tokens" and isinstance(value, (int, float)) and 1 <= value < math.inf:
+            continue  # too many, but that is for the context window to say
+        inputs[name] = value
+        error = breach(inputs)
+        assert error.code == 5006 and error.status == 400 and f"'/{name}'" in str(error), (inputs, str(error))
+        assert str(error).startswith("AiError: Bad input: Error: ") and "\n" not in str(error)
+        wrong += 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "oneOf at '/' not met, 0 matches: required properties at '/' are 'prompt'"),
+        ({"prompt": "a", "messages": [MESSAGE]}, "2 matches"),
+        ({"prompt": 7, "messages": 7}, "0 matches"),
+        ({"prompt": ""}, "'/prompt' must not be shorter than 1 character"),
+        ({"messages": []}, "'/messages' must not be empty"),
+        ({"messages": [{"role": "user"}]}, "required properties at '/messages/0' are 'role,content'"),
+        ({"messages": [MESSAGE, {"role": "", "content": ""}]}, "'/messages/1/role' must not be shorter"),
+        (
+            {"messages": [{"role": "a", "content": []}]},
+            "Type mismatch of '/messages/0/content', 'array' not in 'string'",
+        ),
+        ({"prompt": "a", "temperature": 5.1}, "'/temperature' must be <= 5"),
+        ({"prompt": "a", "max_tokens": 0}, "'/max_tokens' must be >= 1"),
+        ({"prompt": "a", "max_tokens": None}, "Type mismatch of '/max_tokens', 'null' not in 'integer'"),
+        ({"prompt": "a", "top_k": True}, "Type mismatch of '/top_k', 'boolean' not in 'integer'"),
+        ({"prompt": "a", "seed": 1.5}, "Type mismatch of '/seed', 'number' not in 'integer'"),
+        ({"prompt": "a", "raw": "true"}, "Type mismatch of '/raw', 'string' not in 'boolean'"),
+        ({"prompt": "a", "response_format": {}}, "required properties at '/response_format' are 'type'"),
+        ({"prompt": "a", "response_format": {"type": "text"}}, "'/response_format/type' must be one of"),
+        ({"prompt": "a", "response_format": {"type": "json_schema"}}, "are 'json_schema'"),
+        ({"prompt": "a", "lora": "mine"}, "'/lora' names the adapter 'mine'; none is loaded"),
+        ({"messages": [MESSAGE], "tools": [{"name": "x"}]}, "'/tools' is not supported by this version"),
+        ([], "Type mismatch of '/', 'array' not in 'object'"),
+        (None, "'null' not in 'object'"),
+    ],
+)
+def test_a_breach_is_named(inputs, says):
+    assert says in str(breach(inputs))
+
+
+def test_unknown_keys_are_not_looked_at():
+    assert validate({"prompt": "a", "stop": None, "tool_choice": "auto", "options": {}}) == {"prompt": "a"}
+    assert validate({"messages": [{**MESSAGE, "name": 7}], "tools": []}) == {"messages": [MESSAGE]}
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    given = validate({"prompt": "a", "max_tokens": 10.0, "temperature": 1, "repetition_penalty": 0})
+    assert given["max_tokens"] == 10 and isinstance(given["max_tokens"], int) and given["repetition_penalty"] == 0
+
+
+def test_every_result_and_every_chunk_is_as_the_page_says(llama, page_schemas):
+    output, page = jsonschema_rs.validator_for(OUTPUT), jsonschema_rs.Draft7Validator(json.loads(page_schemas[1]))
+    chunk, dice, n = jsonschema_rs.validator_for(CHUNK), random.Random(2), 0
+    while n < 150:
+        inputs = {**any_inputs(dice), "max_tokens": dice.randint(1, 4)}
+        inputs.pop("response_format", None)
+        try:
+            validate(inputs)
+        except ContractError:
+            continue
+        found = llama.run(inputs)
+        n += 1
+        if inputs.get("stream"):
+            *pieces, last = found
+            assert all("p" in piece for piece in pieces) and "usage" in last
+            for piece in (*pieces, last):
+                chunk.validate(piece)
+                page.validate(piece)
+        else:
+            output.validate(found)
+            page.validate(found)
+            assert found["usage"]["total_tokens"] == sum(found["usage"].values()) / 2
+
+
+def test_streamed_or_not_the_text_is_the_same(llama):
+    inputs = {"prompt": "What?", "max_tokens": 12, "seed": 5, "temperature": 1, "top_k": 40, "presence_penalty": 0.5}
+    whole, pieces = llama.run(inputs), list(llama.run({**inputs, "stream": True}))
+    assert "".join(piece["response"] for piece in pieces) == whole["response"]
+    assert pieces[-1]["usage"] == whole["usage"] and whole == llama.run(inputs)
+
+
+def test_a_prompt_is_one_user_message_and_raw_is_the_text_as_it_is(llama):
+    def prompt_tokens(inputs):
+        return llama.run({**inputs, "max_tokens": 1})["usage"]["prompt_tokens"]
+
+    assert prompt_tokens({"prompt": "hello"}) == len(llama.encode_chat([{"role": "user", "content": "hello"}]))
+    assert prompt_tokens({"prompt": "hello", "raw": True}) == len(llama.encode("hello"))
+    both = [{"role": "user", "content": "hel"}, {"role": "x", "content": "lo<|eot_id|>"}]
+    assert prompt_tokens({"messages": both, "raw": True}) == len(llama.encode("hello<|eot_id|>"))
+    with pytest.raises(ContractError, match="begin_of_text"):
+        llama.run({"prompt": "a<|begin_of_text|>", "raw": True})
+
+
+def test_what_does_not_fit_the_window_is_refused_and_never_cut(llama):
+    n = len(llama.encode_chat([{"role": "user", "content": "hi"}]))
+    window = llama.config.max_seq_len
+    llama.run({"prompt": "hi", "max_tokens": window - n, "stream": True})
+    with pytest.raises(ContractError) as caught:
+        llama.run({"prompt": "hi", "max_tokens": window - n + 1})
+    assert caught.value.code == 5021 and caught.value.status == 413
+    assert f"({window + 1}) exceeded this model context window limit ({window})" in str(caught.value)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["RoPE", "GQA"]}, "yes": {"type": "boolean"}},
+    "required": ["name", "yes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("form", [SCHEMA, {"name": "answer", "schema": SCHEMA, "strict": True}])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_json_mode_answers_by_the_schema(llama, form, seed):
+    inputs = {"prompt": "?", "response_format": {"type": "json_schema", "json_schema": form}, "seed": seed}
+    found = json.loads(llama.run({**inputs, "temperature": 2})["response"])
+    assert found["name"] in ("RoPE", "GQA") and isinstance(found["yes"], bool) and len(found) == 2
+    pieces = list(llama.run({**inputs, "temperature": 2, "stream": True}))
+    assert json.loads("".join(piece["response"] for piece in pieces)) == found
+
+
+def test_json_that_is_cut_short_says_so(llama):
+    inputs = {"prompt": "?", "response_format": {"type": "json_schema", "json_schema": SCHEMA}, "max_tokens": 2}
+    with pytest.raises(ContractError, match="JSON Mode couldn't be met") as caught:
+        llama.run(inputs)
+    assert caught.value.code == 5024 and caught.value.status == 400
+    *_, last = llama.run({**inputs, "stream": True})
+    assert last["errors"][0]["code"] == 5024 and last["response"] == ""
+
+
+@pytest.mark.parametrize("schema", [{"not": {}}, {"$ref": "http://example.org/x"}, {"type": "nothing"}])
+def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema):
+    with pytest.raises(ContractError, match="JSON schema") as caught:
+        llama.run({"prompt": "?", "response_format": {"type": "json_schema", "json_schema": schema}})
+    assert caught.value.code == 5006
