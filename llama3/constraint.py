@@ -36,20 +36,15 @@ _lock = threading.Lock()
 
 
 class Constraint:
-    """One text on its way through a schema."""
+    """One text on its way through a grammar."""
 
-    def __init__(self, tokenizer: Tokenizer, schema: Mapping[str, Any], stop_ids: frozenset[int], vocab_size: int):
-        """stop_ids: of these one ends the text. vocab_size: rows of the embedding, which may be padded.
+    def __init__(self, tokenizer: Tokenizer, grammar: str, stop_ids: frozenset[int], vocab_size: int):
+        """grammar: of `schema_grammar` or `tools_grammar`. stop_ids: of these one ends the text. vocab_size: rows of
+        the embedding, which may be padded.
 
-        Compiles the schema: milliseconds, at most about a second. Raises RequestError for one that is too large, that
-        is no schema, or that holds what cannot be enforced.
+        Compiles the grammar: milliseconds, at most about a second. Raises RequestError for what cannot be enforced.
         """
         engine = _engine()
-        text = checked(schema)
-        try:
-            grammar = engine.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-        except ValueError as error:
-            raise RequestError(f"the JSON schema is not one: {one_line(error)}") from None
         self._matcher = engine.LLMatcher(
             _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LIMITS)
         )
@@ -79,6 +74,34 @@ class Constraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise LogitsError(f"the JSON schema cannot be followed any further: {one_line(self._matcher.get_error())}")
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> str:
+    """JSON that the schema accepts, without white space. Raises RequestError for what is no schema, or too large."""
+    matcher, text = _engine().LLMatcher, checked(schema)
+    try:
+        return str(matcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False}))
+    except ValueError as error:
+        raise RequestError(f"the JSON schema is not one: {one_line(error)}") from None
+
+
+def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -> str:
+    """Calls of these tools, {"name": ..., "parameters": {...}}, several of them with "; " between; or, unless one must
+    be called, text that does not begin like a call. Tools as `llama3.tools` has them.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool["name"]}, "parameters": json.loads(checked(tool["parameters"]))},
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    call = checked({"anyOf": calls, "x-guidance": {}})
+    start = 'start: call ("; " call)*' if must_call else 'start: TEXT | call ("; " call)*\nTEXT: /[^{](.|\\n)*/'
+    options = '{"whitespace_flexible": false}'
+    return str(_engine().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n'))
 
 
 def checked(schema: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_folder, resolve
+from llama3.constraint import Constraint, schema_grammar
 from llama3.cuda import check_device
 from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
@@ -18,6 +19,7 @@ from llama3.model.transformer import Trace, Transformer
 from llama3.sampler import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
+from llama3.tools import choice_grammar, read_tools, with_tools
 
 MAX_TOKENS = 256  # as for the same model on Cloudflare Workers AI
 
@@ -188,13 +190,14 @@ class Llama:
         max_tokens: int = MAX_TOKENS,
         stop: str | Sequence[str] = (),
         json_schema: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Stream:
         """Continue raw text, or token ids as they are, a token at a time.
 
         json_schema: the text will be JSON that it accepts, {} any JSON, unless max_tokens cuts it short. It needs the
-        extra `json`.
+        extra `json`. grammar: the same for any grammar of `llama3.constraint`.
 
         sampling: the fields of `SamplingParams` (temperature, top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logprobs). `on_prompt(done, total)` is called while the prompt is read.
@@ -206,12 +209,9 @@ class Llama:
             raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
         text = TextStream(self.tokenizer, check_stops(stop))
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids)
-        if json_schema is not None:
-            from llama3.constraint import Constraint
-
-            constraint = Constraint(
-                self._need_tokenizer(), json_schema, self.checkpoint.stop_ids, self.config.vocab_size
-            )
+        grammar = schema_grammar(json_schema) if json_schema is not None else grammar
+        if grammar is not None:
+            constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
             request.mask = lambda: constraint.allowed([sample.token for sample in request.samples])
         self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
@@ -220,8 +220,23 @@ class Llama:
         """`stream`, run to its end."""
         return self.stream(prompt, **parameters).completion()
 
-    def stream_chat(self, messages: Sequence[Message], **parameters: Any) -> Stream:
-        """The assistant's answer to a dialogue, a token at a time. Parameters as for `stream`."""
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        **parameters: Any,
+    ) -> Stream:
+        """The assistant's answer to a dialogue, a token at a time. Parameters as for `stream`.
+
+        tools: {"name", "description", "parameters": a JSON Schema}, or that as "function" of an object, as OpenAI has
+        it. The answer is then text or calls, which `llama3.tools.read_calls` reads; a call always names a tool and its
+        arguments always fit. tool_choice: "auto"; "none": text; "required": at least one call; or the tool to call.
+        """
+        if tools:
+            offered = read_tools(tools)
+            messages = with_tools(messages, offered)
+            parameters["grammar"] = choice_grammar(offered, tool_choice)
         return self.stream(self.encode_chat(messages), **parameters)
 
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Completion:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3.constraint import read_json
 from llama3.errors import ContractError, RequestError
+from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream, Usage
@@ -34,7 +35,6 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
 }
 SWITCHES = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
-NOT_YET = ("tools", "functions")  # of the contract, and not yet answered here
 
 
 def run(llama: "Llama", inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
@@ -49,8 +49,7 @@ def run(llama: "Llama", inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]
         raise
     except RequestError as error:
         raise bad_input(str(error)) from error
-    is_json = "response_format" in given
-    return chunks(stream, is_json) if given.get("stream") else result(stream, is_json)
+    return chunks(stream, given) if given.get("stream") else result(stream, given)
 
 
 # ---- the inputs ----
@@ -66,9 +65,7 @@ def validate(inputs: Any) -> dict[str, Any]:
             raise bad_input("'/prompt' must not be shorter than 1 character")
     else:
         given["messages"] = messages_of(inputs["messages"])
-        for name in NOT_YET:
-            if inputs.get(name):
-                raise bad_input(f"'/{name}' is not supported by this version")
+        given["tools"] = [*tools_of(inputs.get("tools")), *functions_of(inputs.get("functions"))]
     for name, (whole, low, high) in NUMBERS.items():
         if name in inputs:
             given[name] = number_of(f"/{name}", inputs[name], whole, low, high)
@@ -122,6 +119,38 @@ def messages_of(messages: Any) -> list[dict[str, str]]:
             raise bad_input(f"'{path}/role' must not be shorter than 1 character")
         out.append({"role": role, "content": content})
     return out
+
+
+def tools_of(tools: Any) -> list[dict[str, Any]]:
+    """Flat, or in OpenAI's envelope. More is let pass than the page's schema does: what real frameworks send."""
+    if tools is None:
+        return []
+    check_type("/tools", tools, "array")
+    for i, tool in enumerate(tools):
+        check_type(f"/tools/{i}", tool, "object")
+    try:
+        return read_tools(tools)
+    except RequestError as error:
+        raise bad_input(f"'/tools': {error}") from error
+
+
+def functions_of(functions: Any) -> list[dict[str, Any]]:
+    """Offered as tools whose arguments nobody has described; the code is never run or read."""
+    if functions is None:
+        return []
+    check_type("/functions", functions, "array")
+    out = []
+    for i, function in enumerate(functions):
+        check_type(f"/functions/{i}", function, "object")
+        for name in ("name", "code"):
+            if name not in function:
+                raise bad_input(f"required properties at '/functions/{i}' are 'name,code'")
+            check_type(f"/functions/{i}/{name}", function[name], "string")
+        out.append({"name": function["name"]})
+    try:
+        return read_tools(out)
+    except RequestError as error:
+        raise bad_input(f"'/functions': {error}") from error
 
 
 def number_of(path: str, value: Any, whole: bool, low: float, high: float) -> float:
@@ -190,10 +219,12 @@ def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
     """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun."""
     from llama3.llama import MAX_TOKENS
 
+    tools = given.get("tools")
     if given.get("raw"):
         ids = llama.encode(given.get("prompt") or "".join(message["content"] for message in given["messages"]))
     else:
-        ids = llama.encode_chat(given.get("messages") or [{"role": "user", "content": given["prompt"]}])
+        messages = given.get("messages") or [{"role": "user", "content": given["prompt"]}]
+        ids = llama.encode_chat(with_tools(messages, tools) if tools else messages)
     max_tokens, window = given.get("max_tokens", MAX_TOKENS), llama.config.max_seq_len
     if len(ids) + max_tokens > window:
         raise ContractError(
@@ -204,43 +235,56 @@ def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
         )
     parameters = {name: given[name] for name in NUMBERS if name in given and name != "max_tokens"}
     schema = given.get("response_format")
-    return llama.stream(ids, max_tokens=max_tokens, json_schema=schema, **parameters)
+    grammar = choice_grammar(tools) if tools and schema is None else None
+    return llama.stream(ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, **parameters)
 
 
-def result(stream: "Stream", is_json: bool) -> dict[str, Any]:
+def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:
     answer = stream.completion()
-    if is_json:
-        check_json(answer.text, answer.finish_reason)
-    return {"response": answer.text, "tool_calls": [], "usage": usage_of(answer.usage)}
+    calls = finish(answer.text, answer.finish_reason, given)
+    return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_of(answer.usage)}
 
 
-def chunks(stream: "Stream", is_json: bool) -> Iterator[dict[str, Any]]:
-    """A chunk for each piece of text, one with the usage at the end; if it ends badly, one with the errors instead."""
+def chunks(stream: "Stream", given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A chunk for each piece of text, one with the usage at the end; if it ends badly, one with the errors instead.
+
+    Calls of tools are no text: they come whole, in the last chunk.
+    """
     text = ""
     try:
         for piece in stream:
             text += piece.text
-            if piece.text:
+            if piece.text and not (may_call(given) and text.startswith("{")):
                 yield {"response": piece.text, "p": padding()}
-        if is_json:
-            check_json(text, stream.finish_reason)
+        calls = finish(text, stream.finish_reason, given)
     except ContractError as error:
         yield {"response": "", "errors": [{"message": str(error), "code": error.code}]}
     except Exception as error:
         message = f"AiError: {' '.join(str(error).split())}"
         yield {"response": "", "errors": [{"message": message, "code": 3043}]}
     else:
-        yield {"response": "", "usage": usage_of(stream.usage)}
+        called = {"tool_calls": calls} if given.get("tools") else {}
+        yield {"response": "", **called, "usage": usage_of(stream.usage)}
     finally:
         stream.close()
 
 
-def check_json(text: str, finish_reason: str | None) -> None:
-    """Raises ContractError for JSON that was cut short, or that holds a number beyond all bounds."""
+def may_call(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("tools")) and "response_format" not in given
+
+
+def finish(text: str, finish_reason: str | None, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The calls of an answer. Raises ContractError for JSON or calls that were cut short or hold an infinite number."""
+    calls = may_call(given) and text.startswith("{")
+    if not calls and "response_format" not in given:
+        return []
     try:
         if finish_reason != "stop":
             raise ValueError("max_tokens cut it short")
+        if calls:
+            return [{"name": call.name, "arguments": call.arguments} for call in read_calls(text)]
         read_json(text)
+        return []
     except ValueError as error:
         raise ContractError(f"AiError: JSON Mode couldn't be met: {error}", NO_JSON, 400) from error
 

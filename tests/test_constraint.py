@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama3 import Llama
-from llama3.constraint import Constraint, read_json
+from llama3.constraint import Constraint, read_json, schema_grammar
 from llama3.errors import RequestError
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
@@ -49,7 +49,8 @@ def llama(tmp_path_factory) -> Llama:
 
 
 def constraint(llama, schema):
-    return Constraint(llama.tokenizer, schema, llama.checkpoint.stop_ids, llama.config.vocab_size)
+    grammar = schema_grammar(schema)
+    return Constraint(llama.tokenizer, grammar, llama.checkpoint.stop_ids, llama.config.vocab_size)
 
 
 @pytest.mark.parametrize("i", range(len(SCHEMAS)))

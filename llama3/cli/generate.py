@@ -1,7 +1,9 @@
 """`llama3 "What is RoPE?"`: one prompt, one answer."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3.cli.answer import Answer
@@ -26,6 +28,8 @@ def parser() -> Parser:
     option = parser.group("prompt")
     option("--system", metavar="TEXT", help="how to answer: the system message before the prompt")
     option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
+    option("--json-schema", metavar="FILE", help="answer with JSON that the JSON Schema in FILE accepts")
+    option("--tools", metavar="FILE", help="offer the tools of FILE, a JSON list: the answer is text, or calls of them")
     answer_options(parser)
     option = common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
     option(
@@ -42,12 +46,17 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--raw has no system message: write it into the prompt, or leave out --raw")
     if args.logprobs is not None and not args.json:
         raise RequestError("--logprobs is shown with --json only")
+    if args.tools and (args.raw or args.json_schema):
+        raise RequestError(f"--tools does not go with {'--raw' if args.raw else '--json-schema'}")
     parameters = answer_parameters(args)
+    tools, parameters["grammar"] = read_shape(args)
     check_parameter("logprobs", args.logprobs)
     prompt = read_prompt(args.words)
     llama = load(args)
     answer = Answer(args.quiet, silent=args.json)
-    stream = llama.stream(encode(llama, prompt, args), on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters)
+    stream = llama.stream(
+        encode(llama, prompt, args, tools), on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters
+    )
     answer.write(stream)
     if args.json:
         print_json(as_dict(llama, answer, args))
@@ -72,14 +81,44 @@ def read_prompt(words: list[str]) -> str:
     return prompt
 
 
-def encode(llama: "Llama", prompt: str, args: argparse.Namespace) -> list[int]:
+def read_file(path: str) -> Any:
+    """What a file of JSON holds."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error}") from None
+
+
+def read_shape(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]:
+    """The tools on offer, and what the answer may be as a grammar; None: any text."""
+    from llama3.constraint import schema_grammar
+    from llama3.tools import choice_grammar, read_tools
+
+    name = "tools" if args.tools else "json_schema"
+    try:
+        if args.tools:
+            tools = read_tools(read_file(args.tools))
+            return tools, choice_grammar(tools)
+        return [], schema_grammar(read_file(args.json_schema)) if args.json_schema else None
+    except RequestError as error:
+        raise RequestError(f"{args.source[name]}: {error}") from None
+
+
+def encode(llama: "Llama", prompt: str, args: argparse.Namespace, tools: list[dict[str, Any]]) -> list[int]:
+    from llama3.tools import with_tools
+
     if args.raw:
         return llama.encode(prompt)
     system = [{"role": "system", "content": args.system}] if args.system is not None else []
-    return llama.encode_chat([*system, {"role": "user", "content": prompt}])
+    messages = [*system, {"role": "user", "content": prompt}]
+    return llama.encode_chat(with_tools(messages, tools) if tools else messages)
 
 
 def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
+    from llama3.tools import read_calls
+
     stream, usage = answer.stream, answer.stream.usage
     result: dict[str, Any] = {
         "text": answer.text,
@@ -94,6 +133,9 @@ def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[st
         "model": str(llama.checkpoint.path),
         "device": llama.device,
     }
+    if args.tools:
+        finished = stream.finish_reason == "stop"
+        result["tool_calls"] = [vars(call) for call in read_calls(answer.text)] if finished else []
     if args.logprobs is not None:
         pieces = answer.pieces[: len(stream.tokens)]  # without the stop token
         result["logprobs"] = [

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +151,43 @@ def test_no_color_and_short_prompts_leave_the_screen_plain() -> None:
     with Screen(["hi", "--max-tokens", "3"], env={"NO_COLOR": "1"}) as screen:
         shown = screen.wait_for_end()
     assert screen.code == 0 and "\x1b" not in shown and "reading" not in shown
+
+
+TOOLS = [{"name": "look", "parameters": {"properties": {"at": {"enum": ["sky", "sea"]}}, "required": ["at"]}}]
+
+
+def test_json_by_a_schema_and_tools_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": [["a", 1], true]}')
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    assert main(["hi", "--json-schema", str(tmp_path / "schema.json"), "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) in (["a", 1], True)
+    assert main(["hi", "--tools", str(tmp_path / "tools.json"), "--json", "--quiet", "--max-tokens", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tool_calls"] == [] and not found["text"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "says"),
+    [
+        ("--tools", None, "No such file"),
+        ("--tools", "{", "is not JSON"),
+        ("--tools", "{}", "--tools: tools is dict; expected a list"),
+        ("--tools", "[7]", "tools[0] is int"),
+        ("--tools", '[{"name": "x", "parameters": {"type": "object", "not": {}}}]', ""),
+        ("--json-schema", "[]", "--json-schema: the JSON schema is list; expected an object"),
+        ("--json-schema", '{"not": {}}', "cannot be enforced"),
+    ],
+)
+def test_a_file_that_is_no_schema_and_no_tools(
+    option: str, content: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "file.json").write_text(content)
+    assert main(["hi", option, str(tmp_path / "file.json")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and says in err and err.count("\n") == 1
+
+
+def test_tools_go_neither_with_raw_nor_with_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hi", "--tools", "x", "--raw"]) == 2 and main(["hi", "--tools", "x", "--json-schema", "y"]) == 2
+    assert "does not go with --raw" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Tools: offered in the prompt, called by the model, their calls read from its answer.
+
+The format is the one that Meta documents for Llama 3's JSON tool calls: the tools stand in the first user message, and
+a call is {"name": ..., "parameters": {...}}. Several calls have "; " between them, as vLLM reads them from Llama 3.
+https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama3.constraint import read_json, tools_grammar
+from llama3.errors import RequestError
+
+MAX_TOOLS = 128
+OFFER = (
+    "Given the following functions, please respond with a JSON for a function call with its proper arguments "
+    "that best answers the given prompt.\n\n"
+    'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}. '
+    "Do not use variables.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: dict[str, Any]
+
+
+def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Flat or in OpenAI's envelope -> {"name", "description", "parameters"} each. Raises RequestError."""
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise RequestError(f"tools is {type(tools).__name__}; expected a list")
+    if len(tools) > MAX_TOOLS:
+        raise RequestError(f"there are {len(tools)} tools; expected at most {MAX_TOOLS}")
+    out: list[dict[str, Any]] = []
+    for i, tool in enumerate(tools):
+        if isinstance(tool, Mapping) and "function" in tool:
+            tool = tool["function"]
+        if not isinstance(tool, Mapping):
+            raise RequestError(f"tools[{i}] is {type(tool).__name__}; expected an object")
+        name, about = tool.get("name"), tool.get("description") or ""
+        parameters = tool.get("parameters") or {}
+        if not isinstance(name, str) or not name:
+            raise RequestError(f"tools[{i}]: name is {name!r}; expected text")
+        if not isinstance(about, str) or not isinstance(parameters, Mapping):
+            raise RequestError(f"tools[{i}]: description is to be text, and parameters a JSON Schema")
+        if any(name == other["name"] for other in out):
+            raise RequestError(f"tools[{i}]: there are two tools named {name!r}")
+        # What a call holds are arguments by name, whatever else the schema would let pass.
+        out.append({"name": name, "description": about, "parameters": {**parameters, "type": "object"}})
+    return out
+
+
+def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]]) -> list[Mapping[str, str]]:
+    """The dialogue with the tools in front of its first user message, or of the whole where there is none."""
+    try:
+        offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"the tools are not JSON: {error}") from None
+    out = list(messages)
+    for i, message in enumerate(out):
+        if isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), str):
+            out[i] = {**message, "content": offer + message["content"].strip()}
+            return out
+    return [{"role": "user", "content": offer}, *out]
+
+
+def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str | None:
+    """What may be said, as a grammar; None: any text. Raises RequestError for a tool that is not there."""
+    if choice == "none":
+        return None
+    if choice in ("auto", "required"):
+        return tools_grammar(tools, must_call=choice == "required")
+    named = [tool for tool in tools if tool["name"] == choice]
+    if not named:
+        names = ", ".join(tool["name"] for tool in tools)
+        raise RequestError(f"tool_choice is {choice!r}; expected auto, none, required or one of {names}")
+    return tools_grammar(named, must_call=True)
+
+
+def read_calls(text: str) -> list[Call]:
+    """The calls of an answer, none if it is text. Raises ValueError for calls that were cut short."""
+    if not text.startswith("{"):
+        return []
+    decoder, calls, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        _, end = decoder.raw_decode(text, at)
+        call = read_json(text[at:end])
+        calls.append(Call(call["name"], call["parameters"]))
+        at = end + len("; ") if text.startswith("; ", end) else end
+        if at == end < len(text):
+            raise ValueError(f"{text[end:][:20]!r} stands behind a call; expected '; ' or the end")
+    return calls
