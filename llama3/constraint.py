@@ -89,19 +89,35 @@ def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -
     """Calls of these tools, {"name": ..., "parameters": {...}}, several of them with "; " between; or, unless one must
     be called, text that does not begin like a call. Tools as `llama3.tools` has them.
     """
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool["name"]}, "parameters": json.loads(checked(tool["parameters"]))},
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    call = checked({"anyOf": calls, "x-guidance": {}})
+    calls: list[dict[str, Any]] = []
+    definitions: dict[str, Any] = {}
+    for i, tool in enumerate(tools):
+        parameters = moved(json.loads(checked(tool["parameters"])), f"#/$defs/{i}.")
+        definitions |= {f"{i}.{name}": schema for name, schema in parameters.pop("$defs", {}).items()}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool["name"]}, "parameters": parameters},
+                "required": ["name", "parameters"],
+                "additionalProperties": False,
+            }
+        )
+    call = checked({"anyOf": calls, "$defs": definitions})
     start = 'start: call ("; " call)*' if must_call else 'start: TEXT | call ("; " call)*\nTEXT: /[^{](.|\\n)*/'
     options = '{"whitespace_flexible": false}'
     return str(_engine().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n'))
+
+
+def moved(value: Any, place: str) -> Any:
+    """A schema that becomes part of a larger one: "#/$defs/x" is now `place` + "x"."""
+    if isinstance(value, list):
+        return [moved(inner, place) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    out = {key: moved(inner, place) for key, inner in value.items()}
+    if isinstance(out.get("$ref"), str) and out["$ref"].startswith("#/$defs/"):
+        out["$ref"] = place + out["$ref"].removeprefix("#/$defs/")
+    return out
 
 
 def checked(schema: Mapping[str, Any]) -> str:
