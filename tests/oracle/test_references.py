@@ -14,5 +14,6 @@ def test_transformers_still_computes_what_is_committed(case: Case, tmp_path: Pat
     made, committed = make(case, tmp_path), read_reference(case.path)
     assert made.model == committed.model and made.config == committed.config
     assert (made.positions == committed.positions).all() and list(made.activations) == list(committed.activations)
-    report = compare_files(made, committed, rtol=1e-6)
+    # They were made on an AMD processor; on an Intel torch adds in another order, and is up to 1.3e-6 away.
+    report = compare_files(made, committed, rtol=5e-6)
     assert report.ok, f"\n{report}"

@@ -1,0 +1,172 @@
+"""Are the logits right on a GPU, at the size of Llama 3 8B? And what do a full prompt and 64 tokens take there?
+
+    python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs the extra "oracle", and a torch
+                                                           and a CuPy that see it
+    python benchmarks/gpu_logits.py --tiny                 the same code on a CPU, emulated: a smoke test
+
+Random weights in bfloat16. The same tokens go through this project's CUDA path, through transformers in bfloat16 and,
+as what is right, through transformers in float32, all on the same device. Bars: relative error at most 2e-2, and at
+most 1.5 times that of transformers in bfloat16.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+from machine import about_this_run  # the file beside this one
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from llama3.config import ModelConfig
+from llama3.cuda.device import open_device
+from llama3.cuda.transformer import Transformer
+from llama3.cuda.weights import upload_weights
+from llama3.engine import PROMPT_ROWS
+from llama3.model.batch import Batch
+from llama3.model.transformer import LayerWeights, Weights
+from llama3.sampler import Sampling, SamplingParams
+
+LLAMA3_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128_256)
+TINY = ModelConfig(128, 2, 4, 1, 64, 192, 515, max_seq_len=320)
+THEIRS = {
+    "attention_norm": "input_layernorm",
+    "wq": "self_attn.q_proj",
+    "wk": "self_attn.k_proj",
+    "wv": "self_attn.v_proj",
+    "wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "w1": "mlp.gate_proj",
+    "w2": "mlp.down_proj",
+    "w3": "mlp.up_proj",
+}
+
+
+def random_weights(c: ModelConfig) -> Weights:
+    """Every layer has matrices of its own, cut at random places from one long row of random numbers."""
+    dice = np.random.default_rng(0)
+    longest = max(c.hidden_dim * c.dim, c.n_heads * c.head_dim * c.dim)
+    pool = dice.standard_normal(longest + (1 << 20), np.float32)
+
+    def matrix(rows: int, columns: int, scale: float = 1) -> np.ndarray:
+        out = np.empty((rows, columns), ml_dtypes.bfloat16)
+        step = max(1, longest // columns)
+        for row in range(0, rows, step):  # the vocabulary's matrices are longer than the pool
+            start, n = int(dice.integers(1 << 20)), min(step, rows - row)
+            out[row : row + n] = pool[start : start + n * columns].reshape(n, columns) * (scale * columns**-0.5)
+        return out
+
+    def norm() -> np.ndarray:
+        return dice.uniform(0.5, 1.5, c.dim).astype(ml_dtypes.bfloat16)
+
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    layers = [
+        LayerWeights(
+            norm(), matrix(q, c.dim), matrix(kv, c.dim), matrix(kv, c.dim), matrix(c.dim, q),
+            norm(), matrix(c.hidden_dim, c.dim), matrix(c.dim, c.hidden_dim), matrix(c.hidden_dim, c.dim),
+        )
+        for _ in range(c.n_layers)
+    ]  # fmt: skip
+    return Weights(matrix(c.vocab_size, c.dim, scale=c.dim**0.5), layers, norm(), matrix(c.vocab_size, c.dim))
+
+
+def by_transformers(c: ModelConfig, weights: Weights, tokens: np.ndarray, dtype: torch.dtype, where: str) -> np.ndarray:
+    """Logits of every token, (T, vocab_size)."""
+    config = transformers.LlamaConfig(
+        hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.hidden_dim,
+        vocab_size=c.vocab_size, rms_norm_eps=c.norm_eps, max_position_embeddings=c.max_seq_len,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, tie_word_embeddings=False,
+    )  # fmt: skip
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(where):
+            model = transformers.LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    named = {"model.embed_tokens": weights.tok_embeddings, "model.norm": weights.norm, "lm_head": weights.output}
+    for i, layer in enumerate(weights.layers):
+        named |= {f"model.layers.{i}.{theirs}": getattr(layer, ours) for ours, theirs in THEIRS.items()}
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == {f"{name}.weight" for name in named}
+    with torch.no_grad():
+        for name, array in named.items():
+            bits = torch.from_numpy(np.ascontiguousarray(array).view(np.int16))  # torch knows no ml_dtypes
+            parameters[f"{name}.weight"].copy_(bits.view(torch.bfloat16))
+        logits = model(torch.from_numpy(tokens[None].astype(np.int64)).to(where)).logits[0].float().cpu().numpy()
+    del model, parameters
+    gc.collect()
+    if where != "cpu":
+        torch.cuda.empty_cache()
+    return logits
+
+
+def errors(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    of_rows = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return {"mean": float(of_rows.mean()), "worst_row": float(of_rows.max())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, emulated on the CPU")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        from tests.cuda.emulator.device import EmulatedDevice
+
+        c, device, where, n, prompt, decoded = TINY, EmulatedDevice(), "cpu", 70, 250, 4
+    else:
+        c, device, where, n, prompt, decoded = LLAMA3_8B, open_device("cuda"), "cuda", 256, 8192 - 64, 64
+    weights = random_weights(c)
+    dice = np.random.default_rng(1)
+    tokens = dice.integers(0, c.vocab_size, n).astype(np.int32)
+    right = by_transformers(c, weights, tokens, torch.float32, where)
+    theirs = errors(by_transformers(c, weights, tokens, torch.bfloat16, where), right)
+
+    start = time.perf_counter()
+    model = Transformer(device, c, upload_weights(device, weights))
+    device.sync()
+    loaded = time.perf_counter() - start
+    found = model.forward(Batch.of([(0, tokens)]), model.new_cache(1, n), np.arange(n))
+    ours = errors(found, right)
+    ok = ours["mean"] <= min(2e-2, 1.5 * theirs["mean"])
+    for name, error in (("ours", ours), ("transformers in bfloat16", theirs)):
+        print(f"relative error of {name}: mean {error['mean']:.2e}, worst row {error['worst_row']:.2e}")
+    print("within the bars" if ok else "BEYOND the bars")
+
+    cache = model.new_cache(1, c.max_seq_len)
+    ids = dice.integers(0, c.vocab_size, prompt).astype(np.int32)
+    start = time.perf_counter()
+    for i in range(0, prompt, PROMPT_ROWS):
+        rows = np.array([0]) if i + PROMPT_ROWS >= prompt else np.array([], int)
+        model.forward(Batch.of([(0, ids[i : i + PROMPT_ROWS])]), cache, rows)
+    device.sync()
+    read = time.perf_counter() - start
+    sampling, token, times = Sampling(SamplingParams(temperature=0), [0], c.vocab_size), 1, []
+    for _ in range(decoded):
+        start = time.perf_counter()
+        (sample,) = model.step(Batch.of([(0, [token])]), cache, [sampling]).samples()
+        token = sample.token
+        sampling.accept(token)
+        times.append(time.perf_counter() - start)
+    free, total = device.memory()
+    print(
+        f"{prompt} tokens of prompt in {read:.2f} s; {decoded} decoded, median {np.median(times) * 1e3:.2f} ms a token"
+    )
+    print(f"weights uploaded in {loaded:.1f} s; {(total - free) / 1e9:.2f} of {total / 1e9:.1f} GB in use")
+    if arguments.out:
+        figures: dict[str, Any] = {"ours": ours, "transformers_bf16": theirs, "within_the_bars": ok, "prompt_s": read}
+        figures |= {"decode_s": times, "upload_s": loaded, "memory": {"free": free, "total": total}}
+        arguments.out.write_text(json.dumps(about_this_run() | {"device": where} | figures, indent=1) + "\n")
+    sys.exit(not ok)
+
+
+if __name__ == "__main__":
+    main()
