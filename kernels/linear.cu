@@ -5,7 +5,7 @@
 //   linear_add               add to a float: the two products that end in the residual stream
 //   norm_linear, norm_linear_float     x = RMSNorm of the residual stream: queries, keys and values; logits
 //   norm_swiglu              the same, and silu(gate sum) * up sum: two matrices at once
-// RMSNorm costs no launch of its own: every block computes it anew, 4 width bytes out of the second-level cache.
+// RMSNorm costs no launch of its own: every block computes it anew, 6 width bytes out of the second-level cache.
 //
 // Launch: n_out / 8 blocks of 256 threads: a warp an output, 16 bytes of w a lane at a time, four loads in flight
 //         while the four before them are multiplied. The first four are under way before the predecessor has ended:

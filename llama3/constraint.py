@@ -60,16 +60,26 @@ class Constraint:
 
         Call it with a text that grows: only what is new is read. Raises LogitsError if the engine gives up on a schema.
         """
-        for token in tokens[self._followed :]:
-            self._matcher.consume_token(token)
-            self._followed += 1
-            self._check()
+        self._follow(tokens)
         out = np.zeros(self._vocab_size, bool)
         _engine().numpy.fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         n = min(self._n_tokens, self._vocab_size)
         out[:n] = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little", count=n)
         return out
+
+    def forced(self, tokens: Sequence[int]) -> list[int]:
+        """What must follow `tokens`, as far as it is certain: those that `allowed` would give one by one."""
+        self._follow(tokens)
+        found = self._matcher.compute_ff_tokens()
+        self._check()
+        return [int(token) for token in found]
+
+    def _follow(self, tokens: Sequence[int]) -> None:
+        for token in tokens[self._followed :]:
+            self._matcher.consume_token(token)
+            self._followed += 1
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

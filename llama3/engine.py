@@ -47,6 +47,7 @@ class Request:
     max_tokens: int
     stop_ids: frozenset[int] = frozenset()
     mask: Callable[[], np.ndarray | None] | None = None  # the tokens allowed next, (vocab_size,) bool; None: all
+    forced: Callable[[], Sequence[int]] | None = None  # the tokens that must come next: they need no step of their own
 
     samples: list[Sample] = field(default_factory=list, init=False)  # every token drawn so far
     finish_reason: FinishReason | None = field(default=None, init=False)
@@ -136,7 +137,8 @@ class Engine:
             return [_fail(request, error) for request, *_ in rows]
         for request, slot, _, _ in rows:
             request.prompt_done = min(self.cache.lengths[slot], len(request.prompt))
-        return [_accept(request, sample) for (request, *_), sample in zip(rows, samples) if sample is not None]
+        drawn = [(request, sample) for (request, *_), sample in zip(rows, samples) if sample is not None]
+        return [event for request, sample in drawn for event in _accept(request, sample)]
 
     def _admit(self) -> None:
         """Move waiting requests into free slots, each into the one that already holds most of its prompt."""
@@ -183,12 +185,24 @@ class Engine:
         return rows
 
 
-def _accept(request: Request, sample: Sample | LogitsError) -> Event:
+def _accept(request: Request, sample: Sample | LogitsError) -> list[Event]:
+    """Append what was drawn, and what must follow it. The next step reads all of these tokens at once."""
     if isinstance(sample, LogitsError):
-        return _fail(request, sample)
+        return [_fail(request, sample)]
     request.samples.append(sample)
     request.settle()
-    return Event(request, sample, request.finish_reason)
+    events = [Event(request, sample, request.finish_reason)]
+    if request.forced is not None and not request.finish_reason:
+        try:
+            tokens = request.forced()
+        except LogitsError as error:
+            return [*events, _fail(request, error)]
+        for token in tokens:
+            if not request.finish_reason:
+                request.samples.append(Sample(token))
+                request.settle()
+                events.append(Event(request, request.samples[-1], request.finish_reason))
+    return events
 
 
 def _fail(request: Request, error: Exception) -> Event:

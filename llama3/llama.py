@@ -40,7 +40,7 @@ class Piece:
 
     text: str
     token: int
-    logprob: float | None  # natural log, of the model's own distribution; None unless asked for
+    logprob: float | None  # natural log, of the model's own distribution; None unless asked for, or if it had to come
     top_logprobs: tuple[tuple[int, float], ...]  # (token, logprob) of the most likely, as many as asked for
     finish_reason: FinishReason | None  # set on the last piece; if that is a stop token, its own text is not shown
 
@@ -213,6 +213,7 @@ class Llama:
         if grammar is not None:
             constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
             request.mask = lambda: constraint.allowed([sample.token for sample in request.samples])
+            request.forced = lambda: constraint.forced([sample.token for sample in request.samples])
         self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
 

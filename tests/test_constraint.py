@@ -141,6 +141,24 @@ def test_every_token_that_is_allowed_can_be_taken_and_a_valid_text_passes(llama)
     assert np.flatnonzero(allowed).tolist() == [stop for stop in stops if stop < llama.tokenizer.vocab_size]
 
 
+@pytest.mark.parametrize("i", range(len(SCHEMAS)))
+def test_tokens_that_must_come_need_no_step_and_change_nothing(llama, monkeypatch, i):
+    def run():
+        steps = []
+        monkeypatch.setattr(
+            llama.model, "step", lambda *args: steps.append(1) or type(llama.model).step(llama.model, *args)
+        )
+        return llama.generate("x", json_schema=SCHEMAS[i], max_tokens=80, temperature=1.5, seed=i), len(steps)
+
+    (found, few), forced = run(), Constraint.forced
+    monkeypatch.setattr(Constraint, "forced", lambda self, tokens: [])
+    plain, many = run()
+    assert found.tokens == plain.tokens and found.finish_reason == plain.finish_reason and few <= many
+    if "properties" in SCHEMAS[i]:
+        assert few < many, "the names of properties come by themselves"
+    assert forced is not Constraint.forced
+
+
 def test_a_control_token_is_never_allowed_inside(llama):
     one = constraint(llama, closed(a={"type": "string"}))
     inside = llama.tokenizer.encode('{"a":"<|eot_id|>')

@@ -10,10 +10,11 @@ from tests.cuda.kernel_checks import assert_close, bfloat16, random
 SHAPES = [(1, 64), (9, 1088), (35, 320), (50, 128), (8, 4160)]
 FEW = [2, 3, 8, 9, 17, 33, 64]
 EPS = 1e-5
+MANY = 60  # outputs: of fewer, bfloat16's rounding of the largest may alone be 1.5e-5 of a row's square
 
 
 def inputs(rows, n_out, width, matrices=1):
-    return random(rows, rows, width), random(n_out, matrices * n_out, width, scale=width**-0.5)
+    return random(rows, rows, width), random(1000 + n_out, matrices * n_out, width, scale=width**-0.5)
 
 
 def product(x, w):
@@ -25,11 +26,11 @@ def swiglu(gate, up):
         return gate / (1 + np.exp(-gate)) * up
 
 
-def normed(x, norm):
+def norm_of(device, x, norm):
     """As the kernels round it: to bfloat16."""
-    x = x.astype(np.float64)
-    exact = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS) * norm.astype(np.float64)
-    return exact.astype(bfloat16)
+    h = device.alloc(x.shape, bfloat16)
+    rms_norm(device, device.upload(x), device.upload(norm), EPS, h)
+    return device.download(h)
 
 
 def launched(device, function, arrays, out):
@@ -48,7 +49,7 @@ def poison(rows, n_out, dtype):
 
 
 def by_output(array):
-    """All outputs as one row: a single one has no row to be measured against."""
+    """All outputs as one row: a few have no row to be measured against."""
     return array.reshape(1, -1)
 
 
@@ -74,7 +75,8 @@ def test_agrees_with_float64(device, in_every_order, dtype, rows):
     for n_out, width in SHAPES if rows == 1 else [(35, 320), (1, 64), (64, 1088)]:
         x, w = inputs(rows, n_out, width)
         found = in_orders(in_every_order, device, cuda.linear, [x, w], poison(rows, n_out, dtype))
-        assert_close(by_output(found), by_output(product(x, w)))
+        expected = product(x, w)
+        assert_close(found, expected) if n_out >= MANY else assert_close(by_output(found), by_output(expected))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -95,16 +97,17 @@ def test_adds_to_the_residual_stream(device, in_every_order, rows):
 @pytest.mark.parametrize("scale", [1, 1000])  # with 1000, exp overflows on both sides
 @pytest.mark.parametrize("rows", [1, 3, 17, 33, 64, 65])
 def test_swiglu_of_the_norm_opens_and_closes_channels(device, in_every_order, rows, scale):
-    for n_out, width in SHAPES[1:] if rows == 1 else [(35 if rows < 65 else 40, 320)]:
+    for n_out, width in SHAPES[1:] if rows == 1 else [(99 if rows < 65 else 104, 320)]:
         x, norm = random(1, rows, width, dtype=np.float32), random(2, width)
         w13 = random(3, 2 * n_out, width, scale=width**-0.5)
         w13[:n_out] = (w13[:n_out].astype(np.float32) * scale).astype(bfloat16)
         out = poison(rows, n_out, bfloat16)
         found = in_orders(in_every_order, device, norm_swiglu, [x, norm, w13], out)
-        both = product(normed(x, norm), w13)
+        both = product(norm_of(device, x, norm), w13)
         if rows > cuda.MAX_FEW:  # cuBLAS leaves bfloat16
             both = both.astype(bfloat16).astype(np.float64)
-        assert_close(by_output(found), by_output(swiglu(both[:, :n_out], both[:, n_out:])))
+        expected = swiglu(both[:, :n_out], both[:, n_out:])
+        assert_close(found, expected) if n_out >= MANY else assert_close(by_output(found), by_output(expected))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 65])
@@ -114,10 +117,9 @@ def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every
     for n_out, width in SHAPES:
         x, norm, w = random(1, rows, width, dtype=np.float32), random(2, width), inputs(1, n_out, width)[1]
         found = in_orders(in_every_order, device, norm_linear, [x, norm, w], poison(rows, n_out, dtype))
-        h = device.alloc(x.shape, bfloat16)
-        rms_norm(device, device.upload(x), device.upload(norm), EPS, h)
-        assert_close(by_output(found), by_output(product(device.download(h), w)))
-        assert np.array_equal(found, launched(device, cuda.linear, [device.download(h), w], found))
+        h = norm_of(device, x, norm)
+        assert_close(by_output(found), by_output(product(h, w)))
+        assert np.array_equal(found, launched(device, cuda.linear, [h, w], found))
 
 
 @pytest.mark.parametrize(("few", "more"), [(2, 8), (9, 16), (33, 64)])

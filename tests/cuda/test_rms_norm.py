@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llama3.cuda.device import Kernel
-from llama3.cuda.rms_norm import rms_norm
+from llama3.cuda.rms_norm import rms_norm, rms_norm_rows
 from tests.cuda.kernel_checks import assert_close, random
 
 SHAPES = [(1, 64), (3, 64), (2, 192), (5, 2048), (2, 2112), (1, 4096), (300, 64)]
@@ -53,3 +53,16 @@ def test_tiny_and_huge_rows(device):
 def test_a_row_does_not_see_its_neighbours(device):
     x, weight = inputs(5, 192)
     assert np.array_equal(normed(device, x, weight)[2:3], normed(device, x[2:3], weight))
+
+
+def test_of_some_rows_in_any_order_it_is_what_it_is_of_all(device, in_every_order):
+    x, weight = inputs(9, 320)
+    rows = np.array([8, 0, 3, 3, 5], np.int32)
+
+    def run():
+        out = device.alloc((5, 320), weight.dtype)
+        there = [device.upload(array) for array in (x, rows, weight)]
+        rms_norm_rows(device, *there, EPS, out)
+        return device.download(out)
+
+    assert np.array_equal(in_every_order(run), normed(device, x, weight)[rows])
