@@ -1,5 +1,7 @@
 """`Llama.load(device="cuda")` on the demo: real weights, from the file to the text."""
 
+import json
+
 import pytest
 
 from llama3 import Llama
@@ -29,6 +31,21 @@ def test_the_demo_says_what_it_says_in_numpy(cuda):
     assert found.text == expected.text and found.tokens == expected.tokens
     for ours, theirs in zip(found.pieces, expected.pieces):
         assert abs(ours.logprob - theirs.logprob) < 0.1
+
+
+def test_json_by_a_schema(cuda):
+    """Masks go to the device, and tokens that must come are read together."""
+    schema = {
+        "type": "object",
+        "properties": {"about": {"enum": ["RoPE", "the sampler"]}, "right": {"type": "boolean"}},
+        "required": ["about", "right"],
+        "additionalProperties": False,
+    }
+    found, expected = (
+        Llama.load(device=name).chat(QUESTION, json_schema=schema, temperature=0) for name in ("cuda", "cpu")
+    )
+    assert found.text == expected.text and found.finish_reason == "stop"
+    assert json.loads(found.text)["about"] in ("RoPE", "the sampler")
 
 
 def test_its_logits_are_numpys(cuda):
