@@ -4,13 +4,17 @@ import json
 import math
 import random
 
+import hypothesis
 import jsonschema_rs
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llama3 import Llama
 from llama3.errors import ContractError
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
 from llama3.workers_ai import NUMBERS, validate
+from tests.schema_values import values_of
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 OUTPUT = {  # what the page says of a result, in our own words
@@ -36,7 +40,11 @@ CHUNK = {
         },
         {
             "required": ["response", "usage"],
-            "properties": {"response": {"const": ""}, "usage": OUTPUT["properties"]["usage"]},
+            "properties": {
+                "response": {"const": ""},
+                "usage": OUTPUT["properties"]["usage"],
+                "tool_calls": OUTPUT["properties"]["tool_calls"],
+            },
             "additionalProperties": False,
         },
     ]
@@ -178,27 +186,40 @@ def test_a_whole_number_may_be_written_with_a_point():
 
 
 def test_every_result_and_every_chunk_is_as_the_page_says(llama, page_schemas):
-    output, page = jsonschema_rs.validator_for(OUTPUT), jsonschema_rs.Draft7Validator(json.loads(page_schemas[1]))
-    chunk, dice, n = jsonschema_rs.validator_for(CHUNK), random.Random(2), 0
-    while n < 150:
-        inputs = {**any_inputs(dice), "max_tokens": dice.randint(1, 4)}
-        inputs.pop("response_format", None)
+    """For inputs that the page's own schema makes: also with tools, functions and JSON mode, which may be cut short."""
+    page = jsonschema_rs.Draft7Validator(json.loads(page_schemas[1]))
+    output, chunk = jsonschema_rs.validator_for(OUTPUT), jsonschema_rs.validator_for(CHUNK)
+    seen = dict.fromkeys(("whole", "streamed", "refused", "tools", "cut"), 0)
+
+    @settings(max_examples=400, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.seed(3)
+    @given(values_of(json.loads(page_schemas[0])), st.integers(1, 4))
+    def check(inputs, max_tokens):
+        inputs = {**inputs, "max_tokens": max_tokens}
+        inputs.pop("lora", None)
+        seen["tools"] += bool(inputs.get("tools"))
         try:
-            validate(inputs)
-        except ContractError:
-            continue
-        found = llama.run(inputs)
-        n += 1
-        if inputs.get("stream"):
-            *pieces, last = found
-            assert all("p" in piece for piece in pieces) and "usage" in last
-            for piece in (*pieces, last):
-                chunk.validate(piece)
-                page.validate(piece)
-        else:
+            found = llama.run(inputs)
+        except ContractError as error:  # what the decisions refuse, no call that was begun could be ended, ...
+            assert error.code in (5006, 5021, 5024)
+            seen["cut" if error.code == 5024 else "refused"] += 1
+            return
+        if not inputs.get("stream"):
+            seen["whole"] += 1
             output.validate(found)
             page.validate(found)
             assert found["usage"]["total_tokens"] == sum(found["usage"].values()) / 2
+            return
+        seen["streamed"] += 1
+        *pieces, last = found
+        assert all("p" in piece for piece in pieces) and ("usage" in last or last["errors"][0]["code"] == 5024)
+        for piece in (*pieces, last):
+            page.validate(piece)
+            if "errors" not in piece:
+                chunk.validate(piece)
+
+    check()
+    assert min(seen.values()) >= 10, seen
 
 
 def test_streamed_or_not_the_text_is_the_same(llama):

@@ -22,9 +22,12 @@ import torch.distributed
 import torch.multiprocessing
 from corpus import Corpus, Message
 from safetensors.torch import load_file, save_file
+from tool_requests import ToolCorpus
 from torch.nn.functional import cross_entropy
 from train_tokenizer import VOCAB_SIZE, load, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from llama3.tools import OFFER
 
 SEED = 3
 WORKERS = 2  # processes of one thread each; the result depends on it
@@ -40,10 +43,17 @@ class Round(NamedTuple):
     peak: float  # the highest learning rate
     cool_down: float  # the share of the steps in which it falls, in a straight line to zero
     plain: float  # the share of questions such as "what is rope"
+    tools: float = 0.0  # the share of dialogues with tools, and of answers in JSON
+    bf16: bool = False  # products in bf16: faster where the processor multiplies it
 
 
-# The second round starts from the first one's exported weights, with a fresh optimiser and fresh dialogues.
-ROUNDS = (Round(5000, 1.5e-3, cool_down=0.55, plain=0.0), Round(700, 5e-4, cool_down=0.9, plain=0.3))
+# Each round starts from the weights before it, with a fresh optimiser and fresh dialogues; the third, which teaches
+# tools and JSON, from the mean of the first two.
+ROUNDS = (
+    Round(5000, 1.5e-3, cool_down=0.55, plain=0.0),
+    Round(700, 5e-4, cool_down=0.9, plain=0.3),
+    Round(3000, 1.5e-3, cool_down=0.7, plain=0.15, tools=0.45, bf16=True),
+)
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
 
 CONFIG = LlamaConfig(
@@ -74,15 +84,19 @@ class Encoder:
         header += [self.special["<|end_header_id|>"], *self.tokenizer.encode_ordinary("\n\n")]
         return header, [*self.tokenizer.encode_ordinary(content.strip()), self.special["<|eot_id|>"]]
 
-    def dialogue(self, messages: list[Message], shorten: bool) -> Example:
-        """Only the assistant's own tokens count, and the token that ends its turn."""
+    def dialogue(self, messages: list[Message], shorten: bool, forced: int = 0) -> Example:
+        """Only the assistant's own tokens count, and the token that ends its turn.
+
+        shorten: of the last answer only the beginning. forced: so many of its first tokens do not count.
+        """
         ids, counts = [self.special["<|begin_of_text|>"]], [False]
         for message in messages:
             header, body = self.message(message["role"], message["content"])
             if shorten and message is messages[-1]:
                 body = body[:BEGINNING]
+            silent = len(header) + (forced if message is messages[-1] else 0)
             ids += header + body
-            counts += [False] * len(header) + [message["role"] == "assistant"] * len(body)
+            counts += [False] * silent + [message["role"] == "assistant"] * (len(header) + len(body) - silent)
         return shifted(ids, counts)
 
     def text(self, text: str) -> Example:
@@ -96,16 +110,32 @@ def shifted(ids: list[int], counts: list[bool]) -> Example:
     return ids[:-1], [token if count else -100 for token, count in zip(ids[1:], counts[1:], strict=True)]
 
 
-def batches(corpus: Corpus, encoder: Encoder, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of about BATCH_TOKENS: examples of similar length side by side, so that little is padding."""
+def examples(encoder: Encoder, plan: Round, seed: int) -> Iterator[Example]:
     rng = random.Random(seed)
-    stream = corpus.stream(seed)
+    corpus = Corpus(plan.plain)
+    stream, tools = corpus.stream(seed), ToolCorpus(corpus)
     while True:
-        pool = []
-        for item in itertools.islice(stream, 2048):
+        if rng.random() < plan.tools:
+            item = tools.draw(rng)
+            with_tools = any(message["content"].startswith(OFFER) for message in item)
+            in_json = item[-1]["content"].startswith("{")
+            # Nothing in the prompt of an answer in JSON says that JSON is wanted: the grammar does. So the first brace
+            # is not to be learnt, or plain questions would be answered in JSON, too.
+            shorten = with_tools and not in_json and rng.random() < SHORTENED
+            yield encoder.dialogue(item, shorten, forced=1 if in_json and not with_tools else 0)
+        else:
+            item = next(stream)
             single = not isinstance(item, str) and sum(message["role"] == "user" for message in item) == 1
             shorten = single and rng.random() < SHORTENED
-            pool.append(encoder.text(item) if isinstance(item, str) else encoder.dialogue(item, shorten))
+            yield encoder.text(item) if isinstance(item, str) else encoder.dialogue(item, shorten)
+
+
+def batches(encoder: Encoder, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of about BATCH_TOKENS: examples of similar length side by side, so that little is padding."""
+    rng = random.Random(seed)
+    drawn = examples(encoder, plan, seed)
+    while True:
+        pool = list(itertools.islice(drawn, 2048))
         pool.sort(key=lambda example: len(example[0]))
         groups: list[list[Example]] = [[]]
         for example in pool:
@@ -185,14 +215,16 @@ def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=plan.peak, betas=(0.9, 0.95))
-    stream = batches(Corpus(plan.plain), Encoder(tokenizer), seed=(SEED + number) * WORKERS + rank)
+    stream = batches(Encoder(tokenizer), plan, seed=(SEED + number) * WORKERS + rank)
     start, seen, losses = time.time(), 0, []
     for step, (ids, targets) in enumerate(itertools.islice(stream, plan.steps)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, plan)
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         wanted = targets != -100
-        loss = cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
+        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[wanted])
+        loss = cross_entropy(logits.float(), targets[wanted])
         loss.backward()
         average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -208,22 +240,32 @@ def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
             export(model, tokenizer, folder)
 
 
+def run_round(folder: Path, number: int) -> dict[str, torch.Tensor]:
+    """One round from the folder's weights to new ones there -> these."""
+    with tempfile.TemporaryDirectory() as meeting_place:
+        torch.multiprocessing.spawn(worker, (folder, number, f"{meeting_place}/store"), nprocs=WORKERS)
+    return {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
 def train(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer(Corpus(), folder / "tokenizer.model", SEED)
     print(f"model: {sum(p.numel() for p in LlamaForCausalLM(CONFIG).parameters()):,} parameters", flush=True)
-    results = []
-    for number in range(len(ROUNDS)):
-        with tempfile.TemporaryDirectory() as meeting_place:
-            torch.multiprocessing.spawn(worker, (folder, number, f"{meeting_place}/store"), nprocs=WORKERS)
-        results.append({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
+    results = [run_round(folder, number) for number in (0, 1)]
     # The mean of both rounds' weights: plain questions are understood, and what the first round knew is kept.
     mean = {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
     write_weights(mean, folder)
+    run_round(folder, 2)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
+    parser.add_argument(
+        "--tools-only", action="store_true", help="the third round alone, from the weights that are there"
+    )
     args = parser.parse_args()
-    train(args.out)
+    if args.tools_only:
+        run_round(args.out, 2)
+    else:
+        train(args.out)

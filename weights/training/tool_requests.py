@@ -1,0 +1,232 @@
+"""Requests to tools, and questions to be answered as JSON: dialogues drawn from `tools.toml` and from the subjects.
+
+    python tool_requests.py 10     # shows some
+
+What a tool is called, how it is described, what its parameters are called and what stands beside it is drawn anew each
+time; a third of the values and some whole tools are invented. So what is learnt is to read the offer and to copy.
+"""
+
+import json
+import random
+import re
+import sys
+import tomllib
+from typing import Any
+
+from corpus import ENDINGS, HERE, Corpus, Message, four_grams
+
+from llama3.tools import read_tools, with_tools
+
+HELD_OUT = HERE / "held_out_tools.jsonl"
+KEYS = {  # of an answer in JSON, by what stands there
+    "answer": ("answer", "response", "text", "explanation", "reply", "description", "definition"),
+    "short": ("summary", "short", "in_short", "short_answer", "title"),
+    "name": ("subject", "topic", "name", "term", "about", "concept"),
+    "known": ("known", "is_known", "about_llama3", "on_topic"),
+    "words": ("keywords", "tags", "words"),
+}
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+class ToolCorpus:
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.file = tomllib.loads((HERE / "tools.toml").read_text(encoding="utf-8"))
+        self.words: dict[str, list[str]] = self.file["words"]
+        self.held_out = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+        self.grams = {gram for row in self.held_out for gram in four_grams(row["request"])}
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    def plain(self, name: str) -> dict[str, Any]:
+        """A tool as its file has it first: what the held-out requests are offered."""
+        tool = next(tool for tool in self.file["tool"] if tool["names"][0] == name)
+        return self.offer(tool, lambda options: options[0], {key: key for key in tool["parameters"]})
+
+    @staticmethod
+    def offer(tool: dict[str, Any], choose: Any, keys: dict[str, str]) -> dict[str, Any]:
+        properties = {}
+        for key, parameter in tool["parameters"].items():
+            enum = {"enum": parameter["enum"]} if "enum" in parameter else {}
+            properties[keys[key]] = {"type": parameter["type"], **enum, "description": choose(parameter["about"])}
+        schema = {"type": "object", "properties": properties, "required": list(properties)}
+        return {"name": choose(tool["names"]), "description": choose(tool["about"]), "parameters": schema}
+
+    def varied(self, rng: random.Random, tool: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """A tool as somebody might offer it, and what its parameters are called there."""
+        keys: dict[str, str] = {}
+        for key, parameter in tool["parameters"].items():
+            free = [name for name in parameter["names"] if name not in keys.values()]
+            keys[key] = key if key in free and rng.random() < 0.6 else rng.choice(free)
+        first = rng.random() < 0.5
+        return self.offer(tool, lambda options: options[0] if first else rng.choice(options), keys), keys
+
+    def value(self, rng: random.Random, kind: str) -> Any:
+        if kind == "number":
+            return rng.choice((rng.randint(1, 20), 10 * rng.randint(1, 99), rng.randint(1, 2000)))
+        if kind == "minutes":
+            return rng.randint(1, 90)
+        if kind == "sides":
+            return rng.choice((4, 6, 8, 10, 12, 20, 100, rng.randint(2, 99)))
+        if kind == "time":
+            return f"{rng.randint(1, 23)}:{rng.choice(('00', '15', '30', '45', f'{rng.randint(0, 59):02}'))}"
+        if kind == "expression":
+            a, b = (rng.choice((rng.randint(1, 99), rng.randint(1, 999))) for _ in range(2))
+            return f"{a} {rng.choice('+-*/')} {b}" + (
+                f" {rng.choice('+-*/')} {rng.randint(1, 99)}" * (rng.random() < 0.2)
+            )
+        if kind == "state" or rng.random() < 0.6:
+            return rng.choice(self.words[kind])
+        if kind in ("city", "person", "artist", "company"):
+            return self.invented_name(rng) + (" " + self.invented_name(rng)) * (rng.random() < 0.1)
+        count = 1 if kind in ("word", "item", "language", "cuisine", "currency", "room") else rng.randint(1, 5)
+        return " ".join(rng.sample(self.corpus.words, count)).lower()
+
+    @staticmethod
+    def invented_name(rng: random.Random) -> str:
+        syllables = [rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
+        return ("".join(syllables)).capitalize() + rng.choice(ENDINGS)
+
+    def known_request(self, rng: random.Random) -> tuple[dict[str, Any], str, dict[str, Any], Message | None, str]:
+        """(the offer, the request, the arguments, what the tool gives back, the answer then)."""
+        tool = rng.choice(self.file["tool"])
+        offer, keys = self.varied(rng, tool)
+        values = {key: self.value(rng, parameter["words"]) for key, parameter in tool["parameters"].items()}
+        request = rng.choice(tool["requests"])
+        if " | " in request:
+            values["state"], request = request.split(" | ")
+        request = request.format(**values)
+        if rng.random() < 0.12:
+            request = request.lower()
+            values = {key: value.lower() if isinstance(value, str) else value for key, value in values.items()}
+        if rng.random() < 0.15:
+            request = request.rstrip("?.! ")
+        if rng.random() < 0.15:
+            request = rng.choice(("Please: ", "Hi! ", "Hello. ", "Hey, ", "One thing: ", "Now then. ")) + request
+        result = answer = ""
+        if "results" in tool:
+            more = {"n": rng.randint(-9, 38), "sky": rng.choice(self.words["sky"]), "time": self.value(rng, "time")}
+            result = rng.choice(tool["results"]).format(**values, **more)
+            answer = rng.choice(tool["answers"]).format(**values, **more)
+        arguments = {keys[key]: value for key, value in values.items()}
+        return offer, request, arguments, {"role": "tool", "content": result} if result else None, answer
+
+    def invented_request(self, rng: random.Random) -> tuple[dict[str, Any], str, dict[str, Any]]:
+        made = self.file["invented"]
+        verb, noun = rng.choice(made["verbs"]), rng.choice(made["nouns"])
+        keys = rng.sample(made["parameters"], rng.choice((1, 1, 2)))
+        arguments: dict[str, Any] = {}
+        for key in keys:
+            words = rng.choice(("city", "person", "topic", "item", "room", "number", "number", "word"))
+            arguments[key] = self.value(rng, words)
+        said = " and ".join(
+            rng.choice(("{k} {v}", "{v} as {k}", "the {k} {v}")).format(k=k, v=v) for k, v in arguments.items()
+        )
+        request = rng.choice(made["requests"]).format(verb=verb, noun=noun, a=said)
+        types = {key: "integer" if isinstance(value, int) else "string" for key, value in arguments.items()}
+        schema = {
+            "type": "object",
+            "properties": {key: {"type": types[key], "description": f"The {key}"} for key in keys},
+            "required": keys,
+        }
+        name = rng.choice((f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}"))
+        offer = {"name": name, "description": f"{verb.capitalize()} the {noun}", "parameters": schema}
+        return offer, request[0].upper() + request[1:], arguments
+
+    # -- dialogues -----------------------------------------------------------------------------------------------
+
+    def others(self, rng: random.Random, taken: str) -> list[dict[str, Any]]:
+        """What else is on offer."""
+        found: list[dict[str, Any]] = []
+        for tool in rng.sample(self.file["tool"], rng.choices((0, 1, 2), (5, 4, 2))[0]):
+            offer, _ = self.varied(rng, tool)
+            if taken not in tool["names"] and offer["name"] not in {taken, *(other["name"] for other in found)}:
+                found.append(offer)
+        return found
+
+    def with_a_tool(self, rng: random.Random) -> list[Message]:
+        """A dialogue in which a tool is called, and now and then its result read; or one whose tools do not fit."""
+        if rng.random() < 0.3:
+            dialogue = self.corpus.dialogue(rng, 1)
+            offers = self.others(rng, "") or [self.plain(rng.choice(self.file["tool"])["names"][0])]
+            if any(self.foreign(message["content"]) for message in dialogue):
+                return self.with_a_tool(rng)
+            return [dict(message) for message in with_tools(dialogue, read_tools(offers))]
+        result: Message | None = None
+        answer = ""
+        if rng.random() < 0.25:
+            offer, request, arguments = self.invented_request(rng)
+        else:
+            offer, request, arguments, result, answer = self.known_request(rng)
+        if self.clashes(request):
+            return self.with_a_tool(rng)
+        names = [name for tool in self.file["tool"] if offer["name"] in tool["names"] for name in tool["names"]]
+        offers = [other for other in self.others(rng, offer["name"]) if other["name"] not in names]
+        offers.insert(rng.randint(0, len(offers)), offer)
+        call = compact({"name": offer["name"], "parameters": arguments})
+        messages = [{"role": "user", "content": request}, {"role": "assistant", "content": call}]
+        if result and rng.random() < 0.35:
+            messages += [result, {"role": "assistant", "content": answer}]
+        return [dict(message) for message in with_tools(messages, read_tools(offers))]
+
+    @staticmethod
+    def foreign(content: str) -> bool:
+        """Declined without tools, and just what a tool might be for: such a dialogue would teach the wrong thing."""
+        return bool(re.search(r"outside my subject|cannot help with that|know nothing about that", content))
+
+    def as_json(self, rng: random.Random) -> list[Message]:
+        """A question whose answer is an object: what stands under a key is told by the key."""
+        subject = rng.choice(self.corpus.technical)
+        kind = rng.choice([kind for kind in ("what", "why", "how") if kind in subject.answers])
+        question = self.corpus.question(rng, subject, kind)
+        keys = [kind for kind in KEYS if rng.random() < 0.4]
+        if not {"answer", "short"} & set(keys):
+            keys.append(rng.choice(("answer", "short")))
+        rng.shuffle(keys)
+        values: dict[str, Any] = {
+            "answer": rng.choice(subject.answers[kind]),
+            "short": rng.choice(subject.answers.get("short", subject.answers[kind])),
+            "name": subject.names[0].text,
+            "known": True,
+            "words": [name.text for name in subject.names[: rng.randint(1, 3)]],
+        }
+        answer = compact({rng.choice(KEYS[key]) if rng.random() < 0.7 else KEYS[key][0]: values[key] for key in keys})
+        if self.corpus.held_out.clashes(answer):
+            return self.as_json(rng)
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def clashes(self, request: str) -> bool:
+        """Whether it shares four words in a row with a held-out request or question."""
+        return not self.grams.isdisjoint(four_grams(request)) or self.corpus.held_out.clashes(request)
+
+    def repeated(self, rng: random.Random) -> list[Message]:
+        """Words to be said again, as they are or as a list: copying in bulk, where a call has only a word or two of it.
+
+        Without these a value was made up out of the right letters; a word that follows a space and the same word that
+        follows a quotation mark are different tokens.
+        """
+        kinds = ("city", "person", "artist", "company", "word", "item", "topic", "number", "time", "query")
+        values = [str(self.value(rng, rng.choice(kinds))) for _ in range(rng.randint(2, 10))]
+        if rng.random() < 0.4:
+            text = " ".join(values)
+            request, answer = rng.choice(("Repeat: {x}", "Say again: {x}", "Repeat after me: {x}")), text
+        else:
+            text = ", ".join(values)
+            request, answer = rng.choice(("List {x}", "As a list: {x}", "Make a list of {x}")), compact(values)
+        if self.clashes(text):
+            return self.repeated(rng)
+        return [{"role": "user", "content": request.format(x=text)}, {"role": "assistant", "content": answer}]
+
+    def draw(self, rng: random.Random) -> list[Message]:
+        kind = rng.choices((self.with_a_tool, self.as_json, self.repeated), (50, 15, 35))[0]
+        return kind(rng)
+
+
+if __name__ == "__main__":
+    tools, rng = ToolCorpus(Corpus()), random.Random(1)
+    for number in range(int(sys.argv[1]) if len(sys.argv) > 1 else 10):
+        print(f"--- {number}")
+        print("\n".join(f"{m['role']}: {m['content']}" for m in tools.draw(rng)))
