@@ -201,7 +201,7 @@ def kind_of(value: Any) -> str:
         (list, tuple): "array",
         Mapping: "object",
     }
-    return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(type(value)))
 
 
 def mismatch(path: str, found: str, expected: str) -> ContractError:

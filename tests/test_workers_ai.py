@@ -1,5 +1,6 @@
 """The contract, held against the page's own schemas where they are at hand, and row by row where it decides."""
 
+import copy
 import json
 import math
 import random
@@ -118,23 +119,53 @@ def test_twenty_thousand_inputs_pass_or_fail_as_the_pages_schema_says(page_schem
     assert 5_000 < refused < 15_000
 
 
+TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
+FULL = {  # valid, with everything in it that can be wrong
+    "messages": [MESSAGE, {"role": "assistant", "content": "It is ..."}, dict(MESSAGE)],
+    "tools": [TOOL, {"type": "function", "function": {**TOOL, "name": "g"}}],
+    "functions": [{"name": "h", "code": "return 1"}],
+    "response_format": {"type": "json_schema", "json_schema": {"type": "object"}},
+}
+PLACES = {  # what is put where, and how the error names that place
+    **{(name,): f"'/{name}'" for name in (*NUMBERS, "raw", "stream")},
+    ("messages",): "'/messages'",
+    **{("messages", i): f"'/messages/{i}'" for i in range(3)},
+    **{("messages", i, name): f"'/messages/{i}/{name}'" for i in range(3) for name in ("role", "content")},
+    ("tools", 0): "'/tools/0'",
+    ("tools", 0, "name"): "'/tools': tools[0]: name",
+    ("tools", 0, "parameters"): "'/tools': tools[0]",
+    ("tools", 1, "function"): "'/tools': tools[1]",
+    ("tools", 1, "function", "name"): "'/tools': tools[1]: name",
+    ("functions", 0): "'/functions/0'",
+    ("functions", 0, "name"): "'/functions/0/name'",
+    ("functions", 0, "code"): "'/functions/0/code'",
+    ("response_format",): "'/response_format'",
+    ("response_format", "type"): "'/response_format/type'",
+    ("response_format", "json_schema"): "'/response_format/json_schema'",
+}
+WRONG = [math.nan, math.inf, -math.inf, -1e9, 1e12, 10**400, b"x", {1}, object(), 7.5, True, [3], [[]]]
+
+
 def test_twenty_thousand_inputs_that_are_wrong_in_one_place_are_told_the_place():
-    dice, wrong = random.Random(1), 0
-    while wrong < 20_000:
-        inputs, name = any_inputs(random.Random(0)), dice.choice([*NUMBERS, "raw", "stream", "messages", "prompt"])
-        inputs = {"messages": [MESSAGE]} if name == "messages" else {"prompt": "hi"}
-        value = dice.choice(
-            [None, [], {}, "7", math.nan, math.inf, -math.inf, -1e9, 1e12, 10**400, b"x", object(), {1}, dice.random]
-        )
-        if name in ("prompt", "messages") and value == "7":
-            value = 7
-        if name == "max_tokens" and isinstance(value, (int, float)) and 1 <= value < math.inf:
+    dice, found, places = random.Random(1), 0, list(PLACES)
+    while found < 20_000:
+        place, value = dice.choice(places), dice.choice(WRONG)
+        if place[0] in ("raw", "stream") and value is True:
+            continue
+        if place == ("max_tokens",) and isinstance(value, float) and 1 <= value < math.inf and value == value // 1:
             continue  # too many, but that is for the context window to say
-        inputs[name] = value
+        if place[0] in NUMBERS and value == 7.5 and not NUMBERS[place[0]][0] and value <= NUMBERS[place[0]][2]:
+            continue
+        inputs = copy.deepcopy(FULL)
+        holder = inputs
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = value
         error = breach(inputs)
-        assert error.code == 5006 and error.status == 400 and f"'/{name}'" in str(error), (inputs, str(error))
+        assert error.code == 5006 and error.status == 400, (place, value)
+        assert PLACES[place] in str(error) or f"{PLACES[place][:-1]}/" in str(error), (place, value, str(error))
         assert str(error).startswith("AiError: Bad input: Error: ") and "\n" not in str(error)
-        wrong += 1
+        found += 1
 
 
 @pytest.mark.parametrize(
