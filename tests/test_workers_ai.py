@@ -152,7 +152,7 @@ def test_twenty_thousand_inputs_that_are_wrong_in_one_place_are_told_the_place()
         place, value = dice.choice(places), dice.choice(WRONG)
         if place[0] in ("raw", "stream") and value is True:
             continue
-        if place == ("max_tokens",) and isinstance(value, float) and 1 <= value < math.inf and value == value // 1:
+        if place == ("max_tokens",) and value in (1e12, 10**400):
             continue  # too many, but that is for the context window to say
         if place[0] in NUMBERS and value == 7.5 and not NUMBERS[place[0]][0] and value <= NUMBERS[place[0]][2]:
             continue
