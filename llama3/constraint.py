@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 * 1024  # of a schema, written as JSON
 MAX_DEPTH = 64  # of objects and lists in one another
+NAMED = {"type", "properties", "required", "title", "description", "$schema"}  # of parameters that are all named
 LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
     "max_grammar_size": 50_000,
     "initial_lexer_fuel": 200_000,
@@ -104,6 +105,8 @@ def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -
     for i, tool in enumerate(tools):
         parameters = moved(json.loads(checked(tool["parameters"])), f"#/$defs/{i}.")
         definitions |= {f"{i}.{name}": schema for name, schema in parameters.pop("$defs", {}).items()}
+        if parameters.keys() <= NAMED and parameters.get("properties"):
+            parameters["additionalProperties"] = False  # weak models would go on and invent some
         calls.append(
             {
                 "type": "object",

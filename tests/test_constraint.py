@@ -125,6 +125,21 @@ def test_tools_may_define_what_they_refer_to(llama):
     assert found == {"one", "two"}
 
 
+def test_a_call_holds_the_parameters_that_are_named_and_no_others(llama):
+    """Unless the schema says more than which there are: then it means what it says."""
+    named = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
+    for more, passes in (({}, False), ({"additionalProperties": True}, True), ({"patternProperties": {"x": {}}}, True)):
+        tool = {"name": "f", "parameters": {"type": "object", **named, **more}}
+        constraint = Constraint(
+            llama.tokenizer, tools_grammar([tool], must_call=True), llama.checkpoint.stop_ids, llama.config.vocab_size
+        )
+        tokens = llama.tokenizer.encode('{"name":"f","parameters":{"city":"Rome"')
+        for i in range(len(tokens)):
+            assert constraint.allowed(tokens[:i])[tokens[i]]
+        allowed = constraint.allowed(tokens)
+        assert allowed[llama.tokenizer.encode(",")[0]] == passes and allowed[llama.tokenizer.encode("}")[0]]
+
+
 def test_every_token_that_is_allowed_can_be_taken_and_a_valid_text_passes(llama):
     schema, value = (
         closed(a={"type": "string"}, b={"type": "array", "items": {"type": "integer"}}),
