@@ -46,6 +46,7 @@ class Request:
     params: SamplingParams
     max_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    adapter: str | None = None  # the LoRA adapter, by its name
     mask: Callable[[], np.ndarray | None] | None = None  # the tokens allowed next, (vocab_size,) bool; None: all
     forced: Callable[[], Sequence[int]] | None = None  # the tokens that must come next: they need no step of their own
 
@@ -129,7 +130,8 @@ class Engine:
         rows = self._rows()
         if not rows:
             return []
-        batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows])
+        adapters = [request.adapter for request, *_ in rows]
+        batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows], adapters)
         samplings = [request.sampling if draws else None for request, _, _, draws in rows]
         try:
             samples = self.model.step(batch, self.cache, samplings).samples()
@@ -149,7 +151,7 @@ class Engine:
                 if not free:
                     return
                 # The last token is always run again: its logits are what the first draw needs.
-                held = {slot: self._held(slot) for slot in free}
+                held = {slot: self._held(slot, request.adapter) for slot in free}
                 known = {slot: _common_prefix(held[slot], request.prompt[:-1]) for slot in free}
                 slot = max(free, key=lambda slot: (known[slot], -len(held[slot])))
                 self.cache.truncate(slot, known[slot])
@@ -157,10 +159,12 @@ class Engine:
                 self.tenants[slot] = request
             self.waiting.popleft()
 
-    def _held(self, slot: int) -> list[int]:
-        """The tokens whose keys and values a slot holds."""
+    def _held(self, slot: int, adapter: str | None) -> list[int]:
+        """The tokens whose keys and values a slot holds, as this adapter makes them."""
         tenant = self.tenants[slot]
-        return [*tenant.prompt, *tenant.tokens][: self.cache.lengths[slot]] if tenant else []
+        if tenant is None or tenant.adapter != adapter:
+            return []
+        return [*tenant.prompt, *tenant.tokens][: self.cache.lengths[slot]]
 
     def _rows(self) -> list[tuple[Request, int, list[int], bool]]:
         """(request, slot, its tokens for this step, whether it draws): those that decode, then chunks of prompts."""

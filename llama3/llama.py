@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from llama3.chat import Message, encode_dialog
-from llama3.checkpoint import Checkpoint, load_folder, resolve
+from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cuda import check_device
 from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
+from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace, Transformer
 from llama3.sampler import SamplingParams
 from llama3.text import TextStream, check_stops
@@ -123,11 +124,14 @@ class Llama:
         device: str = "cpu",
         slots: int = 1,
         on_upload: Callable[[int, int], None] | None = None,
+        lora: Mapping[str, str | Path] | None = None,
     ):
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.tokenizer: Tokenizer | None = checkpoint.tokenizer
-        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload)
+        adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
+        self.adapters = tuple(adapters)  # their names
+        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, adapters)
         self._engine = Engine(self.model, slots)
         self._turn = threading.Condition()
         self._stepper: int | None = None  # the thread that is in a step
@@ -139,16 +143,18 @@ class Llama:
         device: str = "cpu",
         slots: int = 1,
         on_upload: Callable[[int, int], None] | None = None,
+        lora: Mapping[str, str | Path] | None = None,
     ) -> "Llama":
         """A folder, or a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
         device: "cpu"; "cuda", or "cuda:1" for the second GPU; "auto": a GPU if the model can run there. On the CPU
         weights are read through the file system's cache as they are first used; to a GPU they are all copied now, and
         `on_upload(done, total)` counts the parameters. `slots`: how many requests run at once; each takes cache memory
-        of its own. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
+        of its own. `lora`: adapters as PEFT saves them, {"name": folder}; a request names the one it wants. Raises
+        CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
-        return cls(load_folder(resolve(model)), device, slots, on_upload)
+        return cls(load_folder(resolve(model)), device, slots, on_upload, lora)
 
     def encode(self, text: str) -> list[int]:
         """Raw text -> ids: <|begin_of_text|> first, whether it is there or not; special tokens' names are those tokens.
@@ -191,13 +197,14 @@ class Llama:
         stop: str | Sequence[str] = (),
         json_schema: Mapping[str, Any] | None = None,
         grammar: str | None = None,
+        lora: str | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Stream:
         """Continue raw text, or token ids as they are, a token at a time.
 
         json_schema: the text will be JSON that it accepts, {} any JSON, unless max_tokens cuts it short. It needs the
-        extra `json`. grammar: the same for any grammar of `llama3.constraint`.
+        extra `json`. grammar: the same for any grammar of `llama3.constraint`. lora: one of `adapters`.
 
         sampling: the fields of `SamplingParams` (temperature, top_p, top_k, min_p, seed, repetition_penalty,
         frequency_penalty, presence_penalty, logprobs). `on_prompt(done, total)` is called while the prompt is read.
@@ -205,10 +212,12 @@ class Llama:
         """
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
         if unknown:
-            known = ", ".join(["max_tokens", "stop", "json_schema", *SamplingParams.__dataclass_fields__])
+            known = ", ".join(["max_tokens", "stop", "json_schema", "lora", *SamplingParams.__dataclass_fields__])
             raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
+        if lora is not None and lora not in self.adapters:
+            raise RequestError(f"there is no adapter {lora!r}; {', '.join(self.adapters) or 'none'} loaded")
         text = TextStream(self.tokenizer, check_stops(stop))
-        request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids)
+        request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids, lora)
         grammar = schema_grammar(json_schema) if json_schema is not None else grammar
         if grammar is not None:
             constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
@@ -280,7 +289,11 @@ class Llama:
 
 
 def open_model(
-    checkpoint: Checkpoint, device: str, slots: int, on_upload: Callable[[int, int], None] | None
+    checkpoint: Checkpoint,
+    device: str,
+    slots: int,
+    on_upload: Callable[[int, int], None] | None,
+    adapters: Mapping[str, Adapter],
 ) -> tuple[str, Model]:
     """What it runs on, and the model there. The two kinds have one face."""
     if device != "cpu":
@@ -288,5 +301,5 @@ def open_model(
 
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
-            return device, load_model(device, checkpoint, slots, on_upload)
-    return device, Transformer(checkpoint.config, checkpoint.weights)
+            return device, load_model(device, checkpoint, slots, on_upload, adapters)
+    return device, Transformer(checkpoint.config, checkpoint.weights, adapters)

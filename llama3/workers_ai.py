@@ -75,8 +75,7 @@ def validate(inputs: Any) -> dict[str, Any]:
     if "response_format" in inputs:
         given["response_format"] = schema_of(inputs["response_format"])
     if "lora" in inputs:
-        name = check_type("/lora", inputs["lora"], "string")
-        raise bad_input(f"'/lora' names the adapter {name[:100]!r}; none is loaded")
+        given["lora"] = check_type("/lora", inputs["lora"], "string")
     return given
 
 
@@ -219,6 +218,9 @@ def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
     """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun."""
     from llama3.llama import MAX_TOKENS
 
+    lora = given.get("lora")
+    if lora is not None and lora not in llama.adapters:
+        raise bad_input(f"'/lora' names the adapter {lora[:100]!r}; loaded: {', '.join(llama.adapters) or 'none'}")
     tools = given.get("tools")
     if given.get("raw"):
         ids = llama.encode(given.get("prompt") or "".join(message["content"] for message in given["messages"]))
@@ -236,7 +238,7 @@ def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
     parameters = {name: given[name] for name in NUMBERS if name in given and name != "max_tokens"}
     schema = given.get("response_format")
     grammar = choice_grammar(tools) if tools and schema is None else None
-    return llama.stream(ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, **parameters)
+    return llama.stream(ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **parameters)
 
 
 def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def test_twenty_thousand_inputs_that_are_wrong_in_one_place_are_told_the_place()
         ({"prompt": "a", "response_format": {}}, "required properties at '/response_format' are 'type'"),
         ({"prompt": "a", "response_format": {"type": "text"}}, "'/response_format/type' must be one of"),
         ({"prompt": "a", "response_format": {"type": "json_schema"}}, "are 'json_schema'"),
-        ({"prompt": "a", "lora": "mine"}, "'/lora' names the adapter 'mine'; none is loaded"),
+        ({"prompt": "a", "lora": 7}, "Type mismatch of '/lora', 'integer' not in 'string'"),
         ({"messages": [MESSAGE], "tools": 7}, "Type mismatch of '/tools', 'integer' not in 'array'"),
         ({"messages": [MESSAGE], "tools": [1]}, "Type mismatch of '/tools/0', 'integer' not in 'object'"),
         ({"messages": [MESSAGE], "tools": [{"description": "x"}]}, "'/tools': tools[0]: name is None"),

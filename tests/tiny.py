@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from llama3.config import ModelConfig
 
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 Tensors = Mapping[str, np.ndarray]  # by Hugging Face's names
+MODULES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -168,6 +172,41 @@ def interleave(array: np.ndarray, config: ModelConfig, name: str) -> np.ndarray:
     half = config.head_dim // 2
     order = [head + i + j for head in range(0, len(array), 2 * half) for i in range(half) for j in (0, half)]
     return np.ascontiguousarray(array[order])
+
+
+def random_adapter(config: ModelConfig, seed: int = 0, rank: int = 4, modules: Sequence[str] = MODULES) -> Tensors:
+    """What PEFT would save of an adapter of these modules in every layer, by its names; no part of it is zero."""
+    random, tensors = np.random.RandomState(seed), {}
+    matrices = random_tensors(config)
+    for i in range(config.n_layers):
+        for module in modules:
+            out, width = matrices[f"model.layers.{i}.{module}.weight"].shape
+            prefix = f"base_model.model.model.layers.{i}.{module}"
+            tensors[f"{prefix}.lora_A.weight"] = (random.standard_normal((rank, width)) / width**0.5).astype("f4")
+            tensors[f"{prefix}.lora_B.weight"] = (random.standard_normal((out, rank)) / rank**0.5).astype("f4")
+    return tensors
+
+
+def write_adapter(folder: Path, tensors: Tensors, **fields: Any) -> Path:
+    """adapter_config.json and adapter_model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = len(next(array for name, array in tensors.items() if "lora_A" in name))
+    modules = sorted({name.split(".")[-3] for name in tensors})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": modules, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+    safetensors.numpy.save_file(dict(tensors), folder / "adapter_model.safetensors")
+    return folder
+
+
+def merged(tensors: Tensors, adapter: Tensors, scale: float) -> dict[str, np.ndarray]:
+    """The model's tensors with the adapter added to them, in float64 on the way."""
+    out = dict(tensors)
+    for name, a in adapter.items():
+        if "lora_A" in name:
+            base = name.removeprefix("base_model.model.").replace("lora_A.", "")
+            b = adapter[name.replace("lora_A", "lora_B")].astype("f8")
+            out[base] = (tensors[base] + scale * (b @ a.astype("f8"))).astype(tensors[base].dtype)
+    return out
 
 
 def write_tokenizer(folder: Path, words: tuple[str, ...] = ("th", "the", " the", "ing")) -> Path:

@@ -1,6 +1,7 @@
-"""From a model's name or folder to weights in memory. Read: safetensors_file, shards, names, folder, hub, transfer."""
+"""From a model's name or folder to weights. Read: safetensors_file, shards, names, folder, adapter, hub, transfer."""
 
+from llama3.checkpoint.adapter import load_adapter
 from llama3.checkpoint.folder import Checkpoint, load_folder
 from llama3.checkpoint.hub import download, resolve
 
-__all__ = ["Checkpoint", "download", "load_folder", "resolve"]
+__all__ = ["Checkpoint", "download", "load_adapter", "load_folder", "resolve"]

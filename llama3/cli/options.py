@@ -153,6 +153,7 @@ def answer_options(parser: Parser) -> None:
     option = parser.group("answer")
     option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (default 256)")
     option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; may be given several times")
+    option("--lora", metavar="NAME=FOLDER", type=adapter, help="answer with a LoRA adapter, as PEFT saves it")
     for name, (whole, help) in SAMPLING.items():
         convert, metavar = (whole_number, "N") if whole else (number, "X")
         option("--" + name.replace("_", "-"), metavar=metavar, type=convert, help=help)
@@ -166,7 +167,7 @@ def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
             check_parameter(name, value)
         except RequestError as error:
             raise RequestError(f"{args.source[name]}: {error}") from None
-    return given
+    return given | ({"lora": args.lora[0]} if args.lora else {})
 
 
 def check_parameter(name: str, value: Any) -> None:
@@ -209,6 +210,13 @@ def boolean(value: str) -> bool:
     if value.lower() not in words:
         raise argparse.ArgumentTypeError(f"{value!r} is neither 1 (true, yes, on) nor 0 (false, no, off)")
     return words[value.lower()]
+
+
+def adapter(value: str) -> tuple[str, str]:
+    name, equals, folder = text(value).partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{value!r} is not NAME=FOLDER")
+    return name, folder
 
 
 def device_name(value: str) -> str:

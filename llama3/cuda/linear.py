@@ -38,8 +38,13 @@ def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: 
     if len(x) == 1:
         _launch_norm(device, "norm_linear", w, x, norm, eps, out)
     else:
-        rms_norm(device, x, norm, eps, h)
-        linear(device, h, w, out)
+        norm_then_linear(device, x, norm, eps, w, h, out)
+
+
+def norm_then_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
+    """The same in two launches for any number of rows, so that h is there for what else is made of it."""
+    rms_norm(device, x, norm, eps, h)
+    linear(device, h, w, out)
 
 
 def norm_swiglu(

@@ -1,6 +1,6 @@
 """A checkpoint's weights onto a GPU: all that is needed is checked before the first byte goes there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 from llama3.checkpoint import Checkpoint
@@ -9,10 +9,15 @@ from llama3.cuda.memory import check_memory, check_shape
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.errors import DeviceError
+from llama3.model.lora import Adapter
 
 
 def load_model(
-    device: str, checkpoint: Checkpoint, slots: int, report: Callable[[int, int], None] | None = None
+    device: str,
+    checkpoint: Checkpoint,
+    slots: int,
+    report: Callable[[int, int], None] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> Transformer:
     """device: "cuda", or "cuda:1" for the second GPU; report(done, total): parameters that are there, and all.
 
@@ -21,7 +26,7 @@ def load_model(
     opened = ready(device, checkpoint, slots)
     total = checkpoint.parameters
     weights = upload_weights(opened, checkpoint.weights, report and (lambda done: report(done, total)))
-    return Transformer(opened, checkpoint.config, weights)
+    return Transformer(opened, checkpoint.config, weights, adapters)
 
 
 def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:

@@ -1,7 +1,7 @@
 """The whole model on the GPU: the steps of `llama3/model/transformer.py`, each a launch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,23 +12,29 @@ from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.decoding import Decoding
 from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.embedding import embedding
+from llama3.cuda.feed_forward import swiglu
 from llama3.cuda.kv_cache import KVCache
-from llama3.cuda.linear import linear, linear_add, norm_linear, norm_swiglu
+from llama3.cuda.linear import linear, linear_add, norm_linear, norm_swiglu, norm_then_linear
+from llama3.cuda.lora import Lora, attention_widths, upload_adapters
 from llama3.cuda.memory import check_shape
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
 from llama3.cuda.weights import Weights
 from llama3.model.batch import Batch
+from llama3.model.lora import Adapter
 from llama3.model.rope import rope_table
 from llama3.model.transformer import Trace
 from llama3.sampler import LogitsError, Sample, Sampling
 
 
 class Transformer:
-    def __init__(self, device: Device, config: ModelConfig, weights: Weights):
+    def __init__(
+        self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
+    ):
         """Raises DeviceError for a shape that the kernels do not know."""
         check_shape(config)
         self.device, self.config, self.weights = device, config, weights
+        self.adapters = upload_adapters(device, config, adapters or {})
         cos, sin = rope_table(config, config.max_seq_len)
         self.rope_table = device.upload(cos), device.upload(sin)  # (max_seq_len, head_dim / 2) float32
         self._activations = Activations.alloc(device, config, 1)
@@ -50,7 +56,7 @@ class Transformer:
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
         decoding = cache.decoding = cache.decoding or Decoding(self, cache)
         drawing = [i for i, sampling in enumerate(samplings) if sampling is not None]
-        if len(drawing) == len(batch.tokens) <= decoding.max_rows:  # one row each, all to be drawn
+        if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all drawn
             return Pending(decoding.step(batch, [s for s in samplings if s is not None]), drawing, len(samplings))
         decoding.forget()
         a = self._run(batch, cache)
@@ -79,17 +85,25 @@ class Transformer:
 
         singles = next((i for i, n in enumerate(counts) if n > 1), len(counts))
         pieces = tiles(counts[singles:], starts[singles:], batch.slots[singles:], first_row=singles)
-        self.layers(a, cache, singles, self.device.upload(pieces) if len(pieces) else None, trace)
+        lora = Lora(self.device, self.adapters, batch) if batch.adapters else None
+        self.layers(a, cache, singles, self.device.upload(pieces) if len(pieces) else None, trace, lora)
         for slot, n in zip(batch.slots, counts):
             cache.advance(slot, n)
         return a
 
     def layers(
-        self, a: Activations, cache: KVCache, singles: int, tiles: Array | None, trace: Trace | None = None
+        self,
+        a: Activations,
+        cache: KVCache,
+        singles: int,
+        tiles: Array | None,
+        trace: Trace | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """a.tokens -> a.x, the residual stream behind the last layer. Nothing but launches where T <= 64.
 
-        The first `singles` rows each attend alone; `tiles` (see `attention_prompt.tiles`) has the others.
+        The first `singles` rows each attend alone; `tiles` (see `attention_prompt.tiles`) has the others. With `lora`
+        norm and product are two launches, since the adapters need what lies between them.
         """
         device, c, w = self.device, self.config, self.weights
         T = len(a.tokens)
@@ -98,17 +112,30 @@ class Transformer:
         record("tok_embeddings")
         for i, layer in enumerate(w.layers):
             k, v = cache.k[i], cache.v[i]
-            norm_linear(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, a.h, a.qkv.reshape(T, -1))
+            qkv, mixed = a.qkv.reshape(T, -1), a.mixed.reshape(T, -1)
+            product = norm_then_linear if lora else norm_linear
+            product(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, a.h, qkv)
+            if lora:
+                lora.add(i, attention_widths(c), a.h, qkv)
             rope(device, a.qkv, self.rope_table, a.positions, a.slots, a.q, k, v)
             if singles:
                 rows = a.first(singles)
                 attention(device, rows.q, k, v, rows.positions, rows.slots, cache.workspace, rows.mixed)
             if tiles is not None:
                 attention_prompt(device, a.q, k, v, tiles, a.mixed)
-            linear_add(device, a.mixed.reshape(T, -1), layer.wo, a.x)
+            linear_add(device, mixed, layer.wo, a.x)
+            if lora:
+                lora.add(i, {"wo": c.dim}, mixed, a.x)
             record(f"layers.{i}.attention")
-            norm_swiglu(device, a.x, layer.ffn_norm, c.norm_eps, layer.w13, a.h, a.gate_up, a.hidden)
+            if lora:
+                norm_then_linear(device, a.x, layer.ffn_norm, c.norm_eps, layer.w13, a.h, a.gate_up)
+                lora.add(i, {"w1": c.hidden_dim, "w3": c.hidden_dim}, a.h, a.gate_up)
+                swiglu(device, a.gate_up, a.hidden)
+            else:
+                norm_swiglu(device, a.x, layer.ffn_norm, c.norm_eps, layer.w13, a.h, a.gate_up, a.hidden)
             linear_add(device, a.hidden, layer.w2, a.x)
+            if lora:
+                lora.add(i, {"w2": c.dim}, a.hidden, a.x)
             record(f"layers.{i}.feed_forward")
             record(f"layers.{i}")
 

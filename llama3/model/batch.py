@@ -17,17 +17,20 @@ class Batch:
     tokens: np.ndarray  # (T,) int32
     slots: tuple[int, ...]  # (n_sequences,), all different
     counts: tuple[int, ...]  # (n_sequences,), each at least 1, together T
+    adapters: tuple[str | None, ...] = ()  # (n_sequences,), each one's LoRA adapter; or empty: none has one
 
     def __post_init__(self) -> None:
         assert self.tokens.ndim == 1 and self.tokens.dtype == np.int32, (self.tokens.shape, self.tokens.dtype)
         assert len(self.slots) == len(self.counts) == len(set(self.slots)), (self.slots, self.counts)
+        assert len(self.adapters) in (0, len(self.slots)), (self.adapters, self.slots)
         assert min(self.counts) >= 1 and sum(self.counts) == len(self.tokens), (self.counts, len(self.tokens))
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, Sequence[int] | np.ndarray]]) -> "Batch":
+    def of(cls, rows: Sequence[tuple[int, Sequence[int] | np.ndarray]], adapters: Sequence[str | None] = ()) -> "Batch":
         """From (slot, its new tokens) pairs: `Batch.of([(0, prompt), (3, [token])])`."""
         tokens = np.concatenate([np.asarray(tokens, np.int32) for _, tokens in rows])
-        return cls(tokens, tuple(slot for slot, _ in rows), tuple(len(tokens) for _, tokens in rows))
+        slots, counts = tuple(slot for slot, _ in rows), tuple(len(tokens) for _, tokens in rows)
+        return cls(tokens, slots, counts, tuple(adapters) if any(adapters) else ())
 
     @property
     def last_rows(self) -> np.ndarray:

@@ -16,9 +16,13 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+if TYPE_CHECKING:
+    from llama3.model.lora import Adapted
 
 VECTORS = 4  # up to so many rows of x, one matrix-vector product a row beats BLAS's matrix product
 MANY = 128  # from so many rows of x on, the product outweighs the conversion, and larger tiles are worth their place
@@ -29,8 +33,10 @@ _lock = threading.Lock()  # the number of BLAS threads belongs to the process: o
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
 
 
-def linear(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+def linear(x: np.ndarray, w: "np.ndarray | Adapted") -> np.ndarray:
     """x (T, in) float32; w (out, in) bfloat16, float16 or float32, any strides -> x w^T, (T, out) float32."""
+    if not isinstance(w, np.ndarray):
+        return w.product(x)  # LoRA adds to it (lora.py)
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
     if len(x) == 0:

@@ -1,6 +1,6 @@
 """The whole model: embedding, n_layers of attention and feed-forward around a residual stream, norm, output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from llama3.model.batch import Batch
 from llama3.model.feed_forward import feed_forward
 from llama3.model.kv_cache import KVCache
 from llama3.model.linear import linear
+from llama3.model.lora import Adapter, adapted
 from llama3.model.rms_norm import rms_norm
 from llama3.model.rope import rope_table, rotate
 from llama3.sampler import LogitsError, Sample, Sampling
@@ -42,8 +43,8 @@ class Weights:
 
 
 class Transformer:
-    def __init__(self, config: ModelConfig, weights: Weights):
-        self.config, self.weights = config, weights
+    def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
+        self.config, self.weights, self.adapters = config, weights, adapters or {}
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
@@ -63,7 +64,7 @@ class Transformer:
 
         x = w.tok_embeddings[batch.tokens].astype(np.float32)  # (T, dim): the residual stream
         record("tok_embeddings", x)
-        for i, layer in enumerate(w.layers):
+        for i, layer in enumerate(adapted(w.layers, batch, self.adapters)):
             h = rms_norm(x, layer.attention_norm, c.norm_eps)  # (T, dim)
             q = rotate(linear(h, layer.wq).reshape(T, c.n_heads, c.head_dim), cos, sin)  # (T, n_heads, head_dim)
             k = rotate(linear(h, layer.wk).reshape(T, c.n_kv_heads, c.head_dim), cos, sin)  # (T, n_kv_heads, head_dim)

@@ -22,6 +22,7 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("linear.cu", ()),
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
+    ("lora.cu", ()),
     ("sampler.cu", ()),
     ("sampler_select.cu", ()),
     ("sampler_top.cu", ()),

@@ -78,7 +78,7 @@ class ToolCorpus:
             return f"{a} {rng.choice('+-*/')} {b}" + (
                 f" {rng.choice('+-*/')} {rng.randint(1, 99)}" * (rng.random() < 0.2)
             )
-        if kind == "state" or rng.random() < 0.6:
+        if kind == "state" or rng.random() < 0.7:
             return rng.choice(self.words[kind])
         if kind in ("city", "person", "artist", "company"):
             return self.invented_name(rng) + (" " + self.invented_name(rng)) * (rng.random() < 0.1)
@@ -141,7 +141,7 @@ class ToolCorpus:
     def others(self, rng: random.Random, taken: str) -> list[dict[str, Any]]:
         """What else is on offer."""
         found: list[dict[str, Any]] = []
-        for tool in rng.sample(self.file["tool"], rng.choices((0, 1, 2), (5, 4, 2))[0]):
+        for tool in rng.sample(self.file["tool"], rng.choices((0, 1, 2), (6, 5, 1))[0]):
             offer, _ = self.varied(rng, tool)
             if taken not in tool["names"] and offer["name"] not in {taken, *(other["name"] for other in found)}:
                 found.append(offer)
@@ -157,7 +157,7 @@ class ToolCorpus:
             return [dict(message) for message in with_tools(dialogue, read_tools(offers))]
         result: Message | None = None
         answer = ""
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             offer, request, arguments = self.invented_request(rng)
         else:
             offer, request, arguments, result, answer = self.known_request(rng)
@@ -221,7 +221,7 @@ class ToolCorpus:
         return [{"role": "user", "content": request.format(x=text)}, {"role": "assistant", "content": answer}]
 
     def draw(self, rng: random.Random) -> list[Message]:
-        kind = rng.choices((self.with_a_tool, self.as_json, self.repeated), (50, 15, 35))[0]
+        kind = rng.choices((self.with_a_tool, self.as_json, self.repeated), (65, 12, 23))[0]
         return kind(rng)
 
 

@@ -47,12 +47,13 @@ class Round(NamedTuple):
     bf16: bool = False  # products in bf16: faster where the processor multiplies it
 
 
-# Each round starts from the weights before it, with a fresh optimiser and fresh dialogues; the third, which teaches
-# tools and JSON, from the mean of the first two.
+# Each round starts from the weights before it, with a fresh optimiser and fresh dialogues; the third and the
+# fourth teach tools and JSON, from the mean of the first two on.
 ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.55, plain=0.0),
     Round(700, 5e-4, cool_down=0.9, plain=0.3),
-    Round(3000, 1.5e-3, cool_down=0.7, plain=0.15, tools=0.45, bf16=True),
+    Round(1500, 1.5e-3, cool_down=0.3, plain=0.15, tools=0.45, bf16=True),
+    Round(3300, 1.5e-3, cool_down=0.65, plain=0.15, tools=0.45, bf16=True),
 )
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
 
@@ -255,17 +256,16 @@ def train(folder: Path) -> None:
     # The mean of both rounds' weights: plain questions are understood, and what the first round knew is kept.
     mean = {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
     write_weights(mean, folder)
-    run_round(folder, 2)
+    for number in (2, 3):
+        run_round(folder, number)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
-    parser.add_argument(
-        "--tools-only", action="store_true", help="the third round alone, from the weights that are there"
-    )
+    parser.add_argument("--round", type=int, metavar="N", help="only this one of the four, from the weights there")
     args = parser.parse_args()
-    if args.tools_only:
-        run_round(args.out, 2)
+    if args.round:
+        run_round(args.out, args.round - 1)
     else:
         train(args.out)

@@ -1,0 +1,90 @@
+"""A LoRA adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors -> `Adapter`, or a refusal."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama3.checkpoint.names import HUGGING_FACE, LAYER, layer_name, shapes
+from llama3.checkpoint.safetensors_file import open_safetensors
+from llama3.checkpoint.shards import read_json
+from llama3.config import ModelConfig
+from llama3.errors import CheckpointError
+from llama3.model.lora import Adapter, LowRank
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_RANK = 64
+MATRICES = {LAYER[ours][0].removesuffix(".weight"): ours for ours in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")}
+TENSOR = re.compile(
+    rf"base_model\.model\.model\.layers\.(\d+)\.({'|'.join(map(re.escape, MATRICES))})\.lora_([AB])\.weight"
+)
+# What PEFT knows beside plain LoRA, and what the field says where it is not used. Each would give other numbers.
+UNUSED = {
+    "use_dora": "false", "bias": '"none"', "modules_to_save": "null", "fan_in_fan_out": "false", "rank_pattern": "{}",
+    "alpha_pattern": "{}", "lora_bias": "false", "layer_replication": "null", "trainable_token_indices": "null",
+    "use_qalora": "false", "alora_invocation_tokens": "null", "target_parameters": "null",
+}  # fmt: skip
+
+
+def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
+    """Raises CheckpointError, naming the field or the tensor, unless all of the adapter fits a model of this config."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; an adapter is one, with {CONFIG} and {WEIGHTS}")
+    rank, scale, targets = read_config(folder / CONFIG)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; PEFT's save_pretrained writes it")
+    tensors = open_safetensors(file)
+    expected, layers = shapes(config, HUGGING_FACE), [dict[str, LowRank]() for _ in range(config.n_layers)]
+    for name in tensors:
+        found = TENSOR.fullmatch(name)
+        if not found:
+            raise CheckpointError(f"{file}: tensor {name!r} is not LoRA of a linear layer of Llama 3's blocks")
+        i, matrix = int(found[1]), MATRICES[found[2]]
+        if i >= config.n_layers:
+            raise CheckpointError(f"{file}: tensor {name!r}: the model has {config.n_layers} layers: another base?")
+        a, b = (name.replace(f".lora_{found[3]}.", f".lora_{x}.") for x in "AB")
+        if missing := [x for x in (a, b) if x not in tensors]:
+            raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing")
+        out, width = expected[layer_name(i, matrix, HUGGING_FACE)]
+        for x, shape in ((a, (rank, width)), (b, (out, rank))):
+            if tensors[x].shape != shape:
+                raise CheckpointError(
+                    f"{file}: tensor {x!r} has the shape {tensors[x].shape}; expected {shape} for rank {rank} on this "
+                    "model: another base?"
+                )
+            if not np.isfinite(tensors[x].astype(np.float32)).all():
+                raise CheckpointError(f"{file}: tensor {x!r} holds a number that is not finite")
+        layers[i][matrix] = LowRank(tensors[a].astype(np.float32), tensors[b].astype(np.float32) * np.float32(scale))
+    for i, layer in enumerate(layers):
+        for target in targets:
+            if target in {name.split(".")[-1] for name in MATRICES} and not any(
+                name.endswith(target) and ours in layer for name, ours in MATRICES.items()
+            ):
+                raise CheckpointError(f"{file}: nothing for {target} of layer {i}, which {CONFIG} names as a target")
+    return layers
+
+
+def read_config(file: Path) -> tuple[int, float, list[str]]:
+    """(rank, scale, the modules of every layer that must be there)"""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; PEFT's save_pretrained writes it")
+    fields = read_json(file)
+    if fields.get("peft_type") != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {fields.get('peft_type')!r}; expected 'LORA'")
+    for field, unused in UNUSED.items():
+        if fields.get(field) not in (None, False, "none") and fields[field] != {} and fields[field] != []:
+            raise CheckpointError(f"{file}: {field} is {fields[field]!r}; expected {unused}: only plain LoRA is known")
+    rank: Any = fields.get("r")
+    alpha: Any = fields.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise CheckpointError(f"{file}: r is {rank!r}; expected a rank from 1 to {MAX_RANK}")
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise CheckpointError(f"{file}: lora_alpha is {alpha!r}; expected a number")
+    targets: Any = fields.get("target_modules")
+    whole = isinstance(targets, list) and not fields.get("layers_to_transform") and not fields.get("exclude_modules")
+    # rsLoRA (Kalajdzievski 2023) divides by the root, so that a higher rank does not learn ever more slowly.
+    return rank, alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank), targets if whole else []
