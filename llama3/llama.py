@@ -215,7 +215,7 @@ class Llama:
             known = ", ".join(["max_tokens", "stop", "json_schema", "lora", *SamplingParams.__dataclass_fields__])
             raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
         if lora is not None and lora not in self.adapters:
-            raise RequestError(f"there is no adapter {lora!r}; {', '.join(self.adapters) or 'none'} loaded")
+            raise RequestError(f"there is no adapter {lora!r}; loaded: {', '.join(self.adapters) or 'none'}")
         text = TextStream(self.tokenizer, check_stops(stop))
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids, lora)
         grammar = schema_grammar(json_schema) if json_schema is not None else grammar
