@@ -42,14 +42,19 @@ def run(llama: "Llama", inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]
 
     Raises ContractError before the first token for whatever is wrong with the inputs.
     """
+    stream, given = begin(llama, inputs)
+    return chunks(stream, given) if given.get("stream") else result(stream, given)
+
+
+def begin(llama: "Llama", inputs: Any) -> "tuple[Stream, dict[str, Any]]":
+    """`run` up to the first token: the answer to be, for `chunks` or `result`, and what was asked for."""
     given = validate(inputs)
     try:
-        stream = start(llama, given)
+        return start(llama, given), given
     except ContractError:
         raise
     except RequestError as error:
         raise bad_input(str(error)) from error
-    return chunks(stream, given) if given.get("stream") else result(stream, given)
 
 
 # ---- the inputs ----

@@ -14,6 +14,7 @@ EXAMPLES = [
 COMMANDS = {
     "generate": "answer one prompt. The default: a first word that is no command is the prompt",
     "chat": "talk, with a history; /help there lists what it can do",
+    "serve": "answer over HTTP, as Cloudflare Workers AI's hosted model does",
     "download": "fetch a checkpoint, into the hub's cache or a folder",
     "tokenize": "show the tokens of a text, or the text of tokens",
     "info": "describe a checkpoint: shape, parameters, bytes, special tokens",

@@ -33,8 +33,10 @@ def load(args: argparse.Namespace) -> "Llama":
             show = show or stack.enter_context(progress("weights to the GPU", 2 * total, "B", args.quiet))
             show(2 * done)  # bfloat16
 
-        lora = dict([args.lora]) if getattr(args, "lora", None) else None
-        llama = Llama.load(args.model, device=args.device, on_upload=on_upload, lora=lora)
+        given = getattr(args, "lora", None) or []
+        lora = dict(given if isinstance(given, list) else [given])
+        slots = getattr(args, "slots", 1)
+        llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora)
     if llama.tokenizer is None:
         raise RequestError(
             f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.model (or "

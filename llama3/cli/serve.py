@@ -1,0 +1,48 @@
+"""`llama3 serve`: answer over HTTP."""
+
+import argparse
+import os
+
+from llama3.cli.loading import load
+from llama3.cli.options import Parser, adapter, common_options, positive, whole_number
+from llama3.cli.terminal import note
+from llama3.errors import RequestError
+
+DESCRIPTION = """\
+Answer over HTTP as Cloudflare Workers AI answers for @hf/meta-llama/meta-llama-3-8b-instruct:
+
+  curl http://127.0.0.1:8000/client/v4/accounts/me/ai/run/@hf/meta-llama/meta-llama-3-8b-instruct \\
+    -d '{"prompt": "What is RoPE?"}'
+
+Without a token it listens on this machine alone. Ctrl-C or SIGTERM ends it."""
+
+
+def parser() -> Parser:
+    parser = Parser("llama3 serve [OPTIONS]", DESCRIPTION)
+    option = parser.group("server")
+    option("--host", metavar="HOST", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
+    option("--port", metavar="PORT", type=whole_number, default=8000, help="the port (default 8000)")
+    option("--token", metavar="TOKEN", help="what a request must bring: Authorization: Bearer TOKEN")
+    option("--allow-host", metavar="NAME", repeat=True, help="a host name that requests may use, beside this machine's")
+    option("--slots", metavar="N", type=positive, default=4, help="requests at once in one batch (default 4)")
+    option("--queue", metavar="N", type=positive, default=32, help="requests that may wait (default 32); more get 429")
+    option("--lora", metavar="NAME=FOLDER", type=adapter, repeat=True, help="a LoRA adapter that requests may name")
+    common_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.words:
+        raise RequestError(f"serve takes no prompt ({' '.join(args.words)!r}): requests bring theirs")
+    if not 0 < args.port < 65536:
+        raise RequestError(f"--port: {args.port} is no port; expected 1 to 65535")
+    try:
+        from llama3.server.main import serve
+    except ImportError as error:
+        raise RequestError(
+            f"llama3 serve needs the extra server ({error.name}): pip install 'llama3[server]'"
+        ) from None
+    if not args.quiet:
+        note(f"http://{args.host}:{args.port} (process {os.getpid()}); Ctrl-C ends it")
+    serve(lambda: load(args), args.host, args.port, args.token, args.slots, args.queue, tuple(args.allow_host or ()))
+    return 0

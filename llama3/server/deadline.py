@@ -1,0 +1,41 @@
+"""uvicorn on h11, and a deadline for a request to arrive: one that is sent half holds no connection for ever."""
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+RECEIVE_SECONDS = 10.0
+RECEIVING = (h11.IDLE, h11.SEND_BODY)  # states of the client: its request is not whole yet
+
+
+class DeadlineProtocol(H11Protocol):
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and self.conn.their_state in RECEIVING:
+            self._start()  # the next request on a connection that is kept alive
+        super().data_received(data)
+        if self.conn.their_state not in RECEIVING:
+            self._stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._expire)
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.close()

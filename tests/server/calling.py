@@ -1,0 +1,58 @@
+"""Call an ASGI application without a network, as many times as there is time for."""
+
+import asyncio
+import json
+from typing import Any, NamedTuple
+
+from llama3.server.app import MODELS
+
+RUN = f"/client/v4/accounts/me/ai/run/{MODELS[0]}"
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        assert self.headers["content-type"] == "application/json"
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """Of a stream that ends as it should; [DONE] itself is left out."""
+        assert self.headers["content-type"] == "text/event-stream"
+        *events, done, rest = self.body.decode().split("\n\n")
+        assert done == "data: [DONE]" and rest == "" and all(event.startswith("data: {") for event in events)
+        return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+async def call(app: Any, path: str, body: bytes, method: str = "POST", **headers: str) -> Reply:
+    """A header's name is written with _ for -."""
+    sent: list[dict[str, Any]] = []
+    given = {"host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 9),
+        "scheme": "http",
+        "root_path": "",
+    }
+    parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop() if parts else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, *rest = sent
+    headers_of = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Reply(start["status"], headers_of, b"".join(message.get("body", b"") for message in rest))
