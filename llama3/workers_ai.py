@@ -219,8 +219,11 @@ def bad_input(why: str) -> ContractError:
 # ---- the answer ----
 
 
-def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
-    """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun."""
+def start(llama: "Llama", given: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> "Stream":
+    """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun.
+
+    more: what `Llama.stream` knows beside the contract.
+    """
     from llama3.llama import MAX_TOKENS
 
     lora = given.get("lora")
@@ -242,8 +245,10 @@ def start(llama: "Llama", given: Mapping[str, Any]) -> "Stream":
         )
     parameters = {name: given[name] for name in NUMBERS if name in given and name != "max_tokens"}
     schema = given.get("response_format")
-    grammar = choice_grammar(tools) if tools and schema is None else None
-    return llama.stream(ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **parameters)
+    grammar = choice_grammar(tools, tool_choice) if tools and schema is None else None
+    return llama.stream(
+        ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **parameters, **more
+    )
 
 
 def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:

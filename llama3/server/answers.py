@@ -1,21 +1,23 @@
 """What goes back: the service's envelopes, and a stream of events that ends when its reader goes away."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llama3.workers_ai import chunks, result
+from llama3.errors import ContractError
+from llama3.workers_ai import bad_input, begin, chunks, result
 
 if TYPE_CHECKING:
-    from llama3.errors import ContractError
-    from llama3.llama import Stream
+    from llama3.llama import Llama, Stream
 
 InThread = Callable[..., Awaitable[Any]]
 NO_CAPACITY = 3040  # the service's code
+MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
 STOPPING = "AiError: the server is stopping; ask again later"
 
 
@@ -39,20 +41,53 @@ def refusal(message: str, code: int, status: int, result: Any = None, headers: d
     return Json({"errors": errors, "success": False, "result": result, "messages": []}, status, headers)
 
 
-def model_error(error: "ContractError", binding: bool) -> Json:
-    """binding: as a Worker's `env.AI.run` reads it; else as REST has it."""
+@dataclass(frozen=True)
+class Shape:
+    """How one kind of client asks and is answered."""
+
+    begin: Callable[["Llama", Any], "tuple[Stream, dict[str, Any]]"]  # body -> the answer to be, and what was asked for
+    result: Callable[["Stream", dict[str, Any]], dict[str, Any]]  # the whole answer
+    chunks: Callable[["Stream", dict[str, Any]], Iterator[dict[str, Any]]]  # the same as it comes
+    reply: Callable[[dict[str, Any]], Json]
+    refuse: Callable[[ContractError], Json]
+
+
+def rest_error(error: ContractError) -> Json:
+    return refusal(str(error), error.code, error.status, {})
+
+
+def binding_error(error: ContractError) -> Json:
+    """As a Worker's `env.AI.run` reads it."""
     message = str(error)
-    if not binding:
-        return refusal(message, error.code, error.status, {})
     description = message.removeprefix("AiError: ").removeprefix("Bad input: ")
     fields = {"internalCode": error.code, "httpCode": error.status, "name": "AiError"}
     return Json({**fields, "message": message, "description": description}, error.status)
 
 
+def unknown_model(name: str) -> ContractError | None:
+    if name in MODELS:
+        return None
+    return ContractError(f"AiError: No such model: No such model {name[:100]} or task", 5007, 400)
+
+
+def begin_inputs(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":
+    if not isinstance(body, dict) or "inputs" not in body:
+        raise bad_input("required properties at '/' are 'inputs'")
+    return begin(llama, body["inputs"])
+
+
+REST = Shape(begin, result, chunks, envelope, rest_error)
+BINDING = Shape(begin_inputs, result, chunks, Json, binding_error)
+
+
 async def whole(
-    stream: "Stream", given: dict[str, Any], receive: Receive, in_thread: InThread
+    work: Callable[["Stream", dict[str, Any]], dict[str, Any]],
+    stream: "Stream",
+    given: dict[str, Any],
+    receive: Receive,
+    in_thread: InThread,
 ) -> dict[str, Any] | None:
-    """The result; None if whoever asked has gone. Raises what `result` raises."""
+    """The result, work(stream, given); None if whoever asked has gone. Raises what `work` raises."""
     found: dict[str, Any] | None = None
     failed: Exception | None = None
     gone = False
@@ -66,7 +101,7 @@ async def whole(
 
         group.start_soon(watch)
         try:
-            found = await in_thread(result, stream, given)
+            found = await in_thread(work, stream, given)
         except Exception as error:
             failed = error  # raised in here it would become a group of errors
         finally:
@@ -87,14 +122,14 @@ class Events(Response):
     def __init__(
         self,
         stream: "Stream",
-        given: dict[str, Any],
+        chunks: Iterator[dict[str, Any]],
         in_thread: InThread,
         stopping: Callable[[], bool],
         done: Callable[[], None],
     ):
         super().__init__(None, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
         del self.headers["content-length"]
-        self.stream, self.given, self.in_thread, self.stopping, self.done = stream, given, in_thread, stopping, done
+        self.stream, self.chunks, self.in_thread, self.stopping, self.done = stream, chunks, in_thread, stopping, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -107,8 +142,7 @@ class Events(Response):
 
                 group.start_soon(watch)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                pieces = chunks(self.stream, self.given)
-                while (chunk := await self.in_thread(next, pieces, None)) is not None:
+                while (chunk := await self.in_thread(next, self.chunks, None)) is not None:
                     await send(event(chunk))
                     if self.stopping():
                         await send(event({"response": "", "errors": [{"message": STOPPING, "code": NO_CAPACITY}]}))

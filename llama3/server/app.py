@@ -1,6 +1,7 @@
 """The routes: a request's body in, `llama3.workers_ai` asked, its answer in the envelope of whoever asks.
 
-`POST /client/v4/accounts/{account}/ai/run/{model}` is the REST call, `POST /run` that of a Worker's AI binding.
+`POST /client/v4/accounts/{account}/ai/run/{model}` is the REST call, `POST /run` that of a Worker's AI binding, and
+`.../v1/chat/completions` OpenAI's.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -18,14 +19,28 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llama3.errors import ContractError
-from llama3.server.answers import NO_CAPACITY, Events, Json, envelope, model_error, refusal, whole
+from llama3.server.answers import (
+    BINDING,
+    MODELS,
+    NO_CAPACITY,
+    REST,
+    Events,
+    Json,
+    Shape,
+    binding_error,
+    refusal,
+    rest_error,
+    unknown_model,
+    whole,
+)
 from llama3.server.gate import Gate
-from llama3.workers_ai import bad_input, begin
+from llama3.server.openai import OPENAI
+from llama3.workers_ai import bad_input
 
 if TYPE_CHECKING:
     from llama3.llama import Llama
 
-MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
+ACCOUNT = "/client/v4/accounts/{account}/ai"
 MAX_BODY = 1 << 20  # bytes
 GONE = 499  # nobody reads this status: the client has left
 
@@ -61,30 +76,32 @@ class Service:
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await anyio.to_thread.run_sync(partial(function, *args), limiter=self.limiter)
 
-    async def answer(self, request: Request, inputs: Any, binding: bool) -> Response:
+    async def answer(self, request: Request, shape: Shape) -> Response:
         if self.llama is None or self.stopping:
-            return refusal("the model is not there yet" if not self.stopping else "the server is stopping", 7009, 503)
+            return refusal("the server is stopping" if self.stopping else "the model is not there yet", 7009, 503)
         if self.in_flight >= self.room:
-            busy = ContractError("AiError: Capacity temporarily exceeded, please try again.", NO_CAPACITY, 429)
-            answer = model_error(busy, binding)
+            full = ContractError("AiError: Capacity temporarily exceeded, please try again.", NO_CAPACITY, 429)
+            answer = shape.refuse(full)
             answer.headers["retry-after"] = "1"
             return answer
         self.in_flight += 1
         handed_on = False
         try:
-            stream, given = await self.in_thread(begin, self.llama, inputs)
+            body = await read_body(request)
+            stream, given = await self.in_thread(shape.begin, self.llama, body)
             if given.get("stream"):
                 handed_on = True
-                return Events(stream, given, self.in_thread, lambda: self.stopping, self._done)
-            found = await whole(stream, given, request.receive, self.in_thread)
-            if found is None:
-                return Response(status_code=GONE)
-            return Json(found) if binding else envelope(found)
+                chunks = shape.chunks(stream, given)
+                return Events(stream, chunks, self.in_thread, lambda: self.stopping, self._done)
+            found = await whole(shape.result, stream, given, request.receive, self.in_thread)
+            return shape.reply(found) if found is not None else Response(status_code=GONE)
         except ContractError as error:
-            return model_error(error, binding)
+            return shape.refuse(error)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
         except Exception as error:  # a step that failed: the requests in it end, the server goes on
             message = f"AiError: {' '.join(str(error).split())}"
-            return model_error(ContractError(message, 3043, 500), binding)
+            return shape.refuse(ContractError(message, 3043, 500))
         finally:
             if not handed_on:
                 self._done()
@@ -95,25 +112,20 @@ class Service:
 
 def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] = ()) -> Starlette:
     async def run(request: Request) -> Response:
-        model = request.path_params["model"]
-        if model not in MODELS:
-            return refusal(f"AiError: No such model: No such model {model[:100]} or task", 5007, 400, {})
-        try:
-            return await service.answer(request, await read_body(request), binding=False)
-        except ContractError as error:
-            return model_error(error, binding=False)
+        unknown = unknown_model(request.path_params["model"])
+        return rest_error(unknown) if unknown else await service.answer(request, REST)
 
     async def run_binding(request: Request) -> Response:
-        try:
-            model = request.headers.get("cf-consn-model-id", MODELS[0])
-            if model not in MODELS:
-                raise ContractError(f"AiError: No such model: No such model {model[:100]} or task", 5007, 400)
-            body = await read_body(request)
-            if not isinstance(body, dict) or "inputs" not in body:
-                raise bad_input("required properties at '/' are 'inputs'")
-            return await service.answer(request, body["inputs"], binding=True)
-        except ContractError as error:
-            return model_error(error, binding=True)
+        unknown = unknown_model(request.headers.get("cf-consn-model-id", MODELS[0]))
+        return binding_error(unknown) if unknown else await service.answer(request, BINDING)
+
+    async def chat(request: Request) -> Response:
+        return await service.answer(request, OPENAI)
+
+    async def models(request: Request) -> Response:
+        return Json(
+            {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "meta"} for name in MODELS]}
+        )
 
     async def health(request: Request) -> Response:
         return Json({"status": "ok"} if service.llama else {"status": "loading"}, 200 if service.llama else 503)
@@ -124,17 +136,16 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
             return refusal(f"{request.method[:20]} not supported for requested URI", 7001, 405)
         return refusal("No route for that URI", 7000, error.status_code)
 
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=GONE)
-
     app = Starlette(
         routes=[
-            Route("/client/v4/accounts/{account}/ai/run/{model:path}", run, methods=["POST"]),
+            Route(ACCOUNT + "/run/{model:path}", run, methods=["POST"]),
             Route("/run", run_binding, methods=["POST"]),
+            *(Route(f"{base}/v1/chat/completions", chat, methods=["POST"]) for base in ("", ACCOUNT)),
+            *(Route(f"{base}/v1/models", models) for base in ("", ACCOUNT)),
             Route("/health", health),
         ],
         middleware=[Middleware(Gate, token=token, hosts=hosts)],
-        exception_handlers={HTTPException: http_error, ClientDisconnect: gone},
+        exception_handlers={HTTPException: http_error},
         lifespan=service.lifespan,
     )
     app.router.redirect_slashes = False

@@ -1,0 +1,67 @@
+"""The `cloudflare` package against the server."""
+
+import json
+
+import cloudflare
+import pytest
+
+from llama3 import Llama
+from llama3.server.answers import MODELS
+
+MODEL = MODELS[0]
+
+
+def run(client, **inputs):
+    return client.ai.run(MODEL, account_id="me", **inputs)
+
+
+def test_an_answer_is_that_of_run(cloudflare_client):
+    inputs = {"prompt": "What is RoPE?", "max_tokens": 12, "seed": 3}
+    assert run(cloudflare_client, **inputs) == Llama.load().run(inputs)
+    inputs = {"messages": [{"role": "user", "content": "What is RoPE?"}], "max_tokens": 12, "seed": 3}
+    assert run(cloudflare_client, **inputs) == Llama.load().run(inputs)
+
+
+def test_a_stream_has_the_same_text_and_ends_as_it_should(cloudflare_client):
+    inputs = {"prompt": "What is RoPE?", "max_tokens": 12, "seed": 3}
+    streaming = cloudflare_client.ai.with_streaming_response
+    with streaming.run(MODEL, account_id="me", stream=True, **inputs) as reply:
+        lines = [line for line in reply.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(chunk["response"] for chunk in chunks) == run(cloudflare_client, **inputs)["response"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 12
+
+
+def test_json_mode(cloudflare_client):
+    schema = {"type": "object", "properties": {"known": {"type": "boolean"}}, "required": ["known"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": schema}
+    assert json.loads(run(cloudflare_client, prompt="RoPE?", response_format=form)["response"]).keys() == {"known"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "code"),
+    [
+        ({"prompt": "a", "temperature": 9}, cloudflare.BadRequestError, 5006),
+        ({"prompt": ""}, cloudflare.BadRequestError, 5006),
+        ({"prompt": "a", "lora": "nobody"}, cloudflare.BadRequestError, 5006),
+        ({"prompt": "a", "max_tokens": 100_000}, cloudflare.APIStatusError, 5021),
+        ({"prompt": "x" * 1_100_000}, cloudflare.APIStatusError, 3006),
+    ],
+)
+def test_errors_have_their_codes(cloudflare_client, inputs, error, code):
+    with pytest.raises(error) as caught:
+        run(cloudflare_client, **inputs)
+    assert [one.code for one in caught.value.errors] == [code]
+
+
+def test_an_unknown_model_and_a_wrong_token(served, cloudflare_client):
+    with pytest.raises(cloudflare.BadRequestError) as caught:
+        cloudflare_client.ai.run("@cf/other", account_id="me", prompt="a")
+    assert caught.value.errors[0].code == 5007
+    client = cloudflare.Cloudflare(
+        api_token="wrong", base_url=f"http://127.0.0.1:{served.port}/client/v4", max_retries=0
+    )
+    with pytest.raises(cloudflare.AuthenticationError):
+        run(client, prompt="a")

@@ -1,0 +1,126 @@
+"""The `openai` package against the server: what it sends is understood, and what it reads is there."""
+
+import json
+import math
+
+import openai
+import pytest
+
+from llama3 import Llama
+from llama3.server.answers import MODELS
+
+MODEL = MODELS[0]
+ASK = [{"role": "user", "content": "What is RoPE?"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"about": {"enum": ["RoPE", "the sampler"]}, "known": {"type": "boolean"}},
+    "required": ["about", "known"],
+    "additionalProperties": False,
+}
+
+
+def ask(client, **more):
+    return client.chat.completions.create(model=MODEL, messages=ASK, **{"max_tokens": 20, **more})
+
+
+def test_an_answer_is_that_of_the_python_api_plain_and_streamed(openai_client):
+    expected = Llama.load().chat(ASK, max_tokens=20, seed=7)
+    found = ask(openai_client, seed=7)
+    assert found.choices[0].message.content == expected.text and found.choices[0].finish_reason == "length"
+    assert found.usage.total_tokens == expected.usage.total_tokens
+    pieces = list(ask(openai_client, seed=7, stream=True, stream_options={"include_usage": True}))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.text
+    assert pieces[-1].choices[0].finish_reason == "length" and pieces[-1].usage.completion_tokens == 20
+
+
+def test_a_stop_string_ends_it_before_itself(openai_client):
+    found = ask(openai_client, temperature=0, stop=[" position"], max_tokens=60)
+    assert found.choices[0].finish_reason == "stop" and " position" not in found.choices[0].message.content
+
+
+def test_null_is_as_good_as_absent_and_text_may_come_in_parts(openai_client):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "RoPE?"}]}]
+    a = openai_client.chat.completions.create(
+        model=MODEL, messages=parts, temperature=0, max_completion_tokens=9, stop=None, extra_body={"top_k": None}
+    )
+    assert a.choices[0].message.content == ask(openai_client, temperature=0, max_tokens=9).choices[0].message.content
+
+
+def test_json_by_a_schema(openai_client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    for stream in (False, True):
+        found = ask(openai_client, response_format=form, temperature=1, seed=3, stream=stream, max_tokens=99)
+        text = "".join(p.choices[0].delta.content or "" for p in found) if stream else found.choices[0].message.content
+        assert json.loads(text).keys() == {"about", "known"}
+    cut = ask(openai_client, response_format=form, max_tokens=2)
+    assert cut.choices[0].finish_reason == "length"
+
+
+def test_a_tool_that_must_be_called_is_and_its_result_can_be_given_back(openai_client):
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    parameters = {"model": MODEL, "tools": [TOOL], "temperature": 0, "max_tokens": 90}
+    found = openai_client.chat.completions.create(messages=messages, tool_choice="required", **parameters)
+    (call,) = found.choices[0].message.tool_calls
+    assert found.choices[0].finish_reason == "tool_calls" and found.choices[0].message.content is None
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments).keys() == {"city"}
+    pieces = list(
+        openai_client.chat.completions.create(messages=messages, tool_choice="required", stream=True, **parameters)
+    )
+    (streamed,) = [piece for piece in pieces if piece.choices[0].delta.tool_calls]
+    again = streamed.choices[0].delta.tool_calls[0].function
+    assert (again.name, again.arguments) == (call.function.name, call.function.arguments)
+    messages += [found.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "12 degrees, sunny"}]
+    again = openai_client.chat.completions.create(messages=messages, tool_choice="none", **parameters)
+    assert again.choices[0].message.content and again.choices[0].message.tool_calls is None
+
+
+def test_logprobs_are_those_of_the_model(openai_client):
+    found = ask(openai_client, logprobs=True, top_logprobs=5, temperature=0, max_tokens=8)
+    content = found.choices[0].logprobs.content
+    assert "".join(one.token for one in content) == found.choices[0].message.content and len(content) == 8
+    for one in content:
+        assert one.logprob == one.top_logprobs[0].logprob and len(one.top_logprobs) == 5  # greedy: the likeliest
+        assert sum(math.exp(other.logprob) for other in one.top_logprobs) <= 1 + 1e-6
+        assert bytes(one.bytes).decode() == one.token
+    pieces = list(ask(openai_client, logprobs=True, temperature=0, max_tokens=8, stream=True))
+    tokens = [one.token for p in pieces if p.choices[0].logprobs for one in p.choices[0].logprobs.content]
+    assert tokens == [one.token for one in content]
+
+
+def test_the_models_are_listed(openai_client):
+    assert [model.id for model in openai_client.models.list()] == list(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "code"),
+    [
+        ({"temperature": 5.1}, openai.BadRequestError, 5006),
+        ({"model": "gpt-4"}, openai.BadRequestError, 5007),
+        ({"n": 2}, openai.BadRequestError, 5006),
+        ({"messages": []}, openai.BadRequestError, 5006),
+        ({"messages": [{"role": "user"}], "tools": [{"type": "function"}]}, openai.BadRequestError, 5006),
+        ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, 5006),
+        ({"stop": ["x"] * 17}, openai.BadRequestError, 5006),
+        ({"tools": [TOOL], "tool_choice": {"function": {"name": "no"}}}, openai.BadRequestError, 5006),
+        ({"extra_body": {"lora": "nobody"}}, openai.BadRequestError, 5006),
+        ({"max_tokens": 100_000}, openai.APIStatusError, 5021),
+    ],
+)  # fmt: skip
+def test_errors_have_the_services_codes(openai_client, more, error, code):
+    with pytest.raises(error) as caught:
+        openai_client.chat.completions.create(**{"model": MODEL, "messages": ASK, "max_tokens": 5, **more})
+    assert caught.value.body["errors"][0]["code"] == code or caught.value.response.json()["errors"][0]["code"] == code
+
+
+def test_a_wrong_token_is_no_entrance(served):
+    client = openai.OpenAI(api_key="wrong", base_url=f"http://127.0.0.1:{served.port}/v1", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        ask(client)
