@@ -7,6 +7,7 @@ import pytest
 from llama3.cli import main
 from llama3.llama import Llama
 from tests.cli.running import Screen, give_stdin, run
+from tests.tiny import random_adapter, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,22 @@ def test_a_file_that_is_no_schema_and_no_tools(
 def test_tools_go_neither_with_raw_nor_with_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hi", "--tools", "x", "--raw"]) == 2 and main(["hi", "--tools", "x", "--json-schema", "y"]) == 2
     assert "does not go with --raw" in capsys.readouterr().err
+
+
+def test_an_adapter_answers_under_its_name(
+    llama: Llama, talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "x", random_adapter(llama.config, 3))
+    options = ["hi", "--temperature", "0", "--max-tokens", "9", "--quiet"]
+    assert main([*options, "--lora", f"mine={folder}"]) == 0
+    found = capsys.readouterr().out
+    expected = Llama.load(talker, lora={"mine": folder}).chat(ask("hi"), temperature=0, max_tokens=9, lora="mine")
+    assert found == expected.text + "\n"
+    assert main(options) == 0
+    assert capsys.readouterr().out != found
+
+
+@pytest.mark.parametrize("value", ["", "mine", "=x", "mine="])
+def test_an_adapter_needs_a_name_and_a_folder(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hi", "--lora", value]) == 2
+    assert capsys.readouterr().err == f"llama3: --lora: {value!r} is not NAME=FOLDER\n"

@@ -9,7 +9,16 @@ from llama3.errors import RequestError
 from llama3.llama import MAX_TOKENS
 from llama3.sampler import SamplingParams
 
-VALUES = {"temperature": "0.25", "device": "cpu", "slots": "3", "rtol": "0.5", "max_kl": "0.5", "min_top1": "0.5"}
+OTHERS = {"device": "cuda", "lora": "y=folder"}  # not "2"
+VALUES = {
+    "lora": "x=folder",
+    "temperature": "0.25",
+    "device": "cpu",
+    "slots": "3",
+    "rtol": "0.5",
+    "max_kl": "0.5",
+    "min_top1": "0.5",
+}
 
 
 def parser_of(command: str) -> Parser:
@@ -40,7 +49,7 @@ def test_every_option_has_a_variable_that_does_the_same_and_gives_way_to_it(
     assert getattr(mirrored, option.name) == getattr(given, option.name)
     assert mirrored.source[option.name] == option.variable and given.source[option.name] == option.flag
 
-    monkeypatch.setenv(option.variable, "0" if is_switch(option) else "2" if option.name != "device" else "cuda")
+    monkeypatch.setenv(option.variable, "0" if is_switch(option) else OTHERS.get(option.name, "2"))
     again = parser_of(command).read([option.flag] if is_switch(option) else [option.flag, value])
     assert getattr(again, option.name) == getattr(given, option.name)
 
