@@ -44,5 +44,6 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     if not args.quiet:
         note(f"http://{args.host}:{args.port} (process {os.getpid()}); Ctrl-C ends it")
-    serve(lambda: load(args), args.host, args.port, args.token, args.slots, args.queue, tuple(args.allow_host or ()))
+    hosts = tuple(args.allow_host or ())
+    serve(lambda: load(args), args.host, args.port, args.token, args.slots, args.queue, hosts, args.quiet)
     return 0

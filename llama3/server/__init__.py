@@ -1,1 +1,1 @@
-"""The hosted model's HTTP, on your own machine. Read: app, gate, answers, deadline, main. Needs the extra `server`."""
+"""The hosted model's HTTP, on your own machine (extra `server`). Read: app, gate, answers, openai, journal, main."""

@@ -34,11 +34,12 @@ from llama3.server.answers import (
     whole,
 )
 from llama3.server.gate import Gate
+from llama3.server.journal import Figures, Journal
 from llama3.server.openai import OPENAI
 from llama3.workers_ai import bad_input
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama
+    from llama3.llama import Llama, Stream
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
 MAX_BODY = 1 << 20  # bytes
@@ -54,6 +55,7 @@ class Service:
         self.error: Exception | None = None  # of loading
         self.on_error: Callable[[], None] = lambda: None
         self.in_flight = 0
+        self.figures = Figures(lambda: self.in_flight)
         self.stopping = False
         # A request in flight blocks a thread while it waits for its next token.
         self.limiter = anyio.CapacityLimiter(self.room + 2)
@@ -85,14 +87,14 @@ class Service:
             answer.headers["retry-after"] = "1"
             return answer
         self.in_flight += 1
-        handed_on = False
+        handed_on, stream = False, None
         try:
             body = await read_body(request)
             stream, given = await self.in_thread(shape.begin, self.llama, body)
             if given.get("stream"):
                 handed_on = True
                 chunks = shape.chunks(stream, given)
-                return Events(stream, chunks, self.in_thread, lambda: self.stopping, self._done)
+                return Events(stream, chunks, self.in_thread, lambda: self.stopping, partial(self._done, stream))
             found = await whole(shape.result, stream, given, request.receive, self.in_thread)
             return shape.reply(found) if found is not None else Response(status_code=GONE)
         except ContractError as error:
@@ -104,13 +106,16 @@ class Service:
             return shape.refuse(ContractError(message, 3043, 500))
         finally:
             if not handed_on:
-                self._done()
+                self._done(stream)
 
-    def _done(self) -> None:
+    def _done(self, stream: "Stream | None") -> None:
         self.in_flight -= 1
+        if stream is not None:
+            self.figures.tokens.labels("prompt").inc(stream.usage.prompt_tokens)
+            self.figures.tokens.labels("generated").inc(stream.usage.completion_tokens)
 
 
-def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] = ()) -> Starlette:
+def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] = (), quiet: bool = True) -> Starlette:
     async def run(request: Request) -> Response:
         unknown = unknown_model(request.path_params["model"])
         return rest_error(unknown) if unknown else await service.answer(request, REST)
@@ -130,6 +135,9 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
     async def health(request: Request) -> Response:
         return Json({"status": "ok"} if service.llama else {"status": "loading"}, 200 if service.llama else 503)
 
+    async def metrics(request: Request) -> Response:
+        return Response(service.figures.text(), media_type="text/plain; version=0.0.4")
+
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
@@ -143,8 +151,12 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
             *(Route(f"{base}/v1/chat/completions", chat, methods=["POST"]) for base in ("", ACCOUNT)),
             *(Route(f"{base}/v1/models", models) for base in ("", ACCOUNT)),
             Route("/health", health),
+            Route("/metrics", metrics),
         ],
-        middleware=[Middleware(Gate, token=token, hosts=hosts)],
+        middleware=[
+            Middleware(Journal, figures=service.figures, quiet=quiet),
+            Middleware(Gate, token=token, hosts=hosts),
+        ],
         exception_handlers={HTTPException: http_error},
         lifespan=service.lifespan,
     )

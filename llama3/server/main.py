@@ -37,6 +37,7 @@ def serve(
     slots: int,
     queue: int,
     hosts: tuple[str, ...] = (),
+    quiet: bool = False,
 ) -> None:
     """Until a signal ends it. Raises what loading the model has raised, and RequestError for an open door."""
     if not token and host not in LOOPBACK:
@@ -46,7 +47,7 @@ def serve(
     service = Service(load, slots, queue)
     hosts = (*hosts, *(() if host in ("0.0.0.0", "::") else (host,)))
     config = uvicorn.Config(
-        make_app(service, token, hosts),
+        make_app(service, token, hosts, quiet),
         host=host,
         port=port,
         http=DeadlineProtocol,

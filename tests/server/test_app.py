@@ -218,3 +218,22 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(llama, monkeypatch):
         errors = failed.events()[-1]["errors"] if stream else failed.json()["errors"]
         assert "no room" in errors[0]["message"] and errors[0]["code"] == 3043
         assert fine.status == 200
+
+
+def test_the_figures_count_requests_by_status_and_tokens_and_say_nothing_else(llama, capsys):
+    async def run():
+        service = Service(lambda: llama, 4, 8)
+        service.llama = llama
+        app = make_app(service, quiet=False)
+        for given in (body(prompt="secret", max_tokens=5), b"{", body(prompt="secret", max_tokens=3, stream=True)):
+            await call(app, RUN, given)
+        return await call(app, "/metrics", b"", "GET")
+
+    found = asyncio.run(run()).body.decode()
+    assert 'llama3_requests_total{status="200"} 2.0' in found and 'llama3_requests_total{status="400"} 1.0' in found
+    assert 'llama3_tokens_total{kind="generated"} 8.0' in found and "llama3_requests_in_flight 0.0" in found
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["status"] for line in lines] == [200, 400, 200, 200]
+    assert "secret" not in str(lines) and all(
+        line.keys() == {"time", "method", "path", "status", "ms"} for line in lines
+    )

@@ -30,7 +30,7 @@ class Running:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         start = f"{code}\nfrom llama3.cli import main; main()"
-        command = [sys.executable, "-c", start, "serve", "--port", str(self.port), "--slots", "1", "--device", "cpu"]
+        command = [sys.executable, "-c", start, "serve", "--port", str(self.port), "--slots", "1", "--quiet"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA3_")}
         self.process = subprocess.Popen(
             [*command, *options], stderr=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": ROOT}
