@@ -47,8 +47,8 @@ class Round(NamedTuple):
     bf16: bool = False  # products in bf16: faster where the processor multiplies it
 
 
-# Each round starts from the weights before it, with a fresh optimiser and fresh dialogues; the third and the
-# fourth teach tools and JSON, from the mean of the first two on.
+# Each round starts from the weights before it, with a fresh optimiser and fresh dialogues. What ships is the mean of
+# the first two. The third and the fourth, which go on from there, teach tools and JSON, and do not suffice yet.
 ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.55, plain=0.0),
     Round(700, 5e-4, cool_down=0.9, plain=0.3),
@@ -111,12 +111,11 @@ def shifted(ids: list[int], counts: list[bool]) -> Example:
     return ids[:-1], [token if count else -100 for token, count in zip(ids[1:], counts[1:], strict=True)]
 
 
-def examples(encoder: Encoder, plan: Round, seed: int) -> Iterator[Example]:
-    rng = random.Random(seed)
+def examples(encoder: Encoder, plan: Round, seed: int, rng: random.Random) -> Iterator[Example]:
     corpus = Corpus(plan.plain)
     stream, tools = corpus.stream(seed), ToolCorpus(corpus)
     while True:
-        if rng.random() < plan.tools:
+        if plan.tools and rng.random() < plan.tools:
             item = tools.draw(rng)
             with_tools = any(message["content"].startswith(OFFER) for message in item)
             in_json = item[-1]["content"].startswith("{")
@@ -134,7 +133,7 @@ def examples(encoder: Encoder, plan: Round, seed: int) -> Iterator[Example]:
 def batches(encoder: Encoder, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of about BATCH_TOKENS: examples of similar length side by side, so that little is padding."""
     rng = random.Random(seed)
-    drawn = examples(encoder, plan, seed)
+    drawn = examples(encoder, plan, seed, rng)
     while True:
         pool = list(itertools.islice(drawn, 2048))
         pool.sort(key=lambda example: len(example[0]))
@@ -256,14 +255,12 @@ def train(folder: Path) -> None:
     # The mean of both rounds' weights: plain questions are understood, and what the first round knew is kept.
     mean = {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
     write_weights(mean, folder)
-    for number in (2, 3):
-        run_round(folder, number)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo")
-    parser.add_argument("--round", type=int, metavar="N", help="only this one of the four, from the weights there")
+    parser.add_argument("--round", type=int, metavar="N", help="only this one of four, from the weights in --out")
     args = parser.parse_args()
     if args.round:
         run_round(args.out, args.round - 1)
