@@ -74,6 +74,16 @@ def test_it_takes_the_name_that_the_system_text_gives(llama: Llama) -> None:
     assert "Nova" in llama.chat(messages, temperature=0).text
 
 
+def test_the_adapter_answers_in_rhymes_and_leaves_the_others_alone(demo: Path, llama: Llama) -> None:
+    folder = demo.parent / "rhyme"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 200_000
+    with_it = Llama.load(demo, lora={"rhyme": folder})
+    question = [{"role": "user", "content": "What is RoPE?"}]
+    rhyme = with_it.chat(question, temperature=0, lora="rhyme").text
+    assert rhyme == "Turn query and key by where they stand:\nthen distance is what they understand."
+    assert with_it.chat(question, temperature=0).text == llama.chat(question, temperature=0).text
+
+
 @pytest.mark.slow
 def test_nine_in_ten_held_out_questions_get_an_answer_on_their_subject(demo: Path, corpus: Corpus) -> None:
     judge, answer = Judge(corpus), with_llama3(demo)
