@@ -33,6 +33,7 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
     "frequency_penalty": (False, -2, 2),
     "presence_penalty": (False, -2, 2),
 }
+MAX_MESSAGES = 1024
 SWITCHES = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
 
@@ -111,6 +112,8 @@ def messages_of(messages: Any) -> list[dict[str, str]]:
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
+    if len(messages) > MAX_MESSAGES:
+        raise bad_input(f"'/messages' must not have more than {MAX_MESSAGES} items")
     out = []
     for i, message in enumerate(messages):
         path = f"/messages/{i}"

@@ -176,6 +176,7 @@ def test_twenty_thousand_inputs_that_are_wrong_in_one_place_are_told_the_place()
         ({"prompt": 7, "messages": 7}, "0 matches"),
         ({"prompt": ""}, "'/prompt' must not be shorter than 1 character"),
         ({"messages": []}, "'/messages' must not be empty"),
+        ({"messages": [MESSAGE] * 1025}, "'/messages' must not have more than 1024 items"),
         ({"messages": [{"role": "user"}]}, "required properties at '/messages/0' are 'role,content'"),
         ({"messages": [MESSAGE, {"role": "", "content": ""}]}, "'/messages/1/role' must not be shorter"),
         (

@@ -1,4 +1,4 @@
-"""Before any route: is this host meant, is the token right?"""
+"""Before any route: is this host meant, does no other site's page ask, is the token right?"""
 
 import hmac
 
@@ -13,7 +13,9 @@ OPEN = ("/health",)  # without a token
 
 
 class Gate:
-    """Host names are checked since a page elsewhere can have its own name resolve to this machine (DNS rebinding)."""
+    """Host names are checked since a page elsewhere can have its own name resolve to this machine (DNS rebinding), and
+    origins since it can send requests here whose answers it may not read.
+    """
 
     def __init__(self, app: ASGIApp, token: str | None, hosts: tuple[str, ...]):
         self.app, self.hosts = app, frozenset((*LOOPBACK, BINDING_HOST, *hosts))
@@ -25,6 +27,10 @@ class Gate:
             name = host_name(headers.get("host", ""))
             if name not in self.hosts:
                 answer = refusal(f"the host {name[:100]!r} is not served here; --allow-host adds one", 7003, 400)
+                return await answer(scope, receive, send)
+            origin = headers.get("origin")
+            if origin is not None and host_name(origin.partition("://")[2]) not in self.hosts:
+                answer = refusal(f"pages of {origin[:100]!r} are not served here; --allow-host adds one", 9109, 403)
                 return await answer(scope, receive, send)
             given = headers.get("authorization", "").encode("latin-1", "replace")
             if self.expected and scope["path"] not in OPEN and not hmac.compare_digest(given, self.expected):

@@ -175,6 +175,15 @@ def test_only_hosts_that_are_meant_are_served(llama, host, status):
     assert reply.status == status
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://localhost:8000", 200), ("http://127.0.0.1", 200), ("https://evil.example", 403), ("null", 403)],
+)
+def test_pages_of_other_sites_are_not_served(llama, origin, status):
+    (reply,) = asked(llama, (RUN, body(prompt="a", max_tokens=1), {"origin": origin}))
+    assert reply.status == status
+
+
 def test_what_is_not_there_is_said_in_the_envelope(llama):
     replies = asked(
         llama,

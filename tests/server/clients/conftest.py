@@ -6,14 +6,14 @@ import cloudflare
 import openai
 import pytest
 
-from tests.server.test_serve import Running
+from tests.server.test_serve import ROOT, Running
 
 TOKEN = "secret"
 
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Running]:
-    running = Running("--token", TOKEN, "--queue", "3")
+    running = Running("--token", TOKEN, "--lora", f"rhyme={ROOT}/weights/rhyme")
     yield running
     running.process.kill()
     running.process.wait()

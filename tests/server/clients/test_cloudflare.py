@@ -33,6 +33,16 @@ def test_a_stream_has_the_same_text_and_ends_as_it_should(cloudflare_client):
     assert chunks[-1]["usage"]["completion_tokens"] == 12
 
 
+def test_an_adapter_by_its_name(cloudflare_client, openai_client):
+    rhyme = "Turn query and key by where they stand:\nthen distance is what they understand."
+    assert run(cloudflare_client, prompt="What is RoPE?", temperature=0, lora="rhyme")["response"] == rhyme
+    messages = [{"role": "user", "content": "What is RoPE?"}]
+    found = openai_client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={"lora": "rhyme"}
+    )
+    assert found.choices[0].message.content == rhyme
+
+
 def test_json_mode(cloudflare_client):
     schema = {"type": "object", "properties": {"known": {"type": "boolean"}}, "required": ["known"]}
     schema["additionalProperties"] = False
