@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llama3.errors import ContractError
+from llama3.server import playground
 from llama3.server.answers import (
     BINDING,
     MODELS,
@@ -128,9 +129,8 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
         return await service.answer(request, OPENAI)
 
     async def models(request: Request) -> Response:
-        return Json(
-            {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "meta"} for name in MODELS]}
-        )
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "meta"} for name in MODELS]
+        return Json({"object": "list", "data": data, "adapters": service.llama.adapters if service.llama else []})
 
     async def health(request: Request) -> Response:
         return Json({"status": "ok"} if service.llama else {"status": "loading"}, 200 if service.llama else 503)
@@ -152,6 +152,7 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
             *(Route(f"{base}/v1/models", models) for base in ("", ACCOUNT)),
             Route("/health", health),
             Route("/metrics", metrics),
+            *playground.routes,
         ],
         middleware=[
             Middleware(Journal, figures=service.figures, quiet=quiet),

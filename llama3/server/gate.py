@@ -6,10 +6,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llama3.server.answers import refusal
+from llama3.server.playground import FILES
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BINDING_HOST = "workers-binding.ai"  # what a Worker's AI binding calls its other end
-OPEN = ("/health",)  # without a token
+OPEN = ("/health", *FILES)  # without a token
 
 
 class Gate:

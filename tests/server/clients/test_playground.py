@@ -1,0 +1,210 @@
+"""The page in a real Chromium: it streams, stops, remembers, calls, and the code that it shows runs."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.server.clients.conftest import TOKEN
+from tests.server.test_serve import ROOT, Running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+EVIL = '<img src=x onerror="document.title=\'hacked\'"> it\'s \\ "quoted" é'
+TOOLS = json.loads(Path(ROOT, "docs", "weather.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[Running]:
+    """Without a token, as on one's own machine."""
+    running = Running("--lora", f"rhyme={ROOT}/weights/rhyme")
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture
+def page(browser: Browser, open_server: Running) -> Iterator[Page]:
+    context = browser.new_context()
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.goto(f"http://127.0.0.1:{open_server.port}/")
+    expect(page.locator("#model")).to_have_text("@hf/meta-llama/meta-llama-3-8b-instruct")
+    yield page
+    context.close()
+    assert [text for text in wrong if "400 (Bad Request)" not in text] == []  # that is shown
+
+
+def ask(page: Page, text: str, **settings: str) -> None:
+    for name, value in settings.items():
+        page.locator(f"#{name}").evaluate("(field) => field.closest('details')?.setAttribute('open', '')")
+        page.locator(f"#{name}").fill(value)
+    page.locator("#message").fill(text)
+    page.locator("#message").press("Enter")
+
+
+def answer(page: Page) -> str:
+    """Once it is whole."""
+    expect(page.locator("#send")).to_be_visible(timeout=60_000)
+    return page.locator("#dialogue li.assistant .words").last.inner_text()
+
+
+def test_an_answer_streams_in_and_is_there_after_a_reload(page: Page):
+    ask(page, "What is RoPE?", temperature="0")
+    text = answer(page)
+    assert "rotary" in text and re.search(
+        r"\d+ tokens, \d+/s, first after .* stop, seed \d+", page.inner_text(".figures >> nth=-1")
+    )
+    page.reload()
+    assert page.locator("#dialogue li").count() == 2 and answer(page) == text
+    assert page.locator("#temperature").input_value() == "0"
+    page.locator("#clear").click()
+    page.reload()
+    assert page.locator("#dialogue li").count() == 0
+
+
+def test_an_answer_can_be_stopped_and_what_was_said_stays(page: Page):
+    ask(page, "Go on", temperature="5", max_tokens="1500")
+    expect(page.locator("#dialogue li.assistant .words")).to_contain_text(re.compile(r"\w{2}"), timeout=60_000)
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Stopped")
+    assert answer(page) and page.locator("#dialogue li").count() == 2
+    ask(page, "What is RoPE?", temperature="0", max_tokens="9")  # its slot is free again
+    assert answer(page)
+
+
+def test_each_token_tells_its_probability_and_its_rivals(page: Page):
+    ask(page, "What is RoPE?", temperature="0", max_tokens="6")
+    text = answer(page)
+    page.get_by_role("button", name="Tokens").click()
+    tokens = page.locator(".words button")
+    assert tokens.count() == 6 and "".join(tokens.all_text_contents()) == text
+    tokens.first.click()
+    assert page.locator(".rivals tr").count() == 5 and "%" in page.locator(".rivals td").nth(1).inner_text()
+
+
+def test_an_adapter_and_a_schema_are_used(page: Page):
+    page.locator("#lora").select_option("rhyme")
+    ask(page, "What is RoPE?", temperature="0")
+    assert answer(page).startswith("Turn query and key")
+    page.locator("#lora").select_option("")
+    page.locator("#clear").click()
+    schema = {
+        "type": "object",
+        "properties": {"known": {"type": "boolean"}},
+        "required": ["known"],
+        "additionalProperties": False,
+    }
+    ask(page, "RoPE?", schema=json.dumps(schema))
+    assert json.loads(answer(page)).keys() == {"known"}
+
+
+def test_a_call_is_a_card_and_the_next_message_is_its_result(page: Page, open_server: Running):
+    """The demo calls no tool of itself: the call is put in the server's mouth."""
+    call = {
+        "index": 0,
+        "id": "call_0",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+    }
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},
+        {
+            "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}],
+            "usage": {"completion_tokens": 9},
+            "seed": 1,
+        },
+    ]
+    sent: list[dict] = []
+
+    def reply(route):
+        sent.append(json.loads(route.request.post_data))
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", reply, times=1)
+    ask(page, "What is the weather in Paris?", tools=json.dumps(TOOLS))
+    assert page.locator(".call").inner_text() == 'get_weather({"city": "Paris"})' or answer(page)
+    expect(page.locator(".call")).to_have_text('get_weather({"city": "Paris"})')
+    assert sent[0]["tools"] == TOOLS
+    page.on("request", lambda request: sent.append(json.loads(request.post_data)) if request.post_data else None)
+    ask(page, "12 degrees", temperature="0", max_tokens="5")
+    answer(page)
+    assert [message["role"] for message in sent[-1]["messages"]] == ["user", "assistant", "tool"]
+    assert sent[-1]["messages"][1]["content"] == '{"name":"get_weather","parameters":{"city": "Paris"}}'
+
+
+def test_what_is_typed_or_said_is_only_ever_text(page: Page):
+    ask(page, EVIL, max_tokens="3", temperature="0")
+    answer(page)
+    assert page.locator("#dialogue img").count() == 0 and page.title() == "Llama 3"
+    assert page.locator("#dialogue li.user .words").inner_text() == EVIL
+
+
+def test_what_is_out_of_range_is_said_and_nothing_is_sent(page: Page):
+    ask(page, "hi", temperature="9")
+    expect(page.locator("#status")).to_have_text("Temperature: expected a number from 0 to 5")
+    assert page.locator("#dialogue li").count() == 0
+    ask(page, "hi", temperature="1", schema='{"not": {}}')
+    expect(page.locator("#status")).to_contain_text("(5006)")
+
+
+def test_the_code_that_it_shows_runs(page: Page):
+    page.locator("#message").fill(EVIL)
+    page.locator("#max_tokens").fill("7")
+    page.locator("#temperature").fill("0")
+    page.locator("#top_k").fill("40")
+    page.locator("#system").fill("Be 'brief'.\nVery.")
+    page.locator("#show-code").click()
+    said = {}
+    for name, command in (
+        ("curl", ["bash", "-c"]),
+        ("Python", [sys.executable, "-c"]),
+        ("OpenAI", [sys.executable, "-c"]),
+    ):
+        page.get_by_role("button", name=name, exact=True).click()
+        ran = subprocess.run([*command, page.locator("#text").inner_text()], capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        said[name] = json.loads(ran.stdout)["result"]["response"] if name == "curl" else ran.stdout.removesuffix("\n")
+    assert said["curl"] and len(set(said.values())) == 1
+    page.get_by_role("button", name="Worker").click()
+    assert "env.AI.run" in page.locator("#text").inner_text()
+
+
+def test_a_server_with_a_token_serves_the_page_and_asks_for_it(browser: Browser, served: Running):
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{served.port}/")
+    expect(page.locator("#status")).to_have_text("Authentication error (10000)")
+    page.locator("#token").fill(TOKEN)
+    ask(page, "What is RoPE?", max_tokens="5", temperature="0")
+    assert answer(page)
+    page.close()
+
+
+def test_it_loads_nothing_from_elsewhere_and_fits_a_phone(browser: Browser, open_server: Running):
+    page = browser.new_page(viewport={"width": 360, "height": 700})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    reply = page.goto(f"http://127.0.0.1:{open_server.port}/")
+    assert reply and "default-src 'none'" in reply.headers["content-security-policy"]
+    expect(page.locator("#model")).not_to_be_empty()
+    assert all(url.startswith((f"http://127.0.0.1:{open_server.port}/", "data:")) for url in asked)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
