@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llama3.errors import ContractError
+from llama3.errors import ContractError, RequestError
 from llama3.server import playground
 from llama3.server.answers import (
     BINDING,
@@ -34,10 +34,11 @@ from llama3.server.answers import (
     unknown_model,
     whole,
 )
+from llama3.server.completions import COMPLETIONS
 from llama3.server.gate import Gate
 from llama3.server.journal import Figures, Journal
 from llama3.server.openai import OPENAI
-from llama3.workers_ai import bad_input
+from llama3.workers_ai import bad_input, check_type
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream
@@ -128,6 +129,24 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
     async def chat(request: Request) -> Response:
         return await service.answer(request, OPENAI)
 
+    async def completions(request: Request) -> Response:
+        return await service.answer(request, COMPLETIONS)
+
+    async def tokenize(request: Request) -> Response:
+        if service.llama is None:
+            return refusal("the model is not there yet", 7009, 503)
+        try:
+            body = check_type("/", await read_body(request), "object")
+            text = check_type("/text", body.get("text"), "string")
+            ids = await service.in_thread(service.llama.encode, text)
+        except ContractError as error:
+            return rest_error(error)
+        except RequestError as error:
+            return rest_error(bad_input(str(error)))
+        tokenizer = service.llama.tokenizer
+        assert tokenizer is not None  # the command line has seen to that
+        return Json({"tokens": [{"id": token, "text": tokenizer.decode([token])} for token in ids]})
+
     async def models(request: Request) -> Response:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "meta"} for name in MODELS]
         return Json({"object": "list", "data": data, "adapters": service.llama.adapters if service.llama else []})
@@ -149,6 +168,8 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
             Route(ACCOUNT + "/run/{model:path}", run, methods=["POST"]),
             Route("/run", run_binding, methods=["POST"]),
             *(Route(f"{base}/v1/chat/completions", chat, methods=["POST"]) for base in ("", ACCOUNT)),
+            *(Route(f"{base}/v1/completions", completions, methods=["POST"]) for base in ("", ACCOUNT)),
+            Route("/tokenize", tokenize, methods=["POST"]),
             *(Route(f"{base}/v1/models", models) for base in ("", ACCOUNT)),
             Route("/health", health),
             Route("/metrics", metrics),

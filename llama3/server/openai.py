@@ -22,12 +22,7 @@ MAX_STOPS = 16
 
 def begin(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":
     """The answer begun, and what was asked for. Raises ContractError."""
-    check_type("/", body, "object")
-    body = {name: value for name, value in body.items() if value is not None}
-    if error := unknown_model(str(body.get("model", MODELS[0]))):
-        raise error
-    if body.get("n", 1) != 1:
-        raise bad_input("'/n' must be 1")
+    body = asked(body)
     inputs = {name: body[name] for name in (*NUMBERS, "stream", "tools", "lora") if name in body}
     if "max_completion_tokens" in body:
         inputs["max_tokens"] = body["max_completion_tokens"]
@@ -37,9 +32,24 @@ def begin(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":
     form = check_type("/response_format", body.get("response_format", {}), "object")
     if form.get("type", "text") != "text":
         inputs["response_format"] = form
-    given = validate(inputs)
-    choice = choice_of(body.get("tool_choice", "auto"))
-    given |= {"model": body.get("model", MODELS[0]), "logprobs": logprobs_of(body)}
+    given = validate(inputs) | {"model": body.get("model", MODELS[0]), "logprobs": logprobs_of(body)}
+    return started(llama, given, body, choice_of(body.get("tool_choice", "auto")))
+
+
+def asked(body: Any) -> dict[str, Any]:
+    """The request without its nulls. Raises ContractError for what no kind of completion knows."""
+    check_type("/", body, "object")
+    body = {name: value for name, value in body.items() if value is not None}
+    if error := unknown_model(str(body.get("model", MODELS[0]))):
+        raise error
+    if body.get("n", 1) != 1:
+        raise bad_input("'/n' must be 1")
+    return body
+
+
+def started(
+    llama: "Llama", given: dict[str, Any], body: dict[str, Any], choice: str = "auto"
+) -> "tuple[Stream, dict[str, Any]]":
     given |= {"tokenizer": llama.tokenizer, "stop_ids": llama.checkpoint.stop_ids}
     stop = body.get("stop", [])
     if isinstance(stop, list) and len(stop) > MAX_STOPS:

@@ -187,13 +187,24 @@ def test_pages_of_other_sites_are_not_served(llama, origin, status):
 def test_what_is_not_there_is_said_in_the_envelope(llama):
     replies = asked(
         llama,
-        ("/", b""),
+        ("/nowhere", b""),
         (RUN, b"", {"method": "GET"}),
         (RUN + "/", body(prompt="a")),
         ("/client/v4/accounts/me/ai/run", b"{}"),
     )
     assert [reply.status for reply in replies] == [404, 405, 400, 404]
     assert [reply.json()["errors"][0]["code"] for reply in replies] == [7000, 7001, 5007, 7000]
+
+
+def test_a_texts_tokens_are_told(llama):
+    fine, wrong, begun_twice = asked(
+        llama,
+        ("/tokenize", body(text="the cat")),
+        ("/tokenize", body(text=7)),
+        ("/tokenize", body(text="a<|begin_of_text|>")),
+    )
+    assert [token["id"] for token in fine.json()["tokens"]] == llama.encode("the cat")
+    assert wrong.status == begun_twice.status == 400 and "'/text'" in wrong.json()["errors"][0]["message"]
 
 
 def test_until_the_model_is_there_it_says_so(llama):

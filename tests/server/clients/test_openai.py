@@ -95,6 +95,18 @@ def test_logprobs_are_those_of_the_model(openai_client):
     assert tokens == [one.token for one in content]
 
 
+def test_raw_text_is_continued(openai_client):
+    expected = Llama.load().generate("The KV cache", temperature=0, max_tokens=12)
+    ask_raw = openai_client.completions.create
+    parameters = {"model": MODEL, "prompt": "The KV cache", "temperature": 0, "max_tokens": 12}
+    found = ask_raw(**parameters, logprobs=2)
+    assert found.choices[0].text == expected.text == "".join(found.choices[0].logprobs.tokens)
+    assert found.choices[0].logprobs.text_offset[1] == len(found.choices[0].logprobs.tokens[0])
+    assert "".join(chunk.choices[0].text for chunk in ask_raw(**parameters, stream=True)) == expected.text
+    with pytest.raises(openai.BadRequestError):
+        ask_raw(**{**parameters, "prompt": ""})
+
+
 def test_the_models_are_listed(openai_client):
     assert [model.id for model in openai_client.models.list()] == list(MODELS)
 
