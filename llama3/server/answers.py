@@ -1,7 +1,9 @@
 """What goes back: the service's envelopes, and a stream of events that ends when its reader goes away."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,9 @@ from llama3.workers_ai import bad_input, begin, chunks, result
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream
 
-InThread = Callable[..., Awaitable[Any]]
+InThread = Callable[..., Coroutine[Any, Any, Any]]
 NO_CAPACITY = 3040  # the service's code
+AHEAD = 16  # chunks that wait for a reader
 MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
 STOPPING = "AiError: the server is stopping; ask again later"
 
@@ -115,8 +118,8 @@ async def whole(
 class Events(Response):
     """The chunks of an answer as server-sent events, `data: ` and JSON, and nothing else; in the end [DONE].
 
-    The next chunk is asked for when the last one has been taken, so a reader that does not read holds nothing but its
-    own answer up. One that goes away ends the generation.
+    A thread makes them, AHEAD of the reader by so many at most: the next token is being computed while the last is
+    sent, and a reader that does not read holds nothing but its own answer up. One that goes away ends the generation.
     """
 
     def __init__(
@@ -130,28 +133,48 @@ class Events(Response):
         super().__init__(None, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
         del self.headers["content-length"]
         self.stream, self.chunks, self.in_thread, self.stopping, self.done = stream, chunks, in_thread, stopping, done
+        self.room, self.closed = threading.Semaphore(AHEAD), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ready: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: that was all
+        loop = asyncio.get_running_loop()
+
+        def make() -> None:
+            for chunk in self.chunks:
+                self.room.acquire()
+                if self.closed:
+                    break
+                loop.call_soon_threadsafe(ready.put_nowait, event(chunk))
+            loop.call_soon_threadsafe(ready.put_nowait, None)
+
+        async def watch() -> None:
+            await disconnected(receive)
+            self._close()
+            group.cancel_scope.cancel()
+
         try:
             async with anyio.create_task_group() as group:
-
-                async def watch() -> None:
-                    await disconnected(receive)
-                    self.stream.close()
-                    group.cancel_scope.cancel()
-
                 group.start_soon(watch)
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                while (chunk := await self.in_thread(next, self.chunks, None)) is not None:
-                    await send(event(chunk))
-                    if self.stopping():
-                        await send(event({"response": "", "errors": [{"message": STOPPING, "code": NO_CAPACITY}]}))
-                        break
-                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-                group.cancel_scope.cancel()
+                group.start_soon(self.in_thread, make)
+                try:
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    while (message := await ready.get()) is not None:
+                        await send(message)
+                        self.room.release()
+                        if self.stopping():
+                            await send(event({"response": "", "errors": [{"message": STOPPING, "code": NO_CAPACITY}]}))
+                            break
+                    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+                finally:
+                    self._close()  # a thread is waited for, never left behind
+                    group.cancel_scope.cancel()
         finally:
-            self.stream.close()
             self.done()
+
+    def _close(self) -> None:
+        self.closed = True
+        self.stream.close()
+        self.room.release()
 
 
 def event(chunk: dict[str, Any]) -> dict[str, Any]:
