@@ -26,6 +26,8 @@ UNUSED = {
     "alpha_pattern": "{}", "lora_bias": "false", "layer_replication": "null", "trainable_token_indices": "null",
     "use_qalora": "false", "alora_invocation_tokens": "null", "target_parameters": "null",
 }  # fmt: skip
+# Other ways to begin (pissa, olora, corda, loftq, lora_ga) also change the base, and the file does not tell how.
+STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
@@ -78,6 +80,11 @@ def read_config(file: Path) -> tuple[int, float, list[str]]:
     for field, unused in UNUSED.items():
         if fields.get(field) not in (None, False, "none") and fields[field] != {} and fields[field] != []:
             raise CheckpointError(f"{file}: {field} is {fields[field]!r}; expected {unused}: only plain LoRA is known")
+    if (start := fields.get("init_lora_weights")) not in STARTS:
+        raise CheckpointError(
+            f"{file}: init_lora_weights is {start!r}, which changes the base, too; expected true: save it as plain "
+            "LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
     rank: Any = fields.get("r")
     alpha: Any = fields.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:

@@ -39,6 +39,8 @@ def test_every_matrix_of_every_layer_is_read_and_scaled(tmp_path: Path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base, too"),
+        ({"init_lora_weights": ["pissa"]}, "init_lora_weights is"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused(tmp_path: Path, fields, says):
