@@ -33,8 +33,7 @@ def load(args: argparse.Namespace) -> "Llama":
             show = show or stack.enter_context(progress("weights to the GPU", 2 * total, "B", args.quiet))
             show(2 * done)  # bfloat16
 
-        given = getattr(args, "lora", None) or []
-        lora = dict(given if isinstance(given, list) else [given])
+        lora = dict(getattr(args, "lora", None) or [])
         slots = getattr(args, "slots", 1)
         llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora)
     if llama.tokenizer is None:

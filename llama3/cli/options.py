@@ -153,7 +153,7 @@ def answer_options(parser: Parser) -> None:
     option = parser.group("answer")
     option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (default 256)")
     option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; may be given several times")
-    option("--lora", metavar="NAME=FOLDER", type=adapter, help="answer with a LoRA adapter, as PEFT saves it")
+    option("--lora", metavar="NAME=FOLDER", type=adapter, repeat=True, help="a LoRA adapter; the first one answers")
     for name, (whole, help) in SAMPLING.items():
         convert, metavar = (whole_number, "N") if whole else (number, "X")
         option("--" + name.replace("_", "-"), metavar=metavar, type=convert, help=help)
@@ -167,7 +167,7 @@ def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
             check_parameter(name, value)
         except RequestError as error:
             raise RequestError(f"{args.source[name]}: {error}") from None
-    return given | ({"lora": args.lora[0]} if args.lora else {})
+    return given | ({"lora": args.lora[0][0]} if args.lora else {})
 
 
 def check_parameter(name: str, value: Any) -> None:

@@ -203,6 +203,11 @@ def test_an_adapter_answers_under_its_name(
     found = capsys.readouterr().out
     expected = Llama.load(talker, lora={"mine": folder}).chat(ask("hi"), temperature=0, max_tokens=9, lora="mine")
     assert found == expected.text + "\n"
+    other = write_adapter(tmp_path / "y", random_adapter(llama.config, 4))
+    assert main([*options, "--lora", f"mine={folder}", "--lora", f"other={other}"]) == 0
+    assert capsys.readouterr().out == found  # the first answers
+    assert main([*options, "--lora", f"other={other}", "--lora", f"mine={folder}"]) == 0
+    assert capsys.readouterr().out != found
     assert main(options) == 0
     assert capsys.readouterr().out != found
 
