@@ -33,7 +33,11 @@ def load(args: argparse.Namespace) -> "Llama":
             show = show or stack.enter_context(progress("weights to the GPU", 2 * total, "B", args.quiet))
             show(2 * done)  # bfloat16
 
-        lora = dict(getattr(args, "lora", None) or [])
+        given = getattr(args, "lora", None) or []
+        lora = dict(given)
+        if len(lora) < len(given):
+            names = ", ".join(name for name, _ in given)
+            raise RequestError(f"{args.source['lora']}: the names are {names}; expected each adapter under its own")
         slots = getattr(args, "slots", 1)
         llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora)
     if llama.tokenizer is None:

@@ -212,6 +212,11 @@ def test_an_adapter_answers_under_its_name(
     assert capsys.readouterr().out != found
 
 
+def test_two_adapters_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hi", "--lora", "a=x", "--lora", "a=y"]) == 2
+    assert capsys.readouterr().err == "llama3: --lora: the names are a, a; expected each adapter under its own\n"
+
+
 @pytest.mark.parametrize("value", ["", "mine", "=x", "mine="])
 def test_an_adapter_needs_a_name_and_a_folder(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hi", "--lora", value]) == 2
