@@ -5,6 +5,18 @@
 //         microseconds, and only where a row asks for them.
 #include "sampler.cuh"
 
+// The ids alone, a thread a row: as many as are ahead of a token, so far down is its place. top (rows, MAX_TOP)
+extern "C" __global__ void sampler_top_naive(const float* logits, int* top, int rows, int n, int vocab_size) {
+    int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    const float* x = logits + (size_t)row * vocab_size;
+    for (int i = 0; i < vocab_size; i++) {
+        int ahead = 0;
+        for (int j = 0; j < vocab_size; j++) ahead += x[j] > x[i] || (x[j] == x[i] && j < i);
+        if (ahead < n) top[row * MAX_TOP + ahead] = i;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_top(const float* logits, const Int* params, const int* positions, const Int* cuts, Int* results,
                 int vocab_size) {

@@ -7,6 +7,8 @@ that the grammar engine cannot enforce is refused: never is a text let through u
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from math import prod
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 * 1024  # of a schema, written as JSON
 MAX_DEPTH = 64  # of objects and lists in one another
+MAX_REMAINDERS = 50_000  # by all multipleOf of a schema, multiplied
 NAMED = {"type", "properties", "required", "title", "description", "$schema"}  # of parameters that are all named
 LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
     "max_grammar_size": 50_000,
@@ -34,6 +37,10 @@ LIMITS = {  # what compiling and following one schema may cost; far beyond what 
 
 _tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()  # each takes 0.4 s and 20 MB
 _lock = threading.Lock()
+
+
+class GrammarError(LogitsError):
+    """The grammar engine gives up on a schema in mid-text. Whoever gave the schema has caused it, not the model."""
 
 
 class Constraint:
@@ -55,11 +62,15 @@ class Constraint:
         self._bits = engine.numpy.allocate_token_bitmask(1, self._n_tokens)  # (1, words) int32
         self._vocab_size, self._stop_ids = vocab_size, stop_ids
         self._followed = 0  # tokens that the matcher has taken in
+        try:
+            self.allowed([])  # a schema that refers to itself without end compiles, and fails at its first token
+        except GrammarError:
+            raise RequestError(f"the JSON schema cannot be enforced: {one_line(self._matcher.get_error())}") from None
 
     def allowed(self, tokens: Sequence[int]) -> np.ndarray:
         """Which tokens may follow `tokens`, all of the text so far -> (vocab_size,) bool.
 
-        Call it with a text that grows: only what is new is read. Raises LogitsError if the engine gives up on a schema.
+        Call it with a text that grows: only what is new is read. Raises GrammarError if the engine gives up.
         """
         self._follow(tokens)
         out = np.zeros(self._vocab_size, bool)
@@ -84,7 +95,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise LogitsError(f"the JSON schema cannot be followed any further: {one_line(self._matcher.get_error())}")
+            raise GrammarError(f"the JSON schema cannot be followed any further: {one_line(self._matcher.get_error())}")
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
@@ -104,7 +115,12 @@ def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -
     definitions: dict[str, Any] = {}
     for i, tool in enumerate(tools):
         parameters = moved(json.loads(checked(tool["parameters"])), f"#/$defs/{i}.")
-        definitions |= {f"{i}.{name}": schema for name, schema in parameters.pop("$defs", {}).items()}
+        own = parameters.pop("$defs", {})
+        if not isinstance(own, dict):
+            raise RequestError(
+                f"the JSON schema of {tool['name']!r}: $defs is {type(own).__name__}; expected an object"
+            )
+        definitions |= {f"{i}.{name}": schema for name, schema in own.items()}
         if parameters.keys() <= NAMED and parameters.get("properties"):
             parameters["additionalProperties"] = False  # weak models would go on and invent some
         calls.append(
@@ -142,11 +158,42 @@ def checked(schema: Mapping[str, Any]) -> str:
     # "x-guidance" would set the engine's own options, which are not the client's to set.
     try:
         text = json.dumps({key: value for key, value in schema.items() if key != "x-guidance"}, allow_nan=False)
+        plain = json.loads(text, parse_int=number_of)
+        text = json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(f"the JSON schema is not JSON: {one_line(error)}") from None
+    check_multiples(plain)
     if len(text) > MAX_BYTES:
         raise RequestError(f"the JSON schema has {len(text):,} bytes; expected at most {MAX_BYTES:,}")
     return text
+
+
+def number_of(digits: str) -> int | float:
+    """Beyond 2**53 the nearest float64, as in JavaScript. The engine rounds so anyway, but crashes near -2**63, and the
+    process with it.
+    """
+    return value if abs(value := int(digits)) <= 2**53 else float(digits)
+
+
+def check_multiples(schema: Any) -> None:
+    """The engine counts remainders one by one, and of two multiples at one place every pair of them: 2**31 take a
+    minute and four gigabytes. Raises RequestError for more than it can be asked to count.
+    """
+    found, here = set(), [schema]
+    while here:
+        value = here.pop()
+        if isinstance(value, list):
+            here += value
+        if isinstance(value, dict):
+            here += value.values()
+            if isinstance(multiple := value.get("multipleOf"), int | float):
+                found.add(Decimal(repr(abs(multiple))).normalize().as_tuple().digits)  # 0.25 and 2,500 -> 2, 5
+    remainders = prod(int("".join(map(str, digits))) or 1 for digits in found if digits)
+    if remainders > MAX_REMAINDERS:
+        raise RequestError(
+            f"multipleOf in the JSON schema leaves {remainders:.1e} remainders to be told apart; "
+            f"expected at most {MAX_REMAINDERS:,}"
+        )
 
 
 def depth_of(value: Any) -> int:

@@ -12,14 +12,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llama3.constraint import read_json
+from llama3.constraint import GrammarError, read_json
 from llama3.errors import ContractError, RequestError
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream, Usage
 
-BAD_INPUT, TOO_LONG, NO_JSON = 5006, 5021, 5024  # the service's codes
+BAD_INPUT, TOO_LONG, NO_JSON, INTERNAL = 5006, 5021, 5024, 3043  # the service's codes
 PADDING = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 # Of each number: whether it is a whole one, its least and its largest value.
@@ -219,6 +219,19 @@ def bad_input(why: str) -> ContractError:
     return ContractError(f"AiError: Bad input: Error: {why}", BAD_INPUT, 400)
 
 
+def no_json(why: object) -> ContractError:
+    return ContractError(f"AiError: JSON Mode couldn't be met: {why}", NO_JSON, 400)
+
+
+def failure(error: Exception) -> ContractError:
+    """What has ended an answer, in the service's words: a schema that leads nowhere, or a step that failed."""
+    if isinstance(error, ContractError):
+        return error
+    if isinstance(error, GrammarError):
+        return no_json(error)
+    return ContractError(f"AiError: {' '.join(str(error).split())}", INTERNAL, 500)
+
+
 # ---- the answer ----
 
 
@@ -255,7 +268,10 @@ def start(llama: "Llama", given: Mapping[str, Any], tool_choice: str = "auto", *
 
 
 def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:
-    answer = stream.completion()
+    try:
+        answer = stream.completion()
+    except GrammarError as error:
+        raise failure(error) from error
     calls = finish(answer.text, answer.finish_reason, given)
     return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_of(answer.usage)}
 
@@ -272,16 +288,17 @@ def chunks(stream: "Stream", given: Mapping[str, Any]) -> Iterator[dict[str, Any
             if piece.text and not (may_call(given) and text.startswith("{")):
                 yield {"response": piece.text, "p": padding()}
         calls = finish(text, stream.finish_reason, given)
-    except ContractError as error:
-        yield {"response": "", "errors": [{"message": str(error), "code": error.code}]}
     except Exception as error:
-        message = f"AiError: {' '.join(str(error).split())}"
-        yield {"response": "", "errors": [{"message": message, "code": 3043}]}
+        yield error_chunk(failure(error))
     else:
         called = {"tool_calls": calls} if given.get("tools") else {}
         yield {"response": "", **called, "usage": usage_of(stream.usage)}
     finally:
         stream.close()
+
+
+def error_chunk(error: ContractError) -> dict[str, Any]:
+    return {"response": "", "errors": [{"message": str(error), "code": error.code}]}
 
 
 def may_call(given: Mapping[str, Any]) -> bool:
@@ -301,7 +318,7 @@ def finish(text: str, finish_reason: str | None, given: Mapping[str, Any]) -> li
         read_json(text)
         return []
     except ValueError as error:
-        raise ContractError(f"AiError: JSON Mode couldn't be met: {error}", NO_JSON, 400) from error
+        raise no_json(error) from error
 
 
 def usage_of(usage: "Usage") -> dict[str, int]:

@@ -215,6 +215,10 @@ def nested(levels):
         (nested(500), "more than 64 levels deep"),
         ({"const": float("nan")}, "is not JSON"),
         ({"const": b"x"}, "is not JSON"),
+        ({"$ref": "#"}, "cannot be enforced"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "cannot be enforced"),
+        ({"multipleOf": 2**31}, "remainders to be told apart; expected at most 50,000"),
+        ({"properties": {"a": {"allOf": [{"multipleOf": 99.73}, {"multipleOf": 9967}]}}}, "remainders"),
     ],
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
@@ -230,7 +234,10 @@ def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
         {"type": "array", "minItems": 10**9},
         {"enum": [f"{i:08}" for i in range(5_000)]},
         {"type": "string", "pattern": "^(a+)+$"},
-        {"$ref": "#"},
+        {"const": -(2**63)},
+        {"enum": [{"a": 1 - 2**63}, 2**64, 10**400]},
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+        {"multipleOf": 49_999},
         {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1_000)}},
         {"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]}] * 12},
         {"x-guidance": {"lenient": True}, "type": "integer"},
@@ -244,6 +251,17 @@ def test_a_hostile_schema_ends_in_an_answer_or_in_an_error(llama, schema):
     else:
         assert isinstance(text, str)
     assert llama.generate("x", json_schema={"type": "boolean"}, seed=1).text in ("true", "false")
+
+
+@pytest.mark.parametrize("definitions", [None, 5, [1], "x"])
+def test_definitions_of_a_tool_that_are_no_object_are_refused(definitions):
+    with pytest.raises(RequestError, match=r"schema of 'f': \$defs is \w+; expected an object"):
+        tools_grammar([{"name": "f", "description": "", "parameters": {"$defs": definitions}}])
+
+
+@pytest.mark.parametrize(("number", "text"), [(2**53, "9007199254740992"), (-(2**63), "-9223372036854776000")])
+def test_a_number_beyond_53_bits_is_written_as_javascript_writes_it(llama, number, text):
+    assert llama.generate("x", json_schema={"const": number}, seed=1).text == text
 
 
 def test_engine_options_cannot_be_smuggled_in(llama):

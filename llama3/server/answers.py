@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llama3.errors import ContractError
-from llama3.workers_ai import bad_input, begin, chunks, result
+from llama3.workers_ai import bad_input, begin, chunks, error_chunk, result
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream
@@ -21,7 +21,8 @@ InThread = Callable[..., Coroutine[Any, Any, Any]]
 NO_CAPACITY = 3040  # the service's code
 AHEAD = 16  # chunks that wait for a reader
 MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
-STOPPING = "AiError: the server is stopping; ask again later"
+CAPACITY = ContractError("AiError: Capacity temporarily exceeded, please try again.", NO_CAPACITY, 429)
+STOPPING = ContractError("AiError: the server is stopping; ask again later", NO_CAPACITY, 503)
 
 
 class Json(Response):
@@ -51,12 +52,13 @@ class Shape:
     begin: Callable[["Llama", Any], "tuple[Stream, dict[str, Any]]"]  # body -> the answer to be, and what was asked for
     result: Callable[["Stream", dict[str, Any]], dict[str, Any]]  # the whole answer
     chunks: Callable[["Stream", dict[str, Any]], Iterator[dict[str, Any]]]  # the same as it comes
+    error_chunk: Callable[[ContractError], dict[str, Any]]  # the last of an answer that ends badly
     reply: Callable[[dict[str, Any]], Json]
     refuse: Callable[[ContractError], Json]
 
 
 def rest_error(error: ContractError) -> Json:
-    return refusal(str(error), error.code, error.status, {})
+    return refusal(str(error), error.code, error.status, {}, retry_after(error))
 
 
 def binding_error(error: ContractError) -> Json:
@@ -64,7 +66,11 @@ def binding_error(error: ContractError) -> Json:
     message = str(error)
     description = message.removeprefix("AiError: ").removeprefix("Bad input: ")
     fields = {"internalCode": error.code, "httpCode": error.status, "name": "AiError"}
-    return Json({**fields, "message": message, "description": description}, error.status)
+    return Json({**fields, "message": message, "description": description}, error.status, retry_after(error))
+
+
+def retry_after(error: ContractError) -> dict[str, str]:
+    return {"retry-after": "1"} if error.code == NO_CAPACITY else {}
 
 
 def unknown_model(name: str) -> ContractError | None:
@@ -79,8 +85,8 @@ def begin_inputs(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":
     return begin(llama, body["inputs"])
 
 
-REST = Shape(begin, result, chunks, envelope, rest_error)
-BINDING = Shape(begin_inputs, result, chunks, Json, binding_error)
+REST = Shape(begin, result, chunks, error_chunk, envelope, rest_error)
+BINDING = Shape(begin_inputs, result, chunks, error_chunk, Json, binding_error)
 
 
 async def whole(
@@ -125,14 +131,16 @@ class Events(Response):
     def __init__(
         self,
         stream: "Stream",
-        chunks: Iterator[dict[str, Any]],
+        given: dict[str, Any],
+        shape: Shape,
         in_thread: InThread,
         stopping: Callable[[], bool],
         done: Callable[[], None],
     ):
         super().__init__(None, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
         del self.headers["content-length"]
-        self.stream, self.chunks, self.in_thread, self.stopping, self.done = stream, chunks, in_thread, stopping, done
+        self.stream, self.chunks, self.error_chunk = stream, shape.chunks(stream, given), shape.error_chunk
+        self.in_thread, self.stopping, self.done = in_thread, stopping, done
         self.room, self.closed = threading.Semaphore(AHEAD), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +170,7 @@ class Events(Response):
                         await send(message)
                         self.room.release()
                         if self.stopping():
-                            await send(event({"response": "", "errors": [{"message": STOPPING, "code": NO_CAPACITY}]}))
+                            await send(event(self.error_chunk(STOPPING)))
                             break
                     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
                 finally:

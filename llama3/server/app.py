@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,9 +21,10 @@ from llama3.errors import ContractError, RequestError
 from llama3.server import playground
 from llama3.server.answers import (
     BINDING,
+    CAPACITY,
     MODELS,
-    NO_CAPACITY,
     REST,
+    STOPPING,
     Events,
     Json,
     Shape,
@@ -34,17 +34,17 @@ from llama3.server.answers import (
     unknown_model,
     whole,
 )
+from llama3.server.body import Bodies
 from llama3.server.completions import COMPLETIONS
 from llama3.server.gate import Gate
 from llama3.server.journal import Figures, Journal
 from llama3.server.openai import OPENAI
-from llama3.workers_ai import bad_input, check_type
+from llama3.workers_ai import bad_input, check_type, failure
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Stream
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
-MAX_BODY = 1 << 20  # bytes
 GONE = 499  # nobody reads this status: the client has left
 
 
@@ -56,7 +56,9 @@ class Service:
         self.llama: Llama | None = None
         self.error: Exception | None = None  # of loading
         self.on_error: Callable[[], None] = lambda: None
+        self.bodies = Bodies()
         self.in_flight = 0
+        self.running: set[Stream] = set()
         self.figures = Figures(lambda: self.in_flight)
         self.stopping = False
         # A request in flight blocks a thread while it waits for its next token.
@@ -83,36 +85,43 @@ class Service:
     async def answer(self, request: Request, shape: Shape) -> Response:
         if self.llama is None or self.stopping:
             return refusal("the server is stopping" if self.stopping else "the model is not there yet", 7009, 503)
-        if self.in_flight >= self.room:
-            full = ContractError("AiError: Capacity temporarily exceeded, please try again.", NO_CAPACITY, 429)
-            answer = shape.refuse(full)
-            answer.headers["retry-after"] = "1"
-            return answer
-        self.in_flight += 1
-        handed_on, stream = False, None
         try:
-            body = await read_body(request)
-            stream, given = await self.in_thread(shape.begin, self.llama, body)
-            if given.get("stream"):
-                handed_on = True
-                chunks = shape.chunks(stream, given)
-                return Events(stream, chunks, self.in_thread, lambda: self.stopping, partial(self._done, stream))
-            found = await whole(shape.result, stream, given, request.receive, self.in_thread)
-            return shape.reply(found) if found is not None else Response(status_code=GONE)
+            body = await self.bodies.read(request)
         except ContractError as error:
             return shape.refuse(error)
         except ClientDisconnect:
             return Response(status_code=GONE)
-        except Exception as error:  # a step that failed: the requests in it end, the server goes on
-            message = f"AiError: {' '.join(str(error).split())}"
-            return shape.refuse(ContractError(message, 3043, 500))
+        if self.in_flight >= self.room:
+            return shape.refuse(CAPACITY)
+        self.in_flight += 1
+        handed_on, stream = False, None
+        try:
+            stream, given = await self.in_thread(shape.begin, self.llama, body)
+            self.running.add(stream)
+            if given.get("stream"):
+                handed_on = True
+                done = partial(self._done, stream)
+                return Events(stream, given, shape, self.in_thread, lambda: self.stopping, done)
+            found = await whole(shape.result, stream, given, request.receive, self.in_thread)
+            if found is None:
+                return Response(status_code=GONE)
+            return shape.reply(found) if stream.finish_reason != "cancelled" else shape.refuse(STOPPING)
+        except Exception as error:  # a step that failed, for one: the requests in it end, the server goes on
+            cut_off = stream is not None and stream.finish_reason == "cancelled"
+            return shape.refuse(STOPPING if cut_off else failure(error))
         finally:
             if not handed_on:
                 self._done(stream)
 
+    def end(self) -> None:
+        """Of what still runs: the next step is its last."""
+        for stream in self.running:
+            stream.close()
+
     def _done(self, stream: "Stream | None") -> None:
         self.in_flight -= 1
         if stream is not None:
+            self.running.discard(stream)
             self.figures.tokens.labels("prompt").inc(stream.usage.prompt_tokens)
             self.figures.tokens.labels("generated").inc(stream.usage.completion_tokens)
 
@@ -136,16 +145,15 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
         if service.llama is None:
             return refusal("the model is not there yet", 7009, 503)
         try:
-            body = check_type("/", await read_body(request), "object")
+            body = check_type("/", await service.bodies.read(request), "object")
             text = check_type("/text", body.get("text"), "string")
-            ids = await service.in_thread(service.llama.encode, text)
+            return Json(await service.in_thread(tokens_of, service.llama, text))
         except ContractError as error:
             return rest_error(error)
         except RequestError as error:
             return rest_error(bad_input(str(error)))
-        tokenizer = service.llama.tokenizer
-        assert tokenizer is not None  # the command line has seen to that
-        return Json({"tokens": [{"id": token, "text": tokenizer.decode([token])} for token in ids]})
+        except ClientDisconnect:
+            return Response(status_code=GONE)
 
     async def models(request: Request) -> Response:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "meta"} for name in MODELS]
@@ -186,16 +194,7 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
     return app
 
 
-async def read_body(request: Request) -> Any:
-    """The JSON of a request, whatever content type it claims. Raises ContractError."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise ContractError(f"AiError: Request is too large: more than {MAX_BODY:,} bytes", 3006, 413)
-    if not body:
-        raise ContractError("AiError: Request is missing headers or body: body", 3003, 400)
-    try:
-        return msgspec.json.decode(bytes(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_input(f"the body is not JSON: {' '.join(str(error).split())[:200]}") from None
+def tokens_of(llama: "Llama", text: str) -> dict[str, Any]:
+    tokenizer = llama.tokenizer
+    assert tokenizer is not None  # the command line has seen to that
+    return {"tokens": [{"id": token, "text": tokenizer.decode([token])} for token in llama.encode(text)]}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llama3.server.answers import MODELS, Json, Shape, rest_error
-from llama3.server.openai import MAX_TOP_LOGPROBS, asked, head, logprobs, started
-from llama3.workers_ai import NUMBERS, bad_input, check_type, usage_of, validate
+from llama3.server.openai import MAX_TOP_LOGPROBS, asked, error_chunk, head, logprobs, started
+from llama3.workers_ai import NUMBERS, bad_input, check_type, failure, usage_of, validate
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Piece, Stream
@@ -41,8 +41,7 @@ def chunks(stream: "Stream", given: dict[str, Any]) -> Iterator[dict[str, Any]]:
         last = choice_of([], given, stream.finish_reason)
         yield {**base, "choices": [last], "usage": usage_of(stream.usage), "seed": stream.seed}
     except Exception as error:
-        message = f"AiError: {' '.join(str(error).split())}"
-        yield {**base, "choices": [], "errors": [{"message": message, "code": 3043}]}
+        yield error_chunk(failure(error))
     finally:
         stream.close()
 
@@ -61,4 +60,4 @@ def choice_of(pieces: "list[Piece]", given: dict[str, Any], reason: str | None) 
     return choice
 
 
-COMPLETIONS = Shape(begin, result, chunks, Json, rest_error)
+COMPLETIONS = Shape(begin, result, chunks, error_chunk, Json, rest_error)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama3.errors import ContractError, RequestError
 from llama3.server.answers import MODELS, Json, Shape, rest_error, unknown_model
 from llama3.tools import Call, read_calls
-from llama3.workers_ai import NUMBERS, bad_input, check_type, kind_of, start, usage_of, validate
+from llama3.workers_ai import NUMBERS, bad_input, check_type, failure, kind_of, start, usage_of, validate
 
 if TYPE_CHECKING:
     from llama3.llama import Llama, Piece, Stream
@@ -137,10 +137,17 @@ def chunks(stream: "Stream", given: dict[str, Any]) -> Iterator[dict[str, Any]]:
         last = chunk({}, finish_reason=reason(stream, calls))
         yield {**last, "usage": usage_of(stream.usage), "seed": stream.seed}
     except Exception as error:
-        message = f"AiError: {' '.join(str(error).split())}"
-        yield {**base, "choices": [], "errors": [{"message": message, "code": 3043}]}
+        yield error_chunk(failure(error))
     finally:
         stream.close()
+
+
+def error_chunk(error: ContractError) -> dict[str, Any]:
+    """ "errors" as everywhere here; "error", too, since OpenAI's clients raise for that alone, and would else take a
+    text that was cut off for a whole one.
+    """
+    told = {"message": str(error), "code": error.code}
+    return {"choices": [], "errors": [told], "error": told}
 
 
 def head(given: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -177,4 +184,4 @@ def logprobs(given: Mapping[str, Any], piece: "Piece") -> list[dict[str, Any]]:
     return [{**one(piece.token, piece.logprob), "top_logprobs": [one(*likely) for likely in piece.top_logprobs]}]
 
 
-OPENAI = Shape(begin, result, chunks, Json, rest_error)
+OPENAI = Shape(begin, result, chunks, error_chunk, Json, rest_error)

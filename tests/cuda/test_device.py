@@ -1,5 +1,7 @@
 """Which GPU, and what is said where there is none. CuPy is stood in for: absent, without a driver, with an old GPU."""
 
+import ctypes
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -8,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llama3.cuda.device import BACKENDS, CupyDevice, Kernel, open_device
+from llama3.cuda.device import BACKENDS, CupyDevice, Kernel, bfloat16, open_device
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 from llama3.resources import resource
@@ -105,9 +107,64 @@ def test_an_allocation_that_fails_says_what_was_asked_for_and_what_is_free():
         device.alloc((10**9,), np.float32)
 
 
+@pytest.mark.parametrize("out_type", [bfloat16, np.dtype(np.float32)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_cublas_is_asked_for_the_transposed_product(monkeypatch, out_type, accumulate):
+    """Its arguments, by cuBLAS's own words: columns first, leading dimensions, transposes."""
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal((n, 64)).astype(bfloat16) for n in (5, 7))
+    before = random.standard_normal((5, 7)).astype(out_type)
+    type_of = {14: bfloat16, 0: np.dtype(np.float32)}
+    places = {}
+
+    def on_the_gpu(array):
+        places[array.ctypes.data] = array
+        return SimpleNamespace(
+            shape=array.shape, dtype=array.dtype, ndim=2, flags=array.flags, data=SimpleNamespace(ptr=array.ctypes.data)
+        )
+
+    def columns(address, type_, leading, n_columns):
+        array = places[address]
+        assert type_of[type_] == array.dtype and leading * n_columns == array.size
+        return array.reshape(n_columns, leading).T  # a column's elements are neighbours
+
+    def gemm_ex(
+        handle, op_a, op_b, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algo
+    ):
+        assert (handle, op_a, op_b, compute, algo) == ("handle", "T", "N", 68, -1)
+        factors = [np.ctypeslib.as_array((ctypes.c_float * 1).from_address(at))[0] for at in (alpha, beta)]
+        left, right = columns(a, a_type, lda, m).T, columns(b, b_type, ldb, n)  # (m, k), (k, n)
+        assert left.shape == (m, k) and right.shape == (k, n)
+        out = columns(c, c_type, ldc, n)
+        out[...] = factors[0] * (left.astype(np.float32) @ right.astype(np.float32)) + factors[1] * out.astype(
+            np.float32
+        )
+
+    cublas = SimpleNamespace(
+        gemmEx=gemm_ex, CUBLAS_OP_T="T", CUBLAS_OP_N="N", CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1
+    )
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=cublas))
+    handles = SimpleNamespace(get_cublas_handle=lambda: "handle")
+    device, out = opened(cuda=SimpleNamespace(device=handles)), before.copy()
+    device.gemm(*(on_the_gpu(array) for array in (x, w, out)), accumulate=accumulate)
+    product = x.astype(np.float64) @ w.astype(np.float64).T + accumulate * before.astype(np.float64)
+    np.testing.assert_allclose(out.astype(np.float64), product, rtol=2**-8, atol=1e-5)
+
+
 def test_another_backend_can_stand_in_its_place(monkeypatch):
     monkeypatch.setitem(BACKENDS, "emulated", EmulatedDevice)
     assert isinstance(open_device("emulated"), EmulatedDevice)
+
+
+def test_a_run_that_was_asked_for_a_gpu_and_used_none_fails():
+    """Whatever else passes in it."""
+    test = f"{__file__}::test_a_gpu_that_is_too_old"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    for asked, code in ((False, 0), (True, 1)):
+        environment = {name: value for name, value in os.environ.items() if name not in ("LLAMA3_GPU_TESTS", "CI")}
+        environment |= {"LLAMA3_GPU_TESTS": "1"} if asked else {}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == code and ("no test ran on a GPU" in run.stdout) == asked, run.stdout
 
 
 def test_cupy_is_imported_by_a_gpu_alone(tmp_path):

@@ -130,6 +130,17 @@ def test_the_naive_kernel_draws_the_same(device):
     assert device.download(chosen).tolist() == [s.token for s in found]
 
 
+def test_the_naive_kernel_finds_the_same_most_likely_tokens(device):
+    vocab_size, n, rows = 300, 20, 6
+    logits = logits_of(rows, vocab_size, 4)
+    given = [Sampling(SamplingParams(seed=row, logprobs=n), [0], vocab_size) for row in range(rows)]
+    found = [[i for i, _ in s.top] for s in draw(device, logits, given)]
+    top = device.upload(np.zeros((rows, MAX_TOP), np.int32))
+    args = [device.upload(logits), top, *(np.int32(size) for size in (rows, n, vocab_size))]
+    device.launch(Kernel("sampler_top.cu", "sampler_top_naive"), (1,), (32,), args)
+    assert device.download(top)[:, :n].tolist() == found
+
+
 def test_replays_of_a_graph_draw_on_by_themselves(device):
     """The device knows what it has drawn: place in the random numbers and counts, without a word from the host."""
     vocab_size, rows = 515, 6

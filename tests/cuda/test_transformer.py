@@ -288,20 +288,48 @@ def test_the_engine_gets_the_same_tokens_alone_and_together_and_from_numpy(devic
             assert_same_text(found, other, prompt, p)
 
 
-def test_an_allocation_that_fails_ends_its_requests_and_no_others(device, monkeypatch):
-    model = on_device(device)
-    engine = Engine(model, 2, 120)
-    failed, later = (Request(tokens_of(n).tolist(), SamplingParams(seed=0), 4) for n in (100, 5))
-    engine.submit(failed)
-    with monkeypatch.context() as patch:
-        patch.setattr(device, "alloc", lambda shape, dtype: (_ for _ in ()).throw(DeviceError("out of GPU memory")))
-        engine.step()
-    assert failed.finish_reason == "error" and "out of GPU memory" in str(failed.error)
-    engine.submit(later)
-    while engine.busy:
-        engine.step()
-    assert later.finish_reason == "length"
-    assert later.tokens == engine_tokens(model, [tokens_of(5)], [SamplingParams(seed=0)])[0][0][:4]
+def failing_at(alloc, which):
+    """An alloc whose call number `which` fails, counted from 0, and no other."""
+    calls = iter(range(10**6))
+
+    def failing(shape, dtype):
+        if next(calls) == which:
+            raise DeviceError("out of GPU memory")
+        return alloc(shape, dtype)
+
+    return failing, calls
+
+
+def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, monkeypatch):
+    """Whichever it is of a run, with one slot: the next request gets the slot, and the tokens it would have got."""
+    one_layer = ModelConfig(**{**vars(CONFIG), "n_layers": 1})
+    model, params = on_device(device, one_layer), SamplingParams(seed=0)
+    engine = Engine(model, 1, 120)
+
+    def run(n):
+        engine.cache.truncate(0, 0)
+        request = Request(tokens_of(n).tolist(), params, 2)
+        engine.submit(request)
+        while engine.busy:
+            engine.step()
+        return request
+
+    which, failures, expected = 0, 0, engine_tokens(model, [tokens_of(5)], [params])[0][0][:2]
+    while True:
+        engine.cache.decoding = None  # its buffers and graphs, too, are made anew
+        model._activations = model._activations.first(1)
+        failing, calls = failing_at(device.alloc, which)
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "alloc", failing)
+            request = run(70)
+        if next(calls) <= which:  # it has come through without a call of that number
+            assert request.finish_reason == "length"
+            break
+        assert request.finish_reason == "error" and "out of GPU memory" in str(request.error)
+        later = run(5)
+        assert later.finish_reason == "length" and later.tokens == expected
+        which, failures = which + 1, failures + 1
+    assert failures > 20, failures
 
 
 @pytest.mark.parametrize("downloads", [1, 2, 3])

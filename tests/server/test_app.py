@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
-from llama3.server.app import MAX_BODY, MODELS, Service, make_app
+from llama3.server.app import MODELS, Service, make_app
+from llama3.server.body import MAX_BODY
 from tests.server.calling import RUN, call
 from tests.test_workers_ai import any_inputs
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
