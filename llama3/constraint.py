@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 * 1024  # of a schema, written as JSON
 MAX_DEPTH = 64  # of objects and lists in one another
+LEAST = -(2.0**62)  # of all numbers in a schema
 MAX_REMAINDERS = 50_000  # by all multipleOf of a schema, multiplied
 NAMED = {"type", "properties", "required", "title", "description", "$schema"}  # of parameters that are all named
 LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
@@ -158,7 +159,7 @@ def checked(schema: Mapping[str, Any]) -> str:
     # "x-guidance" would set the engine's own options, which are not the client's to set.
     try:
         text = json.dumps({key: value for key, value in schema.items() if key != "x-guidance"}, allow_nan=False)
-        plain = json.loads(text, parse_int=number_of)
+        plain = json.loads(text, parse_int=number_of, parse_float=number_of)
         text = json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(f"the JSON schema is not JSON: {one_line(error)}") from None
@@ -169,10 +170,13 @@ def checked(schema: Mapping[str, Any]) -> str:
 
 
 def number_of(digits: str) -> int | float:
-    """Beyond 2**53 the nearest float64, as in JavaScript. The engine rounds so anyway, but crashes near -2**63, and the
-    process with it.
+    """Beyond 2**53 the engine writes the nearest float64, as JavaScript does. Where it is to write a whole number near
+    -2**63 it crashes, and the process with it. Raises RequestError for those.
     """
-    return value if abs(value := int(digits)) <= 2**53 else float(digits)
+    value = float(digits)
+    if value < LEAST:
+        raise RequestError(f"the JSON schema has the number {digits[:30]}; expected none below {LEAST:.1e}")
+    return int(digits) if digits.lstrip("-").isdecimal() and abs(value) <= 2**53 else value
 
 
 def check_multiples(schema: Any) -> None:

@@ -98,7 +98,7 @@ class ToolCorpus:
         request = rng.choice(tool["requests"])
         if " | " in request:
             values["state"], request = request.split(" | ")
-        request = request.format(**values)
+        request = self.as_typed(rng, request).format(**values)
         if rng.random() < 0.12:
             request = request.lower()
             values = {key: value.lower() if isinstance(value, str) else value for key, value in values.items()}
@@ -113,6 +113,21 @@ class ToolCorpus:
             answer = rng.choice(tool["answers"]).format(**values, **more)
         arguments = {keys[key]: value for key, value in values.items()}
         return offer, request, arguments, {"role": "tool", "content": result} if result else None, answer
+
+    def as_typed(self, rng: random.Random, request: str) -> str:
+        """The request, half of the time with small changes that leave its gaps alone."""
+        if rng.random() < 0.5:
+            return request
+        gaps = re.findall(r"{\w+}", request)
+        numbered = request
+        for i, gap in enumerate(gaps):
+            numbered = numbered.replace(gap, f"@{i}", 1)  # a mark that no small change knows
+        changed = self.corpus.noise.apply(rng, numbered)
+        for i, gap in enumerate(gaps):
+            if changed.count(f"@{i}") != 1:
+                return request
+            changed = changed.replace(f"@{i}", gap)
+        return changed
 
     def invented_request(self, rng: random.Random) -> tuple[dict[str, Any], str, dict[str, Any]]:
         made = self.file["invented"]
