@@ -16,18 +16,18 @@ import numpy as np
 
 from llama3.byte_pair import PATTERN
 from llama3.errors import RequestError
+from llama3.limits import LIMITS
 from llama3.sampler import LogitsError
 from llama3.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-MAX_BYTES = 64 * 1024  # of a schema, written as JSON
 MAX_DEPTH = 64  # of objects and lists in one another
 LEAST = -(2.0**62)  # of all numbers in a schema
 MAX_REMAINDERS = 50_000  # by all multipleOf of a schema, multiplied
 NAMED = {"type", "properties", "required", "title", "description", "$schema"}  # of parameters that are all named
-LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
+COST = {  # what compiling and following one schema may cost; far beyond what schemas in use need
     "max_grammar_size": 50_000,
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
@@ -55,7 +55,7 @@ class Constraint:
         """
         engine = _engine()
         self._matcher = engine.LLMatcher(
-            _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LIMITS)
+            _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**COST)
         )
         if self._matcher.is_error():
             raise RequestError(f"the JSON schema cannot be enforced: {one_line(self._matcher.get_error())}")
@@ -164,8 +164,8 @@ def checked(schema: Mapping[str, Any]) -> str:
     except (TypeError, ValueError) as error:
         raise RequestError(f"the JSON schema is not JSON: {one_line(error)}") from None
     check_multiples(plain)
-    if len(text) > MAX_BYTES:
-        raise RequestError(f"the JSON schema has {len(text):,} bytes; expected at most {MAX_BYTES:,}")
+    if len(text) > LIMITS.schema_bytes:
+        raise RequestError(f"the JSON schema has {len(text):,} bytes; expected at most {LIMITS.schema_bytes:,}")
     return text
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from llama3.errors import RequestError
+from llama3.limits import LIMITS
 from llama3.tokenizer import StreamDecoder, Tokenizer
-
-MAX_STOPS = 16
 
 
 def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -13,8 +12,8 @@ def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(stop, (str, list, tuple)):
         raise RequestError(f"stop is {type(stop).__name__}; expected a string or a list of them")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > MAX_STOPS:
-        raise RequestError(f"stop has {len(stops)} strings; expected at most {MAX_STOPS}")
+    if len(stops) > LIMITS.stops:
+        raise RequestError(f"stop has {len(stops)} strings; expected at most {LIMITS.stops}")
     for text in stops:
         if not isinstance(text, str) or not text:
             raise RequestError(f"stop holds {text!r}; expected strings of at least one character")

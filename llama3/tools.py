@@ -12,8 +12,8 @@ from typing import Any
 
 from llama3.constraint import read_json, tools_grammar
 from llama3.errors import RequestError
+from llama3.limits import LIMITS
 
-MAX_TOOLS = 128
 OFFER = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments "
     "that best answers the given prompt.\n\n"
@@ -32,8 +32,8 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Flat or in OpenAI's envelope -> {"name", "description", "parameters"} each. Raises RequestError."""
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools is {type(tools).__name__}; expected a list")
-    if len(tools) > MAX_TOOLS:
-        raise RequestError(f"there are {len(tools)} tools; expected at most {MAX_TOOLS}")
+    if len(tools) > LIMITS.tools:
+        raise RequestError(f"there are {len(tools)} tools; expected at most {LIMITS.tools}")
     out: list[dict[str, Any]] = []
     for i, tool in enumerate(tools):
         if isinstance(tool, Mapping) and "function" in tool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3.constraint import GrammarError, read_json
 from llama3.errors import ContractError, RequestError
+from llama3.limits import LIMITS
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
     "frequency_penalty": (False, -2, 2),
     "presence_penalty": (False, -2, 2),
 }
-MAX_MESSAGES = 1024
 SWITCHES = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
 
@@ -112,8 +112,8 @@ def messages_of(messages: Any) -> list[dict[str, str]]:
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
-    if len(messages) > MAX_MESSAGES:
-        raise bad_input(f"'/messages' must not have more than {MAX_MESSAGES} items")
+    if len(messages) > LIMITS.messages:
+        raise bad_input(f"'/messages' must not have more than {LIMITS.messages} items")
     out = []
     for i, message in enumerate(messages):
         path = f"/messages/{i}"

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+from dataclasses import asdict
 
 from llama3.cli.loading import load
 from llama3.cli.options import Parser, adapter, common_options, positive, whole_number
 from llama3.cli.terminal import note
 from llama3.errors import RequestError
+from llama3.limits import LIMITS
 
 DESCRIPTION = """\
 Answer over HTTP as Cloudflare Workers AI answers for @hf/meta-llama/meta-llama-3-8b-instruct:
@@ -15,6 +17,17 @@ Answer over HTTP as Cloudflare Workers AI answers for @hf/meta-llama/meta-llama-
     -d '{"prompt": "What is RoPE?"}'
 
 Without a token it listens on this machine alone. Ctrl-C or SIGTERM ends it."""
+
+
+LIMIT_NAMES = ", ".join(f"{name} ({most:,})" for name, most in asdict(LIMITS).items())
+
+
+def limit(text: str) -> tuple[str, int]:
+    name, _, most = text.partition("=")
+    if name not in asdict(LIMITS) or not (most.isascii() and most.isdecimal() and 0 < int(most) < 2**31):
+        names = ", ".join(asdict(LIMITS))
+        raise argparse.ArgumentTypeError(f"{text!r} is no limit; expected NAME=N, where NAME is one of {names}")
+    return name, int(most)
 
 
 def parser() -> Parser:
@@ -26,6 +39,8 @@ def parser() -> Parser:
     option("--allow-host", metavar="NAME", repeat=True, help="a host name that requests may use, beside this machine's")
     option("--slots", metavar="N", type=positive, default=4, help="requests at once in one batch (default 4)")
     option("--queue", metavar="N", type=positive, default=32, help="requests that may wait (default 32); more get 429")
+    option("--limit", metavar="NAME=N", type=limit, repeat=True, help=f"what a request may bring: {LIMIT_NAMES}")
+    option("--parsed-json", help="in JSON mode answer with the object, and not with its text")
     option("--lora", metavar="NAME=FOLDER", type=adapter, repeat=True, help="a LoRA adapter that requests may name")
     common_options(parser)
     return parser
@@ -44,6 +59,18 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     if not args.quiet:
         note(f"http://{args.host}:{args.port} (process {os.getpid()}); Ctrl-C ends it")
+    for name, most in args.limit or ():
+        setattr(LIMITS, name, most)
     hosts = tuple(args.allow_host or ())
-    serve(lambda: load(args), args.host, args.port, args.token, args.slots, args.queue, hosts, args.quiet)
+    serve(
+        lambda: load(args),
+        args.host,
+        args.port,
+        args.token,
+        args.slots,
+        args.queue,
+        hosts,
+        args.quiet,
+        args.parsed_json,
+    )
     return 0

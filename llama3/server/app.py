@@ -17,8 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llama3.constraint import read_json
 from llama3.errors import ContractError, RequestError
-from llama3.server import playground
+from llama3.server import catalogue, playground
 from llama3.server.answers import (
     BINDING,
     CAPACITY,
@@ -51,8 +52,9 @@ GONE = 499  # nobody reads this status: the client has left
 class Service:
     """One model and who waits for it: as many requests run as it has slots, `queue` more may wait."""
 
-    def __init__(self, load: "Callable[[], Llama]", slots: int, queue: int):
-        self.load, self.room = load, slots + queue
+    def __init__(self, load: "Callable[[], Llama]", slots: int, queue: int, parsed_json: bool = False):
+        """parsed_json: the response in JSON mode is the object, and not its text."""
+        self.load, self.room, self.parsed_json = load, slots + queue, parsed_json
         self.llama: Llama | None = None
         self.error: Exception | None = None  # of loading
         self.on_error: Callable[[], None] = lambda: None
@@ -105,6 +107,8 @@ class Service:
             found = await whole(shape.result, stream, given, request.receive, self.in_thread)
             if found is None:
                 return Response(status_code=GONE)
+            if self.parsed_json and "response_format" in given and "response" in found:
+                found["response"] = read_json(found["response"])
             return shape.reply(found) if stream.finish_reason != "cancelled" else shape.refuse(STOPPING)
         except Exception as error:  # a step that failed, for one: the requests in it end, the server goes on
             cut_off = stream is not None and stream.finish_reason == "cancelled"
@@ -179,6 +183,8 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
             *(Route(f"{base}/v1/completions", completions, methods=["POST"]) for base in ("", ACCOUNT)),
             Route("/tokenize", tokenize, methods=["POST"]),
             *(Route(f"{base}/v1/models", models) for base in ("", ACCOUNT)),
+            *(Route(base + "/models/search", catalogue.search) for base in (ACCOUNT, "/ai-api")),
+            Route(ACCOUNT + "/models/schema", catalogue.schema),
             Route("/health", health),
             Route("/metrics", metrics),
             *playground.routes,

@@ -6,10 +6,10 @@ import msgspec
 from starlette.requests import Request
 
 from llama3.errors import ContractError
+from llama3.limits import LIMITS
 from llama3.server.answers import CAPACITY
 from llama3.workers_ai import bad_input
 
-MAX_BODY = 1 << 20  # bytes
 MAX_ARRIVING = 64 << 20  # bytes of all bodies that are not whole yet
 
 
@@ -26,8 +26,9 @@ class Bodies:
             async for part in request.stream():
                 body += part
                 self.arriving += len(part)
-                if len(body) > MAX_BODY:
-                    raise ContractError(f"AiError: Request is too large: more than {MAX_BODY:,} bytes", 3006, 413)
+                if len(body) > LIMITS.body_bytes:
+                    too_large = f"AiError: Request is too large: more than {LIMITS.body_bytes:,} bytes"
+                    raise ContractError(too_large, 3006, 413)
                 if self.arriving > MAX_ARRIVING:
                     raise CAPACITY
         finally:

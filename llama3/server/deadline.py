@@ -5,7 +5,8 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-RECEIVE_SECONDS = 10.0
+from llama3.limits import LIMITS
+
 RECEIVING = (h11.IDLE, h11.SEND_BODY)  # states of the client: its request is not whole yet
 
 
@@ -28,7 +29,7 @@ class DeadlineProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start(self) -> None:
-        self._deadline = self.loop.call_later(RECEIVE_SECONDS, self._expire)
+        self._deadline = self.loop.call_later(LIMITS.seconds, self._expire)
 
     def _stop(self) -> None:
         if self._deadline is not None:

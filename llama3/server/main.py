@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from llama3.errors import RequestError
+from llama3.limits import LIMITS
 from llama3.server.app import Service, make_app
 from llama3.server.deadline import DeadlineProtocol
 from llama3.server.gate import LOOPBACK
@@ -18,12 +19,8 @@ from llama3.server.gate import LOOPBACK
 if TYPE_CHECKING:
     from llama3.llama import Llama
 
-MAX_HEADER = 16 * 1024  # bytes of all headers
 M_ARENA_MAX = -8  # in glibc's malloc.h
 GRACE_SECONDS = 30  # to end after a signal; what still runs after four fifths of them is cut off, and says so
-
-
-ARENAS = 2
 
 
 def hold_memory_together() -> None:
@@ -31,7 +28,7 @@ def hold_memory_together() -> None:
     grew by 7 % in five minutes of a crowd, and with two heaps by 0.3 %. Elsewhere than on glibc there is nothing to do.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 class Server(uvicorn.Server):
@@ -58,6 +55,7 @@ def serve(
     queue: int,
     hosts: tuple[str, ...] = (),
     quiet: bool = False,
+    parsed_json: bool = False,
 ) -> None:
     """Until a signal ends it. Raises what loading the model has raised, and RequestError for an open door."""
     if not token and host not in LOOPBACK:
@@ -65,14 +63,14 @@ def serve(
             f"--host {host} can be reached from elsewhere: set --token (or LLAMA3_TOKEN), or leave it out"
         )
     hold_memory_together()
-    service = Service(load, slots, queue)
+    service = Service(load, slots, queue, parsed_json)
     hosts = (*hosts, *(() if host in ("0.0.0.0", "::") else (host,)))
     config = uvicorn.Config(
         make_app(service, token, hosts, quiet),
         host=host,
         port=port,
         http=DeadlineProtocol,
-        h11_max_incomplete_event_size=MAX_HEADER,
+        h11_max_incomplete_event_size=LIMITS.header_bytes,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=GRACE_SECONDS,
         proxy_headers=False,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llama3.errors import ContractError, RequestError
+from llama3.limits import LIMITS
 from llama3.server.answers import MODELS, Json, Shape, rest_error, unknown_model
 from llama3.tools import Call, read_calls
 from llama3.workers_ai import NUMBERS, bad_input, check_type, failure, kind_of, start, usage_of, validate
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from llama3.llama import Llama, Piece, Stream
 
 MAX_TOP_LOGPROBS = 20
-MAX_STOPS = 16
 
 
 def begin(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":
@@ -52,8 +52,8 @@ def started(
 ) -> "tuple[Stream, dict[str, Any]]":
     given |= {"tokenizer": llama.tokenizer, "stop_ids": llama.checkpoint.stop_ids}
     stop = body.get("stop", [])
-    if isinstance(stop, list) and len(stop) > MAX_STOPS:
-        raise bad_input(f"'/stop' must not have more than {MAX_STOPS} items")
+    if isinstance(stop, list) and len(stop) > LIMITS.stops:
+        raise bad_input(f"'/stop' must not have more than {LIMITS.stops} items")
     try:
         return start(llama, given, choice, stop=stop, logprobs=given["logprobs"]), given
     except ContractError:

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-async def call(app: Any, path: str, body: bytes, method: str = "POST", **headers: str) -> Reply:
+async def call(app: Any, path: str, body: bytes, method: str = "POST", query: str = "", **headers: str) -> Reply:
     """A header's name is written with _ for -."""
     sent: list[dict[str, Any]] = []
     given = {"host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -37,7 +37,7 @@ async def call(app: Any, path: str, body: bytes, method: str = "POST", **headers
         "method": method,
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         "server": ("127.0.0.1", 8000),
         "client": ("127.0.0.1", 9),

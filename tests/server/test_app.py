@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
+from llama3.limits import LIMITS
 from llama3.server.app import MODELS, Service, make_app
-from llama3.server.body import MAX_BODY
 from tests.server.calling import RUN, call
 from tests.test_workers_ai import any_inputs
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
@@ -82,7 +82,7 @@ def test_the_model_may_be_written_in_four_ways_and_no_other(llama):
         (b"\xff", 400, 5006, "not JSON"),
         (b"[" * 100_000, 400, 5006, "not JSON"),
         (b"[]", 400, 5006, "'array' not in 'object'"),
-        (b"x" * (MAX_BODY + 1), 413, 3006, "too large"),
+        (b"x" * (LIMITS.body_bytes + 1), 413, 3006, "too large"),
         (body(prompt="a", temperature=5.1), 400, 5006, "'/temperature' must be <= 5"),
         (body(prompt="a", max_tokens=600), 413, 5021, "context window limit (512)"),
         (body(prompt="a", lora="x"), 400, 5006, "'/lora' names"),

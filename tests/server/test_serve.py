@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("uvicorn")  # the extra `server`
 
-from llama3.server import deadline
+from llama3.limits import LIMITS
 from tests.server.calling import RUN
 
 LONG = {"prompt": "Go on", "max_tokens": 1500, "temperature": 5, "seed": 1, "stream": True}  # it does go on
@@ -25,11 +25,11 @@ LONG = {"prompt": "Go on", "max_tokens": 1500, "temperature": 5, "seed": 1, "str
 class Running:
     """`llama3 serve` on a port of its own, with one slot."""
 
-    def __init__(self, *options: str, code: str = ""):
+    def __init__(self, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        start = f"{code}\nfrom llama3.cli import main; main()"
+        start = "from llama3.cli import main; main()"
         command = [sys.executable, "-c", start, "serve", "--port", str(self.port), "--slots", "1", "--quiet"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA3_")}
         self.process = subprocess.Popen(
@@ -90,9 +90,8 @@ def read_all(connection: socket.socket) -> bytes:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     """Its deadline is short, so that the tests are."""
-    code = "from llama3.server import deadline; deadline.RECEIVE_SECONDS = 1.0"
-    assert deadline.RECEIVE_SECONDS == 10
-    running = Running(code=code)
+    assert LIMITS.seconds == 10
+    running = Running("--limit", "seconds=1")
     yield running
     running.process.kill()
     running.process.wait()
@@ -186,6 +185,7 @@ def test_after_kill_9_its_clients_notice_and_a_new_one_serves():
         (["--slots", "0"], "0 is too small"),
         (["hello"], "serve takes no prompt ('hello')"),
         (["--model", "/nowhere"], "/nowhere"),
+        (["--limit", "wheels=4"], "'wheels=4' is no limit; expected NAME=N"),
         (["--lora", "x"], "'x' is not NAME=FOLDER"),
         (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is one"),
     ],
@@ -196,3 +196,21 @@ def test_what_cannot_be_served_is_one_line(options: list[str], says: str):
         command += ["--port", "39181"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert ran.returncode in (1, 2) and says in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_limits_are_what_the_command_line_says_and_json_may_come_parsed():
+    running = Running("--parsed-json", "--limit", "tools=1", "--limit", "body_bytes=900", "--limit", "schema_bytes=60")
+    try:
+        tool = {"name": "a", "description": "", "parameters": {}}
+        two = {"messages": [{"role": "user", "content": "a"}], "tools": [tool, {**tool, "name": "b"}]}
+        form = {"type": "json_schema", "json_schema": {"enum": [[1, {"a": "b"}]]}}
+        long = {"type": "json_schema", "json_schema": {"enum": ["x" * 60]}}
+        answers = [running.post(inputs) for inputs in (two, {"prompt": "x" * 900}, {**SHORT, "response_format": long})]
+        assert [(status, reply["errors"][0]["code"]) for status, reply in answers] == [
+            (400, 5006), (413, 3006), (400, 5006)
+        ]  # fmt: skip
+        status, reply = running.post({"prompt": "a", "max_tokens": 30, "response_format": form})
+        assert status == 200 and reply["result"]["response"] == [1, {"a": "b"}]
+    finally:
+        running.process.kill()
+        running.process.wait()

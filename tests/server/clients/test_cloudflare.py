@@ -75,3 +75,10 @@ def test_an_unknown_model_and_a_wrong_token(served, cloudflare_client):
     )
     with pytest.raises(cloudflare.AuthenticationError):
         run(client, prompt="a")
+
+
+def test_the_models_and_their_schemas_are_listed(cloudflare_client):
+    found = list(cloudflare_client.ai.models.list(account_id="me", search="llama-3"))
+    assert [model["name"] for model in found] == list(MODELS)
+    schemas = cloudflare_client.ai.models.schema.get(account_id="me", model=MODELS[0])
+    assert schemas.input and schemas.output
