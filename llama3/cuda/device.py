@@ -14,6 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llama3.cuda import dependent_launch
+from llama3.cuda.dependent_launch import driver, launch_dependent
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 
@@ -171,6 +173,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
+        self._driver = driver() if capability >= dependent_launch.MIN_CAPABILITY else None
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._pinned = [(cupyx.empty_pinned(PIECE, np.uint8), cupy.cuda.Event()) for _ in range(2)]
@@ -244,9 +247,12 @@ class CupyDevice(Device):
         shared: int,
         dependent: bool,
     ) -> None:
-        # `dependent` is not passed on: cuLaunchKernel, all that CuPy has, lets a kernel start after its predecessor.
+        function = self._function(kernel)
         with self._current():
-            self._function(kernel)(grid, block, tuple(args), shared_mem=shared)
+            if dependent and self.capturing and self._driver:
+                launch_dependent(self._driver, self._stream.ptr, function.kernel.ptr, grid, block, shared, args)
+            else:
+                function(grid, block, tuple(args), shared_mem=shared)
 
     def _function(self, kernel: Kernel) -> Any:
         if kernel not in self._functions:

@@ -23,6 +23,7 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
     ("lora.cu", ()),
+    ("probes.cu", ()),
     ("sampler.cu", ()),
     ("sampler_select.cu", ()),
     ("sampler_top.cu", ()),

@@ -61,7 +61,7 @@ def load(file: str, name: str, defines: tuple[str, ...]) -> EmulatedKernel:
     library[f"describe_{name}"](text, ctypes.c_size_t(4096))
     static_shared = library[f"static_shared_{name}"]
     static_shared.restype = ctypes.c_size_t
-    parameters = tuple(text.value.decode().split(","))
+    parameters = tuple(filter(None, text.value.decode().split(",")))
     return EmulatedKernel(parameters, library[f"max_threads_{name}"](), static_shared(), library[f"launch_{name}"])
 
 

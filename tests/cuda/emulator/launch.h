@@ -113,7 +113,7 @@ template <class... Parameters>
 void describe(void (*)(Parameters...), char* text, size_t size) {
     size_t n = 0;
     text[0] = 0;
-    auto add = [&](const char* prefix, const char* name, const char* suffix) {
+    [[maybe_unused]] auto add = [&](const char* prefix, const char* name, const char* suffix) {
         n += snprintf(text + n, size - n, "%s%s%s%s", n ? "," : "", prefix, name, suffix);
     };
     (add(std::is_const_v<std::remove_pointer_t<Parameters>> ? "const " : "",

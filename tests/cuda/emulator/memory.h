@@ -110,6 +110,12 @@ T atomicAdd(T* p, T value) {
     return old;
 }
 template <class T>
+T atomicXor(T* p, T value) {
+    T old = *p;
+    *p ^= value;
+    return old;
+}
+template <class T>
 T atomicMax(T* p, T value) {
     T old = *p;
     *p = std::max(old, value);
