@@ -21,7 +21,8 @@ import ml_dtypes
 import numpy as np
 import torch
 import transformers
-from machine import about_this_run  # the file beside this one
+from gpu_floor import LLAMA3_8B, TINY  # the files beside this one
+from machine import about_this_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama3.config import ModelConfig
@@ -33,8 +34,6 @@ from llama3.model.batch import Batch
 from llama3.model.transformer import LayerWeights, Weights
 from llama3.sampler import Sampling, SamplingParams
 
-LLAMA3_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128_256)
-TINY = ModelConfig(128, 2, 4, 1, 64, 192, 515, max_seq_len=320)
 THEIRS = {
     "attention_norm": "input_layernorm",
     "wq": "self_attn.q_proj",

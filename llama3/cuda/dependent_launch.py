@@ -1,4 +1,4 @@
-"""Programmatic dependent launch: a kernel that starts while its predecessor still runs, and loads its weights meanwhile.
+"""Programmatic dependent launch: a kernel that starts while its predecessor runs, and loads its weights meanwhile.
 
 CuPy launches by cuLaunchKernel, which has no attributes; NVIDIA's own bindings have the call that does. Building it
 takes long, and is done once: in a capture, whose graph keeps the overlap. From compute capability 9.0 on.
@@ -34,8 +34,9 @@ def launch_dependent(
     shared: int,
     args: Sequence[Any],
 ) -> None:
-    """Queue a kernel that may overlap the one before it. stream, function: their handles; shared: bytes; args: arrays of
-    CuPy and NumPy scalars. Raises DeviceError.
+    """Queue a kernel that may overlap the one before it. Raises DeviceError.
+
+    stream, function: their handles; shared: bytes; args: arrays of CuPy and NumPy scalars.
     """
     value = driver.CUlaunchAttributeValue()
     value.programmaticStreamSerializationAllowed = 1
@@ -49,9 +50,7 @@ def launch_dependent(
     config.attrs, config.numAttrs = [attribute], 1
     (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function), parameters(args), 0)
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(
-            f"a dependent launch was refused: {error.name}; without the package cuda-bindings none is made"
-        )
+        raise DeviceError(f"a dependent launch was refused: {error.name}; without cuda-bindings none is made")
 
 
 def parameters(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[type, ...]]:

@@ -1,0 +1,210 @@
+"""This project's CUDA path, as gpu.py times it: on a GPU, or emulated on a CPU."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpu_floor import shapes  # the file beside this one
+
+from llama3.config import ModelConfig
+from llama3.cuda.attention_prompt import attention_prompt, tiles
+from llama3.cuda.device import Array, CupyDevice, Device, Kernel, bfloat16
+from llama3.cuda.linear import linear
+from llama3.cuda.transformer import Transformer
+from llama3.cuda.weights import LayerWeights, Weights
+from llama3.engine import PROMPT_ROWS
+from llama3.model.batch import Batch
+from llama3.sampler import Sampling, SamplingParams
+
+FULL = SamplingParams(
+    temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1, frequency_penalty=0.1,
+    presence_penalty=0.1, seed=1,
+)  # fmt: skip
+RUNS = 3
+
+
+def timed(device: Device, run: Callable[[], Any], steps: int = 1) -> float:
+    """Milliseconds of one of the `steps` that `run` makes: the median of three runs, behind one that does not count."""
+    times = []
+    for _ in range(RUNS + 1):
+        device.sync()
+        start = time.perf_counter()
+        run()
+        device.sync()
+        times.append((time.perf_counter() - start) * 1e3 / steps)
+    return median(times[1:])
+
+
+def array_of(device: Device, tensor: torch.Tensor) -> Array:
+    """The same memory on a GPU (DLPack), or a NumPy array."""
+    if isinstance(device, CupyDevice):
+        import cupy
+
+        return cupy.from_dlpack(tensor.detach())
+    return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def weights_of(device: Device, model: Any) -> Weights:
+    """Of transformers' LlamaForCausalLM: matrices that one product reads together are copied, the rest is shared."""
+
+    def joined(*parts: torch.Tensor) -> Array:
+        if len(parts) == 1 and isinstance(device, CupyDevice):
+            return array_of(device, parts[0])
+        out = device.alloc((sum(len(part) for part in parts), *parts[0].shape[1:]), bfloat16)
+        row = 0
+        for part in parts:
+            device.copy(array_of(device, part), into=out[row : row + len(part)])
+            row += len(part)
+        return out
+
+    layers = []
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        layers.append(
+            LayerWeights(
+                joined(layer.input_layernorm.weight),
+                joined(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
+                joined(attention.o_proj.weight),
+                joined(layer.post_attention_layernorm.weight),
+                joined(mlp.gate_proj.weight, mlp.up_proj.weight),
+                joined(mlp.down_proj.weight),
+            )
+        )
+    norm, head = joined(model.model.norm.weight), joined(model.lm_head.weight)
+    return Weights(joined(model.model.embed_tokens.weight), layers, norm, head)
+
+
+class Ours:
+    def __init__(self, device: Device, c: ModelConfig, model: Any):
+        self.device, self.config = device, c
+        self.transformer = Transformer(device, c, weights_of(device, model))
+        device.sync()
+
+    def read(self, cache: Any, slot: int, tokens: np.ndarray) -> None:
+        """A prompt, in pieces as the engine cuts it."""
+        for i in range(0, len(tokens), PROMPT_ROWS):
+            rows = np.array([0]) if i + PROMPT_ROWS >= len(tokens) else np.array([], int)
+            self.transformer.forward(Batch.of([(slot, tokens[i : i + PROMPT_ROWS])]), cache, rows)
+
+    def prefill(self, T: int) -> float:
+        """Milliseconds for a prompt of T tokens and the logits of its last, on the CPU."""
+        cache = self.transformer.new_cache(1, self.config.max_seq_len)
+        tokens = np.random.default_rng(T).integers(0, self.config.vocab_size, T).astype(np.int32)
+
+        def run() -> None:
+            cache.truncate(0, 0)
+            self.read(cache, 0, tokens)
+
+        return timed(self.device, run)
+
+    def decode(self, batch: int, context: int, steps: int, params: SamplingParams | None = None) -> float:
+        """Milliseconds a step, every token drawn and on the CPU, as the engine runs it."""
+        cache = self.transformer.new_cache(batch, self.config.max_seq_len)
+        dice = np.random.default_rng(batch)
+        prompts = dice.integers(0, self.config.vocab_size, (batch, context)).astype(np.int32)
+        for slot, prompt in enumerate(prompts):
+            self.read(cache, slot, prompt[: -1 or None])
+        vocab_size = self.config.vocab_size
+        params = params or SamplingParams(temperature=0)
+
+        def run() -> None:
+            tokens = [int(prompt[-1]) for prompt in prompts]
+            samplings = [Sampling(params, prompt, vocab_size) for prompt in prompts]
+            for slot in range(batch):
+                cache.truncate(slot, context - 1)
+            for _ in range(steps):
+                rows = Batch.of([(slot, [token]) for slot, token in enumerate(tokens)])
+                samples = self.transformer.step(rows, cache, samplings).samples()
+                for i, (sample, sampling) in enumerate(zip(samples, samplings, strict=True)):
+                    tokens[i] = sample.token
+                    sampling.accept(sample.token)
+
+        return timed(self.device, run, steps)
+
+    def products(self) -> dict[str, float]:
+        """Milliseconds of each matrix times one row; layer after layer, so that no cache holds the matrix."""
+        found = {}
+        w = self.transformer.weights
+        of_layers = {
+            "qkv": [layer.wqkv for layer in w.layers],
+            "o": [layer.wo for layer in w.layers],
+            "gate_up": [layer.w13 for layer in w.layers],
+            "down": [layer.w2 for layer in w.layers],
+            "head": [w.output],
+        }
+        for name, (n_out, width) in shapes(self.config).items():
+            x = self.device.upload(np.ones((1, width), bfloat16))
+            out = self.device.alloc((1, n_out), bfloat16)
+            matrices = of_layers[name]
+            found[name] = self.recorded([lambda w=w, x=x, out=out: linear(self.device, x, w, out) for w in matrices])
+        return found
+
+    def recorded(self, launches: list[Callable[[], None]]) -> float:
+        """Milliseconds of one of these launches, replayed as a graph."""
+        for launch in launches:
+            launch()
+        with self.device.capture() as graph:
+            for launch in launches:
+                launch()
+        return timed(self.device, lambda: self.device.replay(graph), len(launches))
+
+    def attention(self, T: int) -> float:
+        """Milliseconds of one layer's attention over a prompt of T tokens."""
+        c, device = self.config, self.device
+        dice = np.random.default_rng(T)
+        q = device.upload(dice.standard_normal((T, c.n_heads, c.head_dim), np.float32).astype(bfloat16))
+        k, v = (
+            device.upload(dice.standard_normal((1, c.n_kv_heads, T, c.head_dim), np.float32).astype(bfloat16))
+            for _ in range(2)
+        )
+        out = device.alloc(q.shape, bfloat16)
+        pieces = device.upload(tiles((T,), (0,), (0,)))
+        return timed(device, lambda: attention_prompt(device, q, k, v, pieces, out))
+
+
+def probes(device: Device, tiny: bool) -> dict[str, float]:
+    """What this GPU can do: TB/s of reading, microseconds of a launch, of a kernel in a graph, of a meeting."""
+    count = (1 << 12) if tiny else (1 << 32)  # bytes
+    blocks = 1 if tiny else 8 * multiprocessors(device)
+    data = device.alloc((count // 2,), bfloat16)
+    out = device.upload(np.zeros(1, np.uint32))
+    read, nothing, sync = (Kernel("probes.cu", name) for name in ("read_only", "nothing", "grid_sync"))
+    args = [data, out, np.int64(count // 16)]
+    ms = timed(device, lambda: device.launch(read, (blocks,), (256,), args))
+    found = {"read_only_TB_s": count / ms / 1e9}
+
+    n = 10 if tiny else 1000
+
+    def launches(dependent: bool) -> None:
+        for _ in range(n):
+            device.launch(nothing, (1 if tiny else multiprocessors(device),), (256,), [], dependent=dependent)
+
+    found["launch_us"] = timed(device, lambda: launches(False), n) * 1e3
+    for name, dependent in (("graph_us", False), ("dependent_graph_us", True)):
+        with device.capture() as graph:
+            launches(dependent)
+        found[name] = timed(device, lambda graph=graph: device.replay(graph), n) * 1e3
+    start = time.perf_counter()
+    launches(False)
+    found["launch_call_us"] = (time.perf_counter() - start) / n * 1e6  # of Python and CuPy alone
+
+    def meet() -> None:
+        counter = device.upload(np.zeros(1, np.uint32))
+        device.launch(sync, (1 if tiny else multiprocessors(device),), (256,), [counter, np.int32(n)])
+
+    found["meeting_us"] = timed(device, meet, n) * 1e3
+    return found
+
+
+def multiprocessors(device: Device) -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["multiProcessorCount"])
