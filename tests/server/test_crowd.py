@@ -1,0 +1,87 @@
+"""A minute of 64 clients at once, half of which leave in mid-stream: the server of the demo, in a real process."""
+
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("uvicorn")  # the extra `server`
+
+from llama3 import Llama
+from tests.server.test_serve import SHORT, Running, posted, read_all
+
+CLIENTS, SECONDS = 64, 60
+
+
+def threads_of(running: Running) -> int:
+    found = re.search(r"^Threads:\s+(\d+)", Path(f"/proc/{running.process.pid}/status").read_text(), re.M)
+    assert found
+    return int(found[1])
+
+
+def in_flight(running: Running) -> float:
+    found = re.search(rb"^llama3_requests_in_flight (\S+)$", running.get("/metrics"), re.M)
+    assert found
+    return float(found[1])
+
+
+def text_of(reply: bytes) -> str:
+    events = [json.loads(event) for event in re.findall(rb"^data: ({.*})$", reply, re.M)]
+    return "".join(event["response"] for event in events)
+
+
+def test_a_crowd_gets_answers_or_429_and_leaves_nothing_behind():
+    running = Running("--slots", "8", "--queue", "40")
+    statuses, errors, answers, end = Counter(), [], {}, time.monotonic() + SECONDS
+
+    def client(number: int) -> None:
+        dice = random.Random(number)
+        try:
+            while time.monotonic() < end:
+                inputs = {"prompt": "Go on and on", "temperature": 3, "stream": True}
+                inputs |= {"seed": dice.randint(1, 99), "max_tokens": dice.randint(5, 60)}
+                with running.connect() as connection:
+                    connection.sendall(posted(inputs))
+                    reply = connection.recv(200)
+                    if number % 2 and reply.startswith(b"HTTP/1.1 200"):
+                        statuses["left"] += 1
+                        continue
+                    reply += read_all(connection)
+                statuses[reply[9:12].decode()] += 1
+                if reply.startswith(b"HTTP/1.1 200"):
+                    assert b"\ndata: [DONE]\n" in reply, reply[-200:]
+                    said = answers.setdefault((inputs["seed"], inputs["max_tokens"]), text_of(reply))
+                    assert said == text_of(reply), inputs
+                else:
+                    time.sleep(0.1)
+        except BaseException as error:
+            errors.append(error)
+
+    try:
+        idle = threads_of(running)
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors[0]
+        assert set(statuses) <= {"200", "429", "left"} and statuses["200"] > 50 and statuses["left"] > 50, statuses
+
+        deadline = time.monotonic() + 30
+        while in_flight(running) or threads_of(running) > idle + 3:
+            assert time.monotonic() < deadline, (in_flight(running), idle, threads_of(running))
+            time.sleep(1)
+            running.post(SHORT)  # threads that had no work for ten seconds end when the next request comes
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+    llama = Llama.load()
+    for seed, max_tokens in random.Random(1).sample(sorted(answers), 20):
+        inputs = {"prompt": "Go on and on", "temperature": 3, "seed": seed, "max_tokens": max_tokens}
+        assert llama.run(inputs)["response"] == answers[seed, max_tokens]
