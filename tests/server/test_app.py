@@ -9,8 +9,10 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
+from llama3.errors import ContractError
 from llama3.limits import LIMITS
 from llama3.server.app import MODELS, Service, make_app
+from llama3.server.body import Bodies
 from tests.server.calling import RUN, call
 from tests.test_workers_ai import any_inputs
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
@@ -224,6 +226,50 @@ def test_more_than_slots_and_queue_hold_is_refused_and_the_rest_is_answered(llam
     full = [reply for reply in replies if reply.status == 429]
     assert len(full) == 13 and all(reply.status == 200 for reply in replies if reply not in full)
     assert full[0].json()["errors"][0]["code"] == 3040 and full[0].headers["retry-after"] == "1"
+
+
+def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
+    """Whole answers on both routes: not one that is cut short passes for a whole one."""
+
+    async def run():
+        service = Service(lambda: llama, 4, 8)
+        service.llama = llama
+        app = make_app(service)
+        long = {"prompt": "a", "max_tokens": 480, "temperature": 5, "seed": 1}
+        running = [asyncio.create_task(call(app, path, body(**long))) for path in (RUN, "/v1/completions")]
+        while len(service.running) < 2:
+            await asyncio.sleep(0.01)
+        service.end()
+        return await asyncio.gather(*running)
+
+    for reply in asyncio.run(run()):
+        assert reply.status == 503 and reply.headers["retry-after"] == "1"
+        assert reply.json()["errors"][0]["code"] == 3040
+
+
+def test_bodies_that_are_arriving_are_bounded_together(monkeypatch):
+    """Each may have a megabyte; all that are not whole yet may have 64."""
+    monkeypatch.setattr("llama3.server.body.MAX_ARRIVING", 1000)
+
+    async def run():
+        bodies, waits = Bodies(), asyncio.Event()
+
+        class Slow:
+            async def stream(self):
+                yield b"x" * 900
+                await waits.wait()
+
+        first = asyncio.create_task(bodies.read(Slow()))
+        await asyncio.sleep(0)
+        with pytest.raises(ContractError) as caught:
+            await bodies.read(Slow())
+        assert caught.value.status == 429
+        waits.set()
+        with pytest.raises(ContractError, match="not JSON"):
+            await first
+        assert bodies.arriving == 0
+
+    asyncio.run(run())
 
 
 def test_a_step_that_fails_ends_its_requests_and_no_others(llama, monkeypatch):

@@ -122,6 +122,21 @@ def test_a_request_that_does_not_arrive_is_cut_off(server: Running, raw: bytes):
     assert server.post(SHORT)[0] == 200
 
 
+def test_bodies_that_do_not_arrive_take_nobodys_place():
+    running = Running("--queue", "1")
+    half = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000
+    try:
+        before = running.memory()
+        with contextlib.ExitStack() as open_ones:
+            for _ in range(40):
+                open_ones.enter_context(running.connect()).sendall(half)
+            assert running.post(SHORT)[0] == 200
+            assert running.memory() - before < 70_000_000
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
 def test_headers_and_bodies_beyond_all_bounds_are_refused_and_memory_stays(server: Running):
     before = server.memory()
     assert server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 60_000_000)[:12] in (b"HTTP/1.1 400", b"")
