@@ -24,12 +24,6 @@ def threads_of(running: Running) -> int:
     return int(found[1])
 
 
-def in_flight(running: Running) -> float:
-    found = re.search(rb"^llama3_requests_in_flight (\S+)$", running.get("/metrics"), re.M)
-    assert found
-    return float(found[1])
-
-
 def text_of(reply: bytes) -> str:
     events = [json.loads(event) for event in re.findall(rb"^data: ({.*})$", reply, re.M)]
     return "".join(event["response"] for event in events)
@@ -73,8 +67,8 @@ def test_a_crowd_gets_answers_or_429_and_leaves_nothing_behind():
         assert set(statuses) <= {"200", "429", "left"} and statuses["200"] > 50 and statuses["left"] > 50, statuses
 
         deadline = time.monotonic() + 30
-        while in_flight(running) or threads_of(running) > idle + 3:
-            assert time.monotonic() < deadline, (in_flight(running), idle, threads_of(running))
+        while running.in_flight() or threads_of(running) > idle + 3:
+            assert time.monotonic() < deadline, (running.in_flight(), idle, threads_of(running))
             time.sleep(1)
             running.post(SHORT)  # threads that had no work for ten seconds end when the next request comes
     finally:

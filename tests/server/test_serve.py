@@ -63,6 +63,11 @@ class Running:
         head, _, body = self.send(posted(inputs, path)).partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(body)
 
+    def in_flight(self) -> float:
+        found = re.search(rb"^llama3_requests_in_flight (\S+)$", self.get("/metrics"), re.M)
+        assert found
+        return float(found[1])
+
     def memory(self) -> int:
         """Resident bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])

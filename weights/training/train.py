@@ -51,6 +51,7 @@ class Round(NamedTuple):
 ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.0, plain=0.05, tools=0.35),
     Round(4500, 1.5e-3, cool_down=1.0, plain=0.15, tools=0.35),
+    Round(2800, 1e-3, cool_down=1.0, plain=0.15, tools=0.28),
 )
 COPIED = re.compile(r'((?<=[:\[,]")[^\W\d_][^"\\]*(?="[,}\]]))')  # a value that is text, in JSON without spaces
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count

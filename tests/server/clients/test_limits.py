@@ -1,7 +1,6 @@
 """What the clients make of a server that is full, of answers that end badly, and the server of clients that die."""
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -30,16 +29,10 @@ FORM = {"type": "json_schema", "json_schema": SCHEMA}
 TOOL = {"name": "look_up", "description": "Looks a word up", "parameters": SCHEMA}
 
 
-def in_flight(running: Running) -> float:
-    found = re.search(rb"^llama3_requests_in_flight (\S+)$", running.get("/metrics"), re.M)
-    assert found
-    return float(found[1])
-
-
 def wait_for(running: Running, requests: float) -> None:
     deadline = time.monotonic() + 60
-    while in_flight(running) != requests:
-        assert time.monotonic() < deadline, f"{in_flight(running)} requests in flight; expected {requests}"
+    while running.in_flight() != requests:
+        assert time.monotonic() < deadline, f"{running.in_flight()} requests in flight; expected {requests}"
         time.sleep(0.05)
 
 
@@ -93,7 +86,7 @@ def test_a_client_killed_with_9_leaves_nothing_in_flight(small: Running):
     url = f"http://127.0.0.1:{small.port}/v1"
     client = subprocess.Popen([sys.executable, "-c", CLIENT, url, MODEL], stdout=subprocess.PIPE)
     assert client.stdout and client.stdout.readline() and client.stdout.readline()
-    assert in_flight(small) == 1
+    assert small.in_flight() == 1
     client.kill()
     client.wait()
     wait_for(small, 0)
