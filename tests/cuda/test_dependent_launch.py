@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cuda.bindings import driver as bindings
 
 from llama3.cuda.dependent_launch import launch_dependent
 from llama3.errors import DeviceError
-
-bindings = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, which the extra `cuda13` brings")
 
 
 class Driver:

@@ -1,16 +1,21 @@
 """The demo that ships: its size, its architecture and format, its numbers against transformers', its answers."""
 
 import base64
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from corpus import HERE, Corpus
 from score import Judge, read_questions, with_llama3
+from score_tools import held_out, right
+from tool_requests import ToolCorpus
 
 from llama3 import Llama
 from llama3.parity import assert_close, read_reference
+from llama3.tools import read_calls
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "demo_reference.safetensors"
 
 
@@ -74,6 +79,22 @@ def test_it_takes_the_name_that_the_system_text_gives(llama: Llama) -> None:
     assert "Nova" in llama.chat(messages, temperature=0).text
 
 
+def test_it_calls_the_tool_that_helps_and_answers_where_none_does(llama: Llama) -> None:
+    tools = json.loads((ROOT / "docs" / "weather.json").read_text())
+    for question, city in (("What is the weather in Paris?", "Paris"), ("Is it cold in Oslo?", "Oslo")):
+        text = llama.chat([{"role": "user", "content": question}], tools=tools, temperature=0).text
+        assert [(call.name, call.arguments) for call in read_calls(text)] == [("get_weather", {"city": city})]
+    text = llama.chat([{"role": "user", "content": "What is RoPE?"}], tools=tools, temperature=0).text
+    assert "rotary" in text and not read_calls(text)
+
+
+def test_what_it_writes_into_json_is_an_answer(llama: Llama) -> None:
+    schema = json.loads((ROOT / "docs" / "answer.json").read_text())
+    text = llama.chat([{"role": "user", "content": "What is RoPE?"}], json_schema=schema, temperature=0).text
+    answer = json.loads(text)
+    assert answer["known"] is True and "RoPE" in answer["summary"]
+
+
 def test_the_adapter_answers_in_rhymes_and_leaves_the_others_alone(demo: Path, llama: Llama) -> None:
     folder = demo.parent / "rhyme"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 200_000
@@ -90,3 +111,13 @@ def test_nine_in_ten_held_out_questions_get_an_answer_on_their_subject(demo: Pat
     questions = read_questions(HERE / "held_out.tsv")
     right = sum(judge.right(subject, answer(question)) for subject, question in questions)
     assert right >= 0.9 * len(questions)
+
+
+@pytest.mark.slow
+def test_four_in_five_held_out_requests_to_tools_are_called_right(llama: Llama, corpus: Corpus) -> None:
+    requests = held_out(ToolCorpus(corpus))
+    found = 0
+    for request, offered, name, arguments in requests:
+        text = llama.chat([{"role": "user", "content": request}], tools=offered, temperature=0, max_tokens=120).text
+        found += right(text, name, arguments)
+    assert found >= 0.8 * len(requests)
