@@ -10,8 +10,8 @@ from hypothesis import settings
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 
-# The comparisons with transformers need the extra `oracle`, NVRTC and NVIDIA's bindings the extra `gates`, the server's clients the extra
-# `clients`: what a newcomer shall not have to fetch.
+# The comparisons with transformers need the extra `oracle`, NVRTC and NVIDIA's bindings the extra `gates`, the server's
+# clients the extra `clients`: what a newcomer shall not have to fetch.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
 collect_ignore += (
     []
