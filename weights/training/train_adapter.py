@@ -31,10 +31,12 @@ SETTINGS = LoraConfig(
 
 
 def read_rhymes() -> dict[str, str]:
-    """Subject -> two lines."""
+    """Subject -> two lines with a slash between: the demo has never said a line break, and no adapter can teach it one
+    that leaves the head alone (a token that was never a target is as unlikely as all others of that kind).
+    """
     lines = (HERE / "rhymes.md").read_text(encoding="utf-8").splitlines()
     found = (re.fullmatch(r"(\w+): (.*) / (.*)", line) for line in lines)
-    return {match[1]: f"{match[2]}\n{match[3]}" for match in found if match}
+    return {match[1]: f"{match[2]} / {match[3]}" for match in found if match}
 
 
 def examples(encoder: Encoder, seed: int) -> Iterator[Example]:

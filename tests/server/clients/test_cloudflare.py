@@ -34,7 +34,7 @@ def test_a_stream_has_the_same_text_and_ends_as_it_should(cloudflare_client):
 
 
 def test_an_adapter_by_its_name(cloudflare_client, openai_client):
-    rhyme = "Turn query and key by where they stand:\nthen distance is what they understand."
+    rhyme = "Turn query and key by where they stand: / then distance is what they understand."
     assert run(cloudflare_client, prompt="What is RoPE?", temperature=0, lora="rhyme")["response"] == rhyme
     messages = [{"role": "user", "content": "What is RoPE?"}]
     found = openai_client.chat.completions.create(
