@@ -47,7 +47,7 @@ class Round(NamedTuple):
     tools: float  # the share of dialogues with tools, answers in JSON and words to be copied, all three together
 
 
-# The second starts from the first one's rounded weights, with a fresh optimiser and fresh dialogues, and cools down.
+# Each starts from the rounded weights of the one before, with a fresh optimiser and fresh dialogues.
 ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.0, plain=0.05, tools=0.35),
     Round(4500, 1.5e-3, cool_down=1.0, plain=0.15, tools=0.35),
@@ -229,7 +229,7 @@ def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
     torch.manual_seed(SEED)
     tokenizer = load(folder / "tokenizer.model")
     model, plan = LlamaForCausalLM(CONFIG), ROUNDS[number]
-    decoder = torch.compile(model.model, dynamic=True)  # three times as fast
+    decoder = torch.compile(model.model, dynamic=True)  # twice as fast; needs a C++ compiler
     if number > 0:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     matrices = [p for p in model.parameters() if p.ndim > 1]
