@@ -12,6 +12,7 @@ from llama3.sampler import SamplingParams
 OTHERS = {"device": "cuda", "lora": "y=folder"}  # not "2"
 VALUES = {
     "lora": "x=folder",
+    "limit": "tools=1",
     "temperature": "0.25",
     "device": "cpu",
     "slots": "3",

@@ -88,7 +88,8 @@ def results(device, function):
 
 
 def test_no_file_with_a_barrier_is_left_out():
-    assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == set(RUNS)
+    """But the benchmark's probe of a meeting of blocks, of which the emulation runs one at a time."""
+    assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == {*RUNS, "probes.cu"}
 
 
 @pytest.mark.parametrize(("file", "removed"), BARRIERS)
