@@ -159,11 +159,11 @@ def checked(schema: Mapping[str, Any]) -> str:
     # "x-guidance" would set the engine's own options, which are not the client's to set.
     try:
         text = json.dumps({key: value for key, value in schema.items() if key != "x-guidance"}, allow_nan=False)
-        plain = json.loads(text, parse_int=number_of, parse_float=number_of)
-        text = json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(f"the JSON schema is not JSON: {one_line(error)}") from None
+    plain = json.loads(text, parse_int=number_of, parse_float=number_of)
     check_multiples(plain)
+    text = json.dumps(plain)
     if len(text) > LIMITS.schema_bytes:
         raise RequestError(f"the JSON schema has {len(text):,} bytes; expected at most {LIMITS.schema_bytes:,}")
     return text
@@ -171,9 +171,11 @@ def checked(schema: Mapping[str, Any]) -> str:
 
 def number_of(digits: str) -> int | float:
     """Beyond 2**53 the engine writes the nearest float64, as JavaScript does. Where it is to write a whole number near
-    -2**63 it crashes, and the process with it. Raises RequestError for those.
+    -2**63 it crashes, and the process with it. Raises RequestError for those, and beyond float64.
     """
     value = float(digits)
+    if value == float("inf"):
+        raise RequestError(f"the JSON schema has the number {digits[:30]}..., which is too large for a float64")
     if value < LEAST:
         raise RequestError(f"the JSON schema has the number {digits[:30]}; expected none below {LEAST:.1e}")
     return int(digits) if digits.lstrip("-").isdecimal() and abs(value) <= 2**53 else value

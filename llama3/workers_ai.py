@@ -271,7 +271,7 @@ def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         answer = stream.completion()
     except GrammarError as error:
-        raise failure(error) from error
+        raise no_json(error) from error
     calls = finish(answer.text, answer.finish_reason, given)
     return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_of(answer.usage)}
 

@@ -220,6 +220,7 @@ def nested(levels):
         ({"const": -(2**63)}, "expected none below -4.6e+18"),
         ({"enum": [{"a": 1 - 2**63}]}, "expected none below -4.6e+18"),
         ({"enum": ["x", -1e308], "type": "integer"}, "expected none below -4.6e+18"),
+        ({"const": 10**400}, "too large for a float64"),
         ({"multipleOf": 2**31}, "remainders to be told apart; expected at most 50,000"),
         ({"properties": {"a": {"allOf": [{"multipleOf": 99.73}, {"multipleOf": 9967}]}}}, "remainders"),
     ],
@@ -228,6 +229,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
     with pytest.raises(RequestError, match="JSON schema") as caught:
         constraint(llama, schema)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).count("JSON schema") == 1
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from llama3.errors import DeviceError
 MIN_CAPABILITY = 90  # Hopper
 
 
-def driver() -> Any:
-    """`cuda.bindings.driver`, or None where it is not installed: then kernels start one after the other."""
+def driver_for(capability: int) -> Any:
+    """`cuda.bindings.driver`, or None where it is not installed or the GPU too old: then no kernels overlap."""
+    if capability < MIN_CAPABILITY:
+        return None
     try:
         from cuda.bindings import driver
     except ImportError:

@@ -14,8 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama3.cuda import dependent_launch
-from llama3.cuda.dependent_launch import driver, launch_dependent
+from llama3.cuda.dependent_launch import driver_for, launch_dependent
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 
@@ -173,7 +172,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
-        self._driver = driver() if capability >= dependent_launch.MIN_CAPABILITY else None
+        self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._pinned = [(cupyx.empty_pinned(PIECE, np.uint8), cupy.cuda.Event()) for _ in range(2)]

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llama3.cuda.device import BACKENDS, CupyDevice, Kernel, bfloat16, open_device
+from llama3.cuda.dependent_launch import driver_for
+from llama3.cuda.device import BACKENDS, CupyDevice, Graph, Kernel, bfloat16, open_device
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 from llama3.resources import resource
@@ -149,6 +150,38 @@ def test_cublas_is_asked_for_the_transposed_product(monkeypatch, out_type, accum
     device.gemm(*(on_the_gpu(array) for array in (x, w, out)), accumulate=accumulate)
     product = x.astype(np.float64) @ w.astype(np.float64).T + accumulate * before.astype(np.float64)
     np.testing.assert_allclose(out.astype(np.float64), product, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("bindings", [None, "driver"])
+def test_a_launch_overlaps_in_a_capture_alone_and_where_it_may(monkeypatch, capturing, dependent, bindings):
+    plain, overlapping = [], []
+    monkeypatch.setattr("llama3.cuda.device.launch_dependent", lambda *call: overlapping.append(call))
+    device, stream = opened(), nullcontext()
+    stream.ptr = 11
+    device._stream, device._driver, device.capturing = stream, bindings, Graph() if capturing else None
+
+    def function(*call, shared_mem):
+        plain.append((*call, shared_mem))
+
+    function.kernel = SimpleNamespace(ptr=22)
+    kernel = Kernel("x.cu", "x")
+    device._functions[kernel] = function
+    device.launch(kernel, (3,), (32,), [np.int32(1)], shared=8, dependent=dependent)
+    if capturing and dependent and bindings:
+        assert overlapping == [("driver", 11, 22, (3, 1, 1), (32, 1, 1), 8, [np.int32(1)])] and not plain
+    else:
+        assert plain == [((3, 1, 1), (32, 1, 1), (np.int32(1),), 8)] and not overlapping
+
+
+@pytest.mark.parametrize(("capability", "found"), [(89, False), (90, True), (120, True)])
+def test_launches_overlap_from_hopper_on_where_the_bindings_are(monkeypatch, capability, found):
+    stand_in = SimpleNamespace(driver="driver")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", stand_in)
+    assert (driver_for(capability) == "driver") is found
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert driver_for(capability) is None
 
 
 def test_another_backend_can_stand_in_its_place(monkeypatch):

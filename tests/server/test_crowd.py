@@ -30,33 +30,32 @@ def text_of(reply: bytes) -> str:
 
 
 def test_a_crowd_gets_answers_or_429_and_leaves_nothing_behind():
-    running = Running("--slots", "8", "--queue", "40")
-    statuses, errors, answers, end = Counter(), [], {}, time.monotonic() + SECONDS
+    with Running("--slots", "8", "--queue", "40") as running:
+        statuses, errors, answers, end = Counter(), [], {}, time.monotonic() + SECONDS
 
-    def client(number: int) -> None:
-        dice = random.Random(number)
-        try:
-            while time.monotonic() < end:
-                inputs = {"prompt": "Go on and on", "temperature": 3, "stream": True}
-                inputs |= {"seed": dice.randint(1, 99), "max_tokens": dice.randint(5, 60)}
-                with running.connect() as connection:
-                    connection.sendall(posted(inputs))
-                    reply = connection.recv(200)
-                    if number % 2 and reply.startswith(b"HTTP/1.1 200"):
-                        statuses["left"] += 1
-                        continue
-                    reply += read_all(connection)
-                statuses[reply[9:12].decode()] += 1
-                if reply.startswith(b"HTTP/1.1 200"):
-                    assert b"\ndata: [DONE]\n" in reply, reply[-200:]
-                    said = answers.setdefault((inputs["seed"], inputs["max_tokens"]), text_of(reply))
-                    assert said == text_of(reply), inputs
-                else:
-                    time.sleep(0.1)
-        except BaseException as error:
-            errors.append(error)
+        def client(number: int) -> None:
+            dice = random.Random(number)
+            try:
+                while time.monotonic() < end:
+                    inputs = {"prompt": "Go on and on", "temperature": 3, "stream": True}
+                    inputs |= {"seed": dice.randint(1, 99), "max_tokens": dice.randint(5, 60)}
+                    with running.connect() as connection:
+                        connection.sendall(posted(inputs))
+                        reply = connection.recv(200)
+                        if number % 2 and reply.startswith(b"HTTP/1.1 200"):
+                            statuses["left"] += 1
+                            continue
+                        reply += read_all(connection)
+                    statuses[reply[9:12].decode()] += 1
+                    if reply.startswith(b"HTTP/1.1 200"):
+                        assert b"\ndata: [DONE]\n" in reply, reply[-200:]
+                        said = answers.setdefault((inputs["seed"], inputs["max_tokens"]), text_of(reply))
+                        assert said == text_of(reply), inputs
+                    else:
+                        time.sleep(0.1)
+            except BaseException as error:
+                errors.append(error)
 
-    try:
         idle = threads_of(running)
         threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
         for thread in threads:
@@ -71,9 +70,6 @@ def test_a_crowd_gets_answers_or_429_and_leaves_nothing_behind():
             assert time.monotonic() < deadline, (running.in_flight(), idle, threads_of(running))
             time.sleep(1)
             running.post(SHORT)  # threads that had no work for ten seconds end when the next request comes
-    finally:
-        running.process.kill()
-        running.process.wait()
 
     llama = Llama.load()
     for seed, max_tokens in random.Random(1).sample(sorted(answers), 20):

@@ -46,6 +46,13 @@ class Running:
             time.sleep(0.1)
         raise AssertionError("it did not become healthy")
 
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
@@ -96,10 +103,8 @@ def read_all(connection: socket.socket) -> bytes:
 def server() -> Iterator[Running]:
     """Its deadline is short, so that the tests are."""
     assert LIMITS.seconds == 10
-    running = Running("--limit", "seconds=1")
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with Running("--limit", "seconds=1") as running:
+        yield running
 
 
 def test_a_client_that_goes_away_frees_its_slot(server: Running):
@@ -128,18 +133,14 @@ def test_a_request_that_does_not_arrive_is_cut_off(server: Running, raw: bytes):
 
 
 def test_bodies_that_do_not_arrive_take_nobodys_place():
-    running = Running("--queue", "1")
-    half = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000
-    try:
+    with Running("--queue", "1") as running:
+        half = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000
         before = running.memory()
         with contextlib.ExitStack() as open_ones:
             for _ in range(40):
                 open_ones.enter_context(running.connect()).sendall(half)
             assert running.post(SHORT)[0] == 200
             assert running.memory() - before < 70_000_000
-    finally:
-        running.process.kill()
-        running.process.wait()
 
 
 def test_headers_and_bodies_beyond_all_bounds_are_refused_and_memory_stays(server: Running):
@@ -219,8 +220,9 @@ def test_what_cannot_be_served_is_one_line(options: list[str], says: str):
 
 
 def test_limits_are_what_the_command_line_says_and_json_may_come_parsed():
-    running = Running("--parsed-json", "--limit", "tools=1", "--limit", "body_bytes=900", "--limit", "schema_bytes=60")
-    try:
+    with Running(
+        "--parsed-json", "--limit", "tools=1", "--limit", "body_bytes=900", "--limit", "schema_bytes=60"
+    ) as running:
         tool = {"name": "a", "description": "", "parameters": {}}
         two = {"messages": [{"role": "user", "content": "a"}], "tools": [tool, {**tool, "name": "b"}]}
         form = {"type": "json_schema", "json_schema": {"enum": [[1, {"a": "b"}]]}}
@@ -231,6 +233,3 @@ def test_limits_are_what_the_command_line_says_and_json_may_come_parsed():
         ]  # fmt: skip
         status, reply = running.post({"prompt": "a", "max_tokens": 30, "response_format": form})
         assert status == 200 and reply["result"]["response"] == [1, {"a": "b"}]
-    finally:
-        running.process.kill()
-        running.process.wait()

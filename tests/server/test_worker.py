@@ -26,10 +26,8 @@ pytestmark = pytest.mark.skipif(WORKERD is None, reason="no workerd here; npm in
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:
-    running = Running("--token", "TOKEN")
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with Running("--token", "TOKEN") as running:
+        yield running
 
 
 class Worker:

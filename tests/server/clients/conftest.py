@@ -13,10 +13,8 @@ TOKEN = "secret"
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Running]:
-    running = Running("--token", TOKEN, "--lora", f"rhyme={ROOT}/weights/rhyme")
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with Running("--token", TOKEN, "--lora", f"rhyme={ROOT}/weights/rhyme") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

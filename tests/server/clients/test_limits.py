@@ -39,10 +39,8 @@ def wait_for(running: Running, requests: float) -> None:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Running]:
     """One slot, one waiting place, no token."""
-    running = Running("--queue", "1")
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with Running("--queue", "1") as running:
+        yield running
 
 
 @pytest.fixture
@@ -92,15 +90,19 @@ def test_a_client_killed_with_9_leaves_nothing_in_flight(small: Running):
     wait_for(small, 0)
 
 
-def test_a_server_killed_with_9_is_an_error_to_the_openai_package():
-    running = Running()
+def begun(running: Running) -> tuple[openai.OpenAI, openai.Stream]:
+    """A client, and its long stream that has begun."""
     client = openai.OpenAI(api_key="any", base_url=f"http://127.0.0.1:{running.port}/v1", max_retries=0)
     stream = client.chat.completions.create(
         model=MODEL, messages=ASK, max_tokens=1500, temperature=5, seed=1, stream=True
     )
     next(stream)
-    running.process.kill()
-    running.process.wait()
+    return client, stream
+
+
+def test_a_server_killed_with_9_is_an_error_to_the_openai_package():
+    with Running() as running:
+        client, stream = begun(running)
     with pytest.raises(Exception, match=r"closed|incomplete|reset|peer|Connection"):
         list(stream)
     with pytest.raises(openai.APIConnectionError):
@@ -152,15 +154,9 @@ def test_an_oversize_body_is_3006_to_the_openai_package(openai_client):
 
 
 def test_a_stopping_server_is_no_silent_end_to_the_openai_package():
-    running = Running()
-    client = openai.OpenAI(api_key="any", base_url=f"http://127.0.0.1:{running.port}/v1", max_retries=0)
-    stream = client.chat.completions.create(
-        model=MODEL, messages=ASK, max_tokens=1500, temperature=5, seed=1, stream=True
-    )
-    next(stream)
-    running.process.terminate()
-    try:
+    with Running() as running:
+        _, stream = begun(running)
+        running.process.terminate()
         with pytest.raises(openai.APIError):
             list(stream)
-    finally:
         running.process.wait(timeout=60)

@@ -31,10 +31,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def open_server() -> Iterator[Running]:
     """Without a token, as on one's own machine."""
-    running = Running("--lora", f"rhyme={ROOT}/weights/rhyme")
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with Running("--lora", f"rhyme={ROOT}/weights/rhyme") as running:
+        yield running
 
 
 @pytest.fixture
