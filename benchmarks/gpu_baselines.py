@@ -8,21 +8,19 @@ fast_compile        the same under torch.compile with the settings of gpt-fast: 
 """
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from statistics import median
 from typing import Any
 
 import torch
-from gpu_floor import shapes  # the file beside this one
+from gpu_floor import shapes  # the files beside this one
+from gpu_timing import RUNS, WARM, timed
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from llama3.config import ModelConfig
 
-RUNS = 3
 DECODERS = ("fast_compile", "fast_graph", "hf_static_compile", "hf_static", "hf_eager")
 
 
@@ -128,15 +126,7 @@ class Baselines:
         inductor.fx_graph_cache = True
 
     def timed(self, run: Callable[[], Any], steps: int = 1, runs: int = RUNS) -> float:
-        """Milliseconds of one of `steps` steps: the median of the runs, behind two that do not count (they compile)."""
-        times = []
-        for _ in range(runs + 2):
-            self.sync()
-            start = time.perf_counter()
-            run()
-            self.sync()
-            times.append((time.perf_counter() - start) * 1e3 / steps)
-        return median(times[2:])
+        return timed(self.sync, run, steps, runs)
 
     def sync(self) -> None:
         if self.on_gpu:
@@ -158,7 +148,7 @@ class Baselines:
                     tokens = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
             return self.timed(run, steps)
-        room = -(-(context + (RUNS + 2) * steps + 1) // 64) * 64
+        room = -(-(context + (WARM + RUNS) * steps + 1) // 64) * 64
         if name.startswith("hf_static"):
             cache = StaticCache(config=self.model.config, max_cache_len=room)
             self.model(prompt, past_key_values=cache, logits_to_keep=1)
@@ -234,28 +224,25 @@ class Baselines:
                 )
         return found
 
-    def products(self) -> dict[str, float]:
-        """Milliseconds of each matrix times one row by cuBLAS, in a graph, over more matrices than a cache holds."""
-        found = {}
-        for name, (n_out, width) in shapes(self.config).items():
-            n = 2 if not self.on_gpu else max(2, int(4e8 / (n_out * width * 2)) + 1)
-            matrices = [torch.randn(n_out, width, device=self.where, dtype=torch.bfloat16) for _ in range(n)]
-            x = torch.randn(1, width, device=self.where, dtype=torch.bfloat16)
+    def product(self, name: str) -> float:
+        """Milliseconds of a matrix times one row by cuBLAS, in a graph, over more matrices than a cache holds."""
+        n_out, width = shapes(self.config)[name]
+        n = max(2, int(4e8 / (n_out * width * 2)) + 1) if self.on_gpu else 2
+        matrices = [torch.randn(n_out, width, device=self.where, dtype=torch.bfloat16) for _ in range(n)]
+        x = torch.randn(1, width, device=self.where, dtype=torch.bfloat16)
 
-            def run(x: torch.Tensor = x, matrices: list[torch.Tensor] = matrices) -> None:
-                for matrix in matrices:
-                    F.linear(x, matrix)
+        def run() -> None:
+            for matrix in matrices:
+                F.linear(x, matrix)
 
-            if self.on_gpu:
-                run()
-                self.sync()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    run()
-                found[name] = self.timed(graph.replay, n)
-            else:
-                found[name] = self.timed(run, n)
-        return found
+        if not self.on_gpu:
+            return self.timed(run, n)
+        run()
+        self.sync()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return self.timed(graph.replay, n)
 
     def matmul_rate(self) -> float:
         """TFLOP/s of a large product in bf16: the limit of a prompt."""

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu_floor import shapes  # the file beside this one
+from gpu_floor import shapes  # the files beside this one
+from gpu_timing import timed
 
 from llama3.config import ModelConfig
 from llama3.cuda.attention_prompt import attention_prompt, tiles
@@ -28,19 +28,6 @@ FULL = SamplingParams(
     temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1, frequency_penalty=0.1,
     presence_penalty=0.1, seed=1,
 )  # fmt: skip
-RUNS = 3
-
-
-def timed(device: Device, run: Callable[[], Any], steps: int = 1) -> float:
-    """Milliseconds of one of the `steps` that `run` makes: the median of three runs, behind one that does not count."""
-    times = []
-    for _ in range(RUNS + 1):
-        device.sync()
-        start = time.perf_counter()
-        run()
-        device.sync()
-        times.append((time.perf_counter() - start) * 1e3 / steps)
-    return median(times[1:])
 
 
 def array_of(device: Device, tensor: torch.Tensor) -> Array:
@@ -103,7 +90,7 @@ class Ours:
             cache.truncate(0, 0)
             self.read(cache, 0, tokens)
 
-        return timed(self.device, run)
+        return timed(self.device.sync, run)
 
     def decode(self, batch: int, context: int, steps: int, params: SamplingParams | None = None) -> float:
         """Milliseconds a step, every token drawn and on the CPU, as the engine runs it."""
@@ -127,25 +114,16 @@ class Ours:
                     tokens[i] = sample.token
                     sampling.accept(sample.token)
 
-        return timed(self.device, run, steps)
+        return timed(self.device.sync, run, steps)
 
-    def products(self) -> dict[str, float]:
-        """Milliseconds of each matrix times one row; layer after layer, so that no cache holds the matrix."""
-        found = {}
+    def product(self, name: str) -> float:
+        """Milliseconds of a matrix times one row; layer after layer, so that no cache holds the matrix."""
         w = self.transformer.weights
-        of_layers = {
-            "qkv": [layer.wqkv for layer in w.layers],
-            "o": [layer.wo for layer in w.layers],
-            "gate_up": [layer.w13 for layer in w.layers],
-            "down": [layer.w2 for layer in w.layers],
-            "head": [w.output],
-        }
-        for name, (n_out, width) in shapes(self.config).items():
-            x = self.device.upload(np.ones((1, width), bfloat16))
-            out = self.device.alloc((1, n_out), bfloat16)
-            matrices = of_layers[name]
-            found[name] = self.recorded([lambda w=w, x=x, out=out: linear(self.device, x, w, out) for w in matrices])
-        return found
+        of_layers = {"qkv": "wqkv", "o": "wo", "gate_up": "w13", "down": "w2"}
+        matrices = [getattr(layer, of_layers[name]) for layer in w.layers] if name in of_layers else [w.output]
+        n_out, width = shapes(self.config)[name]
+        x, out = self.device.upload(np.ones((1, width), bfloat16)), self.device.alloc((1, n_out), bfloat16)
+        return self.recorded([lambda matrix=matrix: linear(self.device, x, matrix, out) for matrix in matrices])
 
     def recorded(self, launches: list[Callable[[], None]]) -> float:
         """Milliseconds of one of these launches, replayed as a graph."""
@@ -154,7 +132,7 @@ class Ours:
         with self.device.capture() as graph:
             for launch in launches:
                 launch()
-        return timed(self.device, lambda: self.device.replay(graph), len(launches))
+        return timed(self.device.sync, lambda: self.device.replay(graph), len(launches))
 
     def attention(self, T: int) -> float:
         """Milliseconds of one layer's attention over a prompt of T tokens."""
@@ -167,7 +145,7 @@ class Ours:
         )
         out = device.alloc(q.shape, bfloat16)
         pieces = device.upload(tiles((T,), (0,), (0,)))
-        return timed(device, lambda: attention_prompt(device, q, k, v, pieces, out))
+        return timed(device.sync, lambda: attention_prompt(device, q, k, v, pieces, out))
 
 
 def probes(device: Device, tiny: bool) -> dict[str, float]:
@@ -178,7 +156,7 @@ def probes(device: Device, tiny: bool) -> dict[str, float]:
     out = device.upload(np.zeros(1, np.uint32))
     read, nothing, sync = (Kernel("probes.cu", name) for name in ("read_only", "nothing", "grid_sync"))
     args = [data, out, np.int64(count // 16)]
-    ms = timed(device, lambda: device.launch(read, (blocks,), (256,), args))
+    ms = timed(device.sync, lambda: device.launch(read, (blocks,), (256,), args))
     found = {"read_only_TB_s": count / ms / 1e9}
 
     n = 10 if tiny else 1000
@@ -187,11 +165,11 @@ def probes(device: Device, tiny: bool) -> dict[str, float]:
         for _ in range(n):
             device.launch(nothing, (1 if tiny else multiprocessors(device),), (256,), [], dependent=dependent)
 
-    found["launch_us"] = timed(device, lambda: launches(False), n) * 1e3
+    found["launch_us"] = timed(device.sync, lambda: launches(False), n) * 1e3
     for name, dependent in (("graph_us", False), ("dependent_graph_us", True)):
         with device.capture() as graph:
             launches(dependent)
-        found[name] = timed(device, lambda graph=graph: device.replay(graph), n) * 1e3
+        found[name] = timed(device.sync, lambda graph=graph: device.replay(graph), n) * 1e3
     start = time.perf_counter()
     launches(False)
     found["launch_call_us"] = (time.perf_counter() - start) / n * 1e6  # of Python and CuPy alone
@@ -200,7 +178,7 @@ def probes(device: Device, tiny: bool) -> dict[str, float]:
         counter = device.upload(np.zeros(1, np.uint32))
         device.launch(sync, (1 if tiny else multiprocessors(device),), (256,), [counter, np.int32(n)])
 
-    found["meeting_us"] = timed(device, meet, n) * 1e3
+    found["meeting_us"] = timed(device.sync, meet, n) * 1e3
     return found
 
 
