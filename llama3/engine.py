@@ -55,7 +55,6 @@ class Request:
     error: Exception | None = field(default=None, init=False)  # why, if finish_reason is "error"
     prompt_done: int = field(default=0, init=False)  # how many of the prompt's tokens have been read
     slot: int | None = field(default=None, init=False)
-    sampling: Sampling = field(init=False, repr=False)
 
     @property
     def tokens(self) -> list[int]:
@@ -97,6 +96,8 @@ class Engine:
         self.cache: Slots = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
         self.tenants: list[Request | None] = [None] * slots  # who lives in a slot, or lived there last
+        # With arrays of the vocabulary's size: those who wait need none, and those who have ended are to keep none.
+        self.samplings: list[Sampling | None] = [None] * slots
 
     @property
     def running(self) -> list[Request]:
@@ -107,9 +108,9 @@ class Engine:
         return bool(self.running or any(not request.finish_reason for request in self.waiting))
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises RequestError if it can never run."""
-        vocab_size, n = self.model.config.vocab_size, len(request.prompt)
-        check_tokens(request.prompt, vocab_size)
+        """Queue a request, and draw its seed if it has none. Raises RequestError if it can never run."""
+        n = len(request.prompt)
+        check_tokens(request.prompt, self.model.config.vocab_size)
         if isinstance(request.max_tokens, bool) or not isinstance(request.max_tokens, int) or request.max_tokens < 1:
             raise RequestError(f"max_tokens is {request.max_tokens!r}; expected a whole number of at least 1")
         if n + request.max_tokens > self.max_len:
@@ -117,7 +118,7 @@ class Engine:
                 f"{n} prompt tokens and max_tokens {request.max_tokens} make {n + request.max_tokens}, "
                 f"and the context window holds {self.max_len}; shorten the prompt or lower max_tokens"
             )
-        request.sampling = Sampling(request.params, request.prompt, vocab_size, request.mask)
+        request.params = request.params.with_seed()
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
@@ -132,7 +133,7 @@ class Engine:
             return []
         adapters = [request.adapter for request, *_ in rows]
         batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows], adapters)
-        samplings = [request.sampling if draws else None for request, _, _, draws in rows]
+        samplings = [self.samplings[slot] if draws else None for _, slot, _, draws in rows]
         try:
             samples = self.model.step(batch, self.cache, samplings).samples()
         except Exception as error:
@@ -156,6 +157,8 @@ class Engine:
                 slot = max(free, key=lambda slot: (known[slot], -len(held[slot])))
                 self.cache.truncate(slot, known[slot])
                 request.slot, request.prompt_done = slot, known[slot]
+                vocab_size = self.model.config.vocab_size
+                self.samplings[slot] = Sampling(request.params, request.prompt, vocab_size, request.mask)
                 self.tenants[slot] = request
             self.waiting.popleft()
 
@@ -172,11 +175,13 @@ class Engine:
         for request in sorted(self.running, key=lambda request: not request.samples):
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
+            sampling = self.samplings[slot]
+            assert sampling is not None
             # All this changes nothing, unless Ctrl-C has cut the last step off after its forward pass or its draw.
             request.settle()
             self.cache.truncate(slot, min(self.cache.lengths[slot], len(prompt) + len(samples) - 1))
-            for sample in samples[request.sampling.index :]:
-                request.sampling.accept(sample.token)
+            for sample in samples[sampling.index :]:
+                sampling.accept(sample.token)
             if request.finish_reason:
                 continue
 

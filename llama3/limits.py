@@ -12,6 +12,7 @@ class Limits:
     messages: int = 1024
     stops: int = 16  # stop strings
     seconds: int = 10  # for a request to arrive
+    unread_seconds: int = 60  # for a reader that has stopped to go on
 
 
 LIMITS = Limits()

@@ -65,7 +65,7 @@ class Stream(Iterator[Piece]):
         self._llama, self._request, self._text, self._on_prompt = llama, request, text, on_prompt
         self._read = 0  # of the request's samples: another stream's steps may have drawn more
         self.finish_reason: FinishReason | None = None
-        self.seed = request.sampling.seed
+        self.seed: int = request.params.seed  # type: ignore[assignment]  # `submit` has drawn one
 
     @property
     def tokens(self) -> list[int]:
@@ -221,8 +221,9 @@ class Llama:
         grammar = schema_grammar(json_schema) if json_schema is not None else grammar
         if grammar is not None:
             constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
-            request.mask = lambda: constraint.allowed([sample.token for sample in request.samples])
-            request.forced = lambda: constraint.forced([sample.token for sample in request.samples])
+            samples = request.samples  # and not the request: a circle would keep it until Python looks for circles
+            request.mask = lambda: constraint.allowed([sample.token for sample in samples])
+            request.forced = lambda: constraint.forced([sample.token for sample in samples])
         self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
 

@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class SamplingParams:
         self._check("presence_penalty", float, -100, 100)
         self._check("logprobs", int, 0)
 
+    def with_seed(self) -> "SamplingParams":
+        """The same, with a seed drawn unless there is one."""
+        return self if self.seed is not None else replace(self, seed=1 + secrets.randbelow(HIGHEST_DRAWN_SEED))
+
     def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
         """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
         value = getattr(self, name)
@@ -83,8 +87,8 @@ class Sampling:
         mask: Callable[[], np.ndarray | None] | None = None,
     ):
         """mask, asked before each draw, returns the allowed tokens, (vocab_size,) bool, or None: all are allowed."""
-        self.params = params
-        self.seed = params.seed if params.seed is not None else 1 + secrets.randbelow(HIGHEST_DRAWN_SEED)
+        self.params = params.with_seed()
+        self.seed: int = self.params.seed  # type: ignore[assignment]
         self.index = 0  # how many output tokens there are so far
         self.mask = mask
         self.seen = np.zeros(vocab_size, bool)  # is the token in the prompt or the output?

@@ -3,6 +3,8 @@
 import gc
 import itertools
 import threading
+import weakref
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from llama3 import Llama, RequestError
 from llama3.engine import PROMPT_ROWS
 from llama3.philox import uniform
+from llama3.sampler import Sampling
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -205,6 +208,26 @@ def test_a_stream_that_is_dropped_or_closed_gives_its_slot_back(llama):
     closed.close()
     assert list(closed) == [] and closed.finish_reason == "cancelled"
     assert not llama._engine.busy
+
+
+def test_what_has_ended_is_let_go_without_a_search_for_circles(llama):
+    """A circle keeps arrays of the vocabulary's size, or a grammar, until Python happens to look for circles."""
+    kinds = [{}, {"json_schema": {"type": "boolean"}}] if find_spec("llguidance") else [{}]
+    gc.collect()
+    gc.disable()
+    try:
+        for kind in kinds:
+            ended = []
+            for _ in range(8):
+                stream = llama.stream("Once", max_tokens=5, **kind)
+                ended.append(weakref.ref(stream._request))
+                next(stream)
+            del stream
+            kept = sum(request() is not None for request in ended)
+            assert kept <= len(llama._engine.tenants)  # their prompts may be the beginning of the next
+        assert sum(isinstance(thing, Sampling) for thing in gc.get_objects()) <= len(llama._engine.tenants)
+    finally:
+        gc.enable()
 
 
 def test_the_prompt_s_progress_is_told(llama):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from dataclasses import asdict
 
 from llama3.cli.loading import load
@@ -24,7 +25,7 @@ LIMIT_NAMES = ", ".join(f"{name} ({most:,})" for name, most in asdict(LIMITS).it
 
 def limit(text: str) -> tuple[str, int]:
     name, _, most = text.partition("=")
-    if name not in asdict(LIMITS) or not (most.isascii() and most.isdecimal() and 0 < int(most) < 2**31):
+    if name not in asdict(LIMITS) or not (re.fullmatch(r"[0-9]{1,9}", most) and int(most)):
         names = ", ".join(asdict(LIMITS))
         raise argparse.ArgumentTypeError(f"{text!r} is no limit; expected NAME=N, where NAME is one of {names}")
     return name, int(most)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -97,28 +96,17 @@ async def whole(
     in_thread: InThread,
 ) -> dict[str, Any] | None:
     """The result, work(stream, given); None if whoever asked has gone. Raises what `work` raises."""
-    found: dict[str, Any] | None = None
-    failed: Exception | None = None
-    gone = False
-    async with anyio.create_task_group() as group:
-
-        async def watch() -> None:
-            nonlocal gone
-            await disconnected(receive)
-            gone = True
-            stream.close()
-
-        group.start_soon(watch)
-        try:
-            found = await in_thread(work, stream, given)
-        except Exception as error:
-            failed = error  # raised in here it would become a group of errors
-        finally:
-            stream.close()
-        group.cancel_scope.cancel()
-    if failed and not gone:
-        raise failed
-    return found if not gone else None
+    watcher = when_gone(receive, stream.close)
+    try:
+        found: dict[str, Any] = await in_thread(work, stream, given)
+        return None if watcher.done() else found
+    except Exception:
+        if watcher.done():
+            return None
+        raise
+    finally:
+        stream.close()
+        watcher.cancel()
 
 
 class Events(Response):
@@ -153,30 +141,25 @@ class Events(Response):
                 if self.closed:
                     break
                 loop.call_soon_threadsafe(ready.put_nowait, event(chunk))
-            loop.call_soon_threadsafe(ready.put_nowait, None)
 
-        async def watch() -> None:
-            await disconnected(receive)
-            self._close()
-            group.cancel_scope.cancel()
-
+        watcher = when_gone(receive, self._close)
+        maker = asyncio.ensure_future(self.in_thread(make))
+        maker.add_done_callback(lambda _: ready.put_nowait(None))
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(watch)
-                group.start_soon(self.in_thread, make)
-                try:
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    while (message := await ready.get()) is not None:
-                        await send(message)
-                        self.room.release()
-                        if self.stopping():
-                            await send(event(self.error_chunk(STOPPING)))
-                            break
-                    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-                finally:
-                    self._close()  # a thread is waited for, never left behind
-                    group.cancel_scope.cancel()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while (message := await ready.get()) is not None:
+                await send(message)  # nothing is sent, and nothing waits, once the reader has gone
+                self.room.release()
+                if self.stopping():
+                    await send(event(self.error_chunk(STOPPING)))
+                    break
+            self._close()
+            await maker  # raises what it has raised
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
         finally:
+            self._close()
+            watcher.cancel()
+            await asyncio.wait([maker])  # a thread is never left behind
             self.done()
 
     def _close(self) -> None:
@@ -190,6 +173,12 @@ def event(chunk: dict[str, Any]) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body.encode("utf-8", "replace"), "more_body": True}
 
 
-async def disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def when_gone(receive: Receive, do: Callable[[], None]) -> "asyncio.Task[None]":
+    """Does it when the client goes away, if the task has not been cancelled before."""
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        do()
+
+    return asyncio.create_task(wait())

@@ -1,4 +1,4 @@
-"""uvicorn on h11, and a deadline for a request to arrive: one that is sent half holds no connection for ever."""
+"""uvicorn on h11, with deadlines: what is sent half, and an answer that nobody reads, hold nothing for ever."""
 
 import asyncio
 
@@ -11,7 +11,8 @@ RECEIVING = (h11.IDLE, h11.SEND_BODY)  # states of the client: its request is no
 
 
 class DeadlineProtocol(H11Protocol):
-    _deadline: asyncio.TimerHandle | None = None
+    _deadline: asyncio.TimerHandle | None = None  # of the request
+    _unread: asyncio.TimerHandle | None = None  # of the answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -24,8 +25,21 @@ class DeadlineProtocol(H11Protocol):
         if self.conn.their_state not in RECEIVING:
             self._stop()
 
+    def pause_writing(self) -> None:
+        """The buffers are full: its reader has stopped, or is slower than the answer."""
+        super().pause_writing()
+        # Its buffers would be sent first by a close, so never: it is aborted.
+        self._unread = self.loop.call_later(LIMITS.unread_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _start(self) -> None:

@@ -26,8 +26,10 @@ class Reply(NamedTuple):
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-async def call(app: Any, path: str, body: bytes, method: str = "POST", query: str = "", **headers: str) -> Reply:
-    """A header's name is written with _ for -."""
+async def call(
+    app: Any, path: str, body: bytes, method: str = "POST", query: str = "", leaves: bool = False, **headers: str
+) -> Reply:
+    """A header's name is written with _ for -. leaves: the client goes away as soon as it has asked."""
     sent: list[dict[str, Any]] = []
     given = {"host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
     scope = {
@@ -47,7 +49,10 @@ async def call(app: Any, path: str, body: bytes, method: str = "POST", query: st
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
-        return parts.pop() if parts else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+        if parts:
+            return parts.pop()
+        await (asyncio.sleep(0.01) if leaves else asyncio.Event().wait())
+        return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)

@@ -1,8 +1,10 @@
 """The routes, without a network: every body gets the documented envelope, and none a 500 or silence."""
 
 import asyncio
+import gc
 import json
 import random
+import weakref
 
 import pytest
 
@@ -245,6 +247,34 @@ def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
     for reply in asyncio.run(run()):
         assert reply.status == 503 and reply.headers["retry-after"] == "1"
         assert reply.json()["errors"][0]["code"] == 3040
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"response_format": JSON}], ids=["whole", "stream", "JSON"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_an_answer_leaves_nothing_behind(llama, more, leaves):
+    """Nor a circle of references: the garbage of a thousand requests would wait to be found."""
+    given = body(prompt="a", max_tokens=300 if leaves else 5, temperature=5, seed=1, **more)
+
+    async def run():
+        service = Service(lambda: llama, 4, 8)
+        service.llama = llama
+        app, asked = make_app(service), []
+        for _ in range(12):
+            task = asyncio.create_task(call(app, RUN, given, leaves=leaves))
+            while not service.running:
+                await asyncio.sleep(0)
+            asked += [weakref.ref(stream) for stream in service.running]
+            await task
+        assert service.in_flight == 0
+        return asked
+
+    gc.collect()
+    gc.disable()
+    try:
+        asked = asyncio.run(run())
+        assert len(asked) == 12 and sum(stream() is not None for stream in asked) <= 2  # a thread knows its last task
+    finally:
+        gc.enable()
 
 
 def test_bodies_that_are_arriving_are_bounded_together(monkeypatch):

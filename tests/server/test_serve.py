@@ -162,6 +162,26 @@ def test_a_reader_that_never_reads_holds_nobody_else_up_for_ever_and_costs_littl
         assert server.memory() - before < 30_000_000
 
 
+def test_what_nobody_reads_is_not_kept_for_ever():
+    """More pages than the kernel takes off the server's hands."""
+    with Running("--limit", "unread_seconds=1") as running:
+
+        def sockets() -> int:
+            links = Path(f"/proc/{running.process.pid}/fd").iterdir()
+            return sum(os.path.islink(link) and os.readlink(link).startswith("socket:") for link in links)
+
+        time.sleep(0.5)  # until the last question for its health has been closed
+        before = sockets()
+        with running.connect() as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+            time.sleep(0.5)
+            assert sockets() == before + 1
+            deadline = time.monotonic() + 50
+            while sockets() > before and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert sockets() == before
+
+
 def test_requests_one_behind_the_other_on_one_connection_are_answered_in_turn(server: Running):
     one = posted(SHORT).replace(b"Connection: close\r\n", b"")
     found = server.send(one + one + posted(SHORT))
@@ -207,6 +227,7 @@ def test_after_kill_9_its_clients_notice_and_a_new_one_serves():
         (["hello"], "serve takes no prompt ('hello')"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--limit", "wheels=4"], "'wheels=4' is no limit; expected NAME=N"),
+        (["--limit", f"tools={'9' * 5000}"], "is no limit; expected NAME=N"),
         (["--lora", "x"], "'x' is not NAME=FOLDER"),
         (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is one"),
     ],
