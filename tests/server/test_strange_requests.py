@@ -56,9 +56,13 @@ def documented(reply: Reply) -> bool:
     if reply.headers["content-type"] == "text/event-stream":
         errors = [error["code"] for event in reply.events() for error in event.get("errors", ())]
         return reply.status == 200 and set(errors) <= {5024}
-    if reply.status == 200:
-        return True
     found = reply.json()
+    if reply.status == 200 and found.get("success"):
+        answer = found["result"]
+        return ("response" in answer or "tool_calls" in answer) and answer["usage"]["completion_tokens"] <= 4
+    if reply.status == 200:
+        ends = {choice["finish_reason"] for choice in found["choices"]}
+        return found["object"] in ("chat.completion", "text_completion") and ends <= {"stop", "length", "tool_calls"}
     return reply.status in (400, 413) and found["errors"][0]["code"] in (5006, 5007, 5021, 5024)
 
 

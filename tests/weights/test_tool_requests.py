@@ -1,5 +1,6 @@
 """The requests to tools that the demo is trained on: consistent, as the format has them, never near a held-out one."""
 
+import itertools
 import json
 import random
 
@@ -33,19 +34,23 @@ def offered_names(content: str) -> list[str]:
 
 
 def test_a_call_names_a_tool_on_offer_and_its_words_stand_in_the_request(drawn) -> None:
-    calls = copied = 0
+    calls = copied = later = 0
     for dialogue in drawn:
-        user = next(message["content"] for message in dialogue if message["role"] == "user")
-        first = next(message["content"] for message in dialogue if message["role"] == "assistant")
-        if not user.startswith(OFFER) or not first.startswith("{"):
+        users = [message["content"] for message in dialogue if message["role"] == "user"]
+        if not users[0].startswith(OFFER):
             continue
-        (call,) = read_calls(first)
-        names, request = offered_names(user), user.rsplit("\n\n", 1)[1]
-        assert call.name in names and len(set(names)) == len(names)
-        values = [value for key, value in call.arguments.items() if value not in ("on", "off")]
-        assert all(str(value).casefold() in request.casefold() for value in values), (request, call)
-        calls, copied = calls + 1, copied + len(values)
-    assert calls > 600 and copied > 800
+        names = offered_names(users[0])
+        assert len(set(names)) == len(names)
+        for before, message in itertools.pairwise(dialogue):
+            if message["role"] != "assistant" or not message["content"].startswith("{"):
+                continue
+            (call,) = read_calls(message["content"])
+            request = before["content"].rsplit("\n\n", 1)[-1]
+            values = [value for value in call.arguments.values() if value not in ("on", "off")]
+            assert call.name in names and before["role"] == "user"
+            assert all(str(value).casefold() in request.casefold() for value in values), (request, call)
+            calls, copied, later = calls + 1, copied + len(values), later + (before["content"] != users[0])
+    assert calls > 1000 and copied > 1200 and later > 400
 
 
 def test_an_answer_in_json_has_keys_that_were_meant(drawn) -> None:
@@ -54,17 +59,17 @@ def test_an_answer_in_json_has_keys_that_were_meant(drawn) -> None:
         if not any(m["content"].startswith(OFFER) for m in dialogue) and dialogue[-1]["content"].startswith("{"):
             assert json.loads(dialogue[-1]["content"]).keys() <= known
             found += 1
-    assert found > 200
+    assert found > 150
 
 
 def test_no_request_to_a_tool_shares_four_words_in_a_row_with_a_held_out_one(tools: ToolCorpus, drawn) -> None:
     for gap in ("", " "):
         grams = set().union(*(four_grams(row["request"], gap) for row in tools.held_out))
         for dialogue in drawn:
-            if not any(message["content"].startswith('{"name"') for message in dialogue):
-                continue
-            request = next(message["content"] for message in dialogue if message["role"] == "user").split("\n\n")[-1]
-            assert not four_grams(request, gap) & grams, request
+            for message, answer in itertools.pairwise(dialogue):
+                if message["role"] == "user" and answer["content"].startswith('{"name"'):
+                    request = message["content"].split("\n\n")[-1]
+                    assert not four_grams(request, gap) & grams, request
 
 
 def test_the_held_out_requests_are_many_and_different(tools: ToolCorpus) -> None:
