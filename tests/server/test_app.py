@@ -251,16 +251,18 @@ def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"response_format": JSON}], ids=["whole", "stream", "JSON"])
 @pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
-def test_an_answer_leaves_nothing_behind(llama, more, leaves):
+@pytest.mark.parametrize("path", [RUN, "/v1/chat/completions"], ids=["run", "chat"])
+def test_an_answer_leaves_nothing_behind(llama, path, more, leaves):
     """Nor a circle of references: the garbage of a thousand requests would wait to be found."""
-    given = body(prompt="a", max_tokens=300 if leaves else 5, temperature=5, seed=1, **more)
+    more = {**more, "max_tokens": 300 if leaves else 5, "temperature": 2, "seed": 1}
+    given = body(messages=[{"role": "user", "content": "a"}], **more)
 
     async def run():
         service = Service(lambda: llama, 4, 8)
         service.llama = llama
         app, asked = make_app(service), []
         for _ in range(12):
-            task = asyncio.create_task(call(app, RUN, given, leaves=leaves))
+            task = asyncio.create_task(call(app, path, given, leaves=leaves))
             while not service.running:
                 await asyncio.sleep(0)
             asked += [weakref.ref(stream) for stream in service.running]

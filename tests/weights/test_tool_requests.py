@@ -6,7 +6,7 @@ import random
 
 import pytest
 from corpus import Corpus
-from score_tools import held_out, right
+from score_tools import right, written
 from tool_requests import KEYS, ToolCorpus
 
 from llama3.tools import OFFER, read_calls
@@ -73,7 +73,7 @@ def test_no_request_to_a_tool_shares_four_words_in_a_row_with_a_held_out_one(too
 
 
 def test_the_held_out_requests_are_many_and_different(tools: ToolCorpus) -> None:
-    rows = held_out(tools)
+    rows = written(tools)
     assert len({request for request, *_ in rows}) == len(rows) >= 60
     for _, offered, name, arguments in rows:
         schema = next((tool["parameters"] for tool in offered if tool["name"] == name), {"properties": {}})

@@ -2,6 +2,7 @@
 
     python weights/training/score_tools.py
     python weights/training/score_tools.py --drawn 100    # drawn as in training, for looking at a run on the way
+    python weights/training/score_tools.py --requests validation_tools.jsonl    # written for that, in other words
 
 A request counts as right if the answer is one call of the expected tool and all its arguments are the expected ones,
 but for capitals; a question that no tool on offer can help with, if the answer is text.
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus import HERE, Corpus
-from tool_requests import ToolCorpus
+from tool_requests import HELD_OUT, ToolCorpus
 
 from llama3 import Llama
 from llama3.tools import OFFER, read_calls
@@ -36,7 +37,9 @@ def right(text: str, name: str | None, arguments: dict[str, Any]) -> bool:
     return [(call.name, folded(call.arguments)) for call in calls] == [(name, folded(arguments))]
 
 
-def held_out(tools: ToolCorpus) -> list[tuple[str, list[dict[str, Any]], str | None, dict[str, Any]]]:
+def written(
+    tools: ToolCorpus, file: Path = HELD_OUT
+) -> list[tuple[str, list[dict[str, Any]], str | None, dict[str, Any]]]:
     """(request, the tools on offer, the one to be called, its arguments)"""
     return [
         (
@@ -45,7 +48,7 @@ def held_out(tools: ToolCorpus) -> list[tuple[str, list[dict[str, Any]], str | N
             row["name"],
             row.get("arguments", {}),
         )
-        for row in tools.held_out
+        for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())
     ]
 
 
@@ -66,10 +69,13 @@ def drawn(tools: ToolCorpus, n: int) -> list[tuple[str, list[dict[str, Any]], st
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the demo checkpoint on requests to tools.")
     parser.add_argument("--model", type=Path, default=HERE.parent / "demo")
-    parser.add_argument("--drawn", type=int, metavar="N", help="N requests drawn as in training, not the held-out ones")
+    parser.add_argument(
+        "--requests", metavar="FILE", default=HELD_OUT.name, help="the file of requests, beside this one"
+    )
+    parser.add_argument("--drawn", type=int, metavar="N", help="N requests drawn as in training, instead")
     args = parser.parse_args()
     tools, llama, score = ToolCorpus(Corpus()), Llama.load(args.model), 0
-    requests = drawn(tools, args.drawn) if args.drawn else held_out(tools)
+    requests = drawn(tools, args.drawn) if args.drawn else written(tools, HERE / args.requests)
     for request, offered, name, arguments in requests:
         text = llama.chat([{"role": "user", "content": request}], tools=offered, temperature=0, max_tokens=120).text
         good = right(text, name, arguments)

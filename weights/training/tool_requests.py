@@ -78,22 +78,28 @@ class ToolCorpus:
             return f"{a} {rng.choice('+-*/')} {b}" + (
                 f" {rng.choice('+-*/')} {rng.randint(1, 99)}" * (rng.random() < 0.2)
             )
-        if kind == "state" or rng.random() < 0.7:
+        if kind == "state" or rng.random() < 0.6:
             return rng.choice(self.words[kind])
         if kind in ("city", "person", "artist", "company"):
             return self.invented_name(rng) + (" " + self.invented_name(rng)) * (rng.random() < 0.1)
         count = 1 if kind in ("word", "item", "language", "cuisine", "currency", "room") else rng.randint(1, 5)
-        return " ".join(rng.sample(self.corpus.words, count)).lower()
+        return " ".join(self.any_word(rng) for _ in range(count))
 
-    @staticmethod
-    def invented_name(rng: random.Random) -> str:
+    def any_word(self, rng: random.Random) -> str:
+        """One of the corpus, or the beginning of one with the end of another: every token comes, in any company."""
+        first, last = rng.sample(self.corpus.words, 2)
+        return (first if rng.random() < 0.5 else first[: rng.randint(1, 5)] + last[-rng.randint(2, 5) :]).lower()
+
+    def invented_name(self, rng: random.Random) -> str:
+        if rng.random() < 0.5:
+            return self.any_word(rng).capitalize()
         syllables = [rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
         return ("".join(syllables)).capitalize() + rng.choice(ENDINGS)
 
-    def known_request(self, rng: random.Random) -> tuple[dict[str, Any], str, dict[str, Any], Message | None, str]:
-        """(the offer, the request, the arguments, what the tool gives back, the answer then)."""
-        tool = rng.choice(self.file["tool"])
-        offer, keys = self.varied(rng, tool)
+    def known_request(
+        self, rng: random.Random, tool: dict[str, Any], keys: dict[str, str]
+    ) -> tuple[str, dict[str, Any], list[Message]]:
+        """(the request, the arguments, what the tool gives back and the answer then, if it gives anything)."""
         values = {key: self.value(rng, parameter["words"]) for key, parameter in tool["parameters"].items()}
         request = rng.choice(tool["requests"])
         if " | " in request:
@@ -106,13 +112,14 @@ class ToolCorpus:
             request = request.rstrip("?.! ")
         if rng.random() < 0.15:
             request = rng.choice(("Please: ", "Hi! ", "Hello. ", "Hey, ", "One thing: ", "Now then. ")) + request
-        result = answer = ""
+        then: list[Message] = []
         if "results" in tool:
             more = {"n": rng.randint(-9, 38), "sky": rng.choice(self.words["sky"]), "time": self.value(rng, "time")}
-            result = rng.choice(tool["results"]).format(**values, **more)
-            answer = rng.choice(tool["answers"]).format(**values, **more)
-        arguments = {keys[key]: value for key, value in values.items()}
-        return offer, request, arguments, {"role": "tool", "content": result} if result else None, answer
+            then = [
+                {"role": "tool", "content": rng.choice(tool["results"]).format(**values, **more)},
+                {"role": "assistant", "content": rng.choice(tool["answers"]).format(**values, **more)},
+            ]
+        return request, {keys[key]: value for key, value in values.items()}, then
 
     def as_typed(self, rng: random.Random, request: str) -> str:
         """The request, half of the time with small changes that leave its gaps alone."""
@@ -129,62 +136,67 @@ class ToolCorpus:
             changed = changed.replace(f"@{i}", gap)
         return changed
 
-    def invented_request(self, rng: random.Random) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    def invented_tool(self, rng: random.Random) -> tuple[dict[str, Any], str, str]:
+        """(the offer, its verb, its noun)"""
         made = self.file["invented"]
         verb, noun = rng.choice(made["verbs"]), rng.choice(made["nouns"])
         keys = rng.sample(made["parameters"], rng.choice((1, 1, 2)))
-        arguments: dict[str, Any] = {}
-        for key in keys:
-            words = rng.choice(("city", "person", "topic", "item", "room", "number", "number", "word"))
-            arguments[key] = self.value(rng, words)
+        properties = {
+            key: {"type": rng.choice(("integer", "string", "string")), "description": f"The {key}"} for key in keys
+        }
+        name = rng.choice((f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}"))
+        schema = {"type": "object", "properties": properties, "required": keys}
+        return {"name": name, "description": f"{verb.capitalize()} the {noun}", "parameters": schema}, verb, noun
+
+    def invented_request(
+        self, rng: random.Random, offer: dict[str, Any], verb: str, noun: str
+    ) -> tuple[str, dict[str, Any]]:
+        kinds = ("city", "person", "topic", "item", "room", "word")
+        arguments = {
+            key: self.value(rng, "number" if of["type"] == "integer" else rng.choice(kinds))
+            for key, of in offer["parameters"]["properties"].items()
+        }
         said = " and ".join(
             rng.choice(("{k} {v}", "{v} as {k}", "the {k} {v}")).format(k=k, v=v) for k, v in arguments.items()
         )
-        request = rng.choice(made["requests"]).format(verb=verb, noun=noun, a=said)
-        types = {key: "integer" if isinstance(value, int) else "string" for key, value in arguments.items()}
-        schema = {
-            "type": "object",
-            "properties": {key: {"type": types[key], "description": f"The {key}"} for key in keys},
-            "required": keys,
-        }
-        name = rng.choice((f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}"))
-        offer = {"name": name, "description": f"{verb.capitalize()} the {noun}", "parameters": schema}
-        return offer, request[0].upper() + request[1:], arguments
+        request = rng.choice(self.file["invented"]["requests"]).format(verb=verb, noun=noun, a=said)
+        return request[0].upper() + request[1:], arguments
 
     # -- dialogues -----------------------------------------------------------------------------------------------
 
-    def others(self, rng: random.Random, taken: str) -> list[dict[str, Any]]:
-        """What else is on offer."""
-        found: list[dict[str, Any]] = []
-        for tool in rng.sample(self.file["tool"], rng.choices((0, 1, 2), (6, 5, 1))[0]):
-            offer, _ = self.varied(rng, tool)
-            if taken not in tool["names"] and offer["name"] not in {taken, *(other["name"] for other in found)}:
-                found.append(offer)
-        return found
-
     def with_a_tool(self, rng: random.Random) -> list[Message]:
-        """A dialogue in which a tool is called, and now and then its result read; or one whose tools do not fit."""
-        if rng.random() < 0.3:
-            dialogue = self.corpus.dialogue(rng, 1)
-            offers = self.others(rng, "") or [self.plain(rng.choice(self.file["tool"])["names"][0])]
-            if any(self.foreign(message["content"]) for message in dialogue):
-                return self.with_a_tool(rng)
-            return [dict(message) for message in with_tools(dialogue, read_tools(offers))]
-        result: Message | None = None
-        answer = ""
-        if rng.random() < 0.15:
-            offer, request, arguments = self.invented_request(rng)
-        else:
-            offer, request, arguments, result, answer = self.known_request(rng)
-        if self.clashes(request):
+        """One to three tools, and one to four turns: mostly a call, now and then its result read, or no tool fits.
+
+        The offer is the longest part by far. Several requests behind one make more of it.
+        """
+        offers: list[dict[str, Any]] = []
+        asks: list[Any] = []  # for each offer, what draws (request, arguments, what comes then)
+        for tool in rng.sample(self.file["tool"], rng.choices((1, 2, 3), (40, 50, 10))[0]):
+            if rng.random() < 0.15:
+                offer, verb, noun = self.invented_tool(rng)
+                asks.append(lambda o=offer, v=verb, n=noun: (*self.invented_request(rng, o, v, n), []))
+            else:
+                offer, keys = self.varied(rng, tool)
+                asks.append(lambda t=tool, k=keys: self.known_request(rng, t, k))
+            offers.append(offer)
+        if len({offer["name"] for offer in offers}) < len(offers):
             return self.with_a_tool(rng)
-        names = [name for tool in self.file["tool"] if offer["name"] in tool["names"] for name in tool["names"]]
-        offers = [other for other in self.others(rng, offer["name"]) if other["name"] not in names]
-        offers.insert(rng.randint(0, len(offers)), offer)
-        call = compact({"name": offer["name"], "parameters": arguments})
-        messages = [{"role": "user", "content": request}, {"role": "assistant", "content": call}]
-        if result and rng.random() < 0.35:
-            messages += [result, {"role": "assistant", "content": answer}]
+        messages: list[Message] = []
+        for _ in range(rng.choices((1, 2, 3, 4), (40, 25, 20, 15))[0]):
+            if rng.random() < 0.25:
+                turn = self.corpus.dialogue(rng, 1)
+                late = bool(messages)  # a system text is the first message or none
+                fits = not any((late and m["role"] == "system") or self.foreign(m["content"]) for m in turn)
+            else:
+                number = rng.randrange(len(offers))
+                request, arguments, then = asks[number]()
+                call = compact({"name": offers[number]["name"], "parameters": arguments})
+                turn = [{"role": "user", "content": request}, {"role": "assistant", "content": call}]
+                turn += then if rng.random() < 0.25 else []
+                fits = not self.clashes(request)
+            messages += turn if fits else []
+        if not messages:
+            return self.with_a_tool(rng)
         return [dict(message) for message in with_tools(messages, read_tools(offers))]
 
     @staticmethod
@@ -225,7 +237,7 @@ class ToolCorpus:
         """
         kinds = ("city", "person", "artist", "company", "word", "item", "topic", "number", "time", "query")
         values = [str(self.value(rng, rng.choice(kinds))) for _ in range(rng.randint(2, 10))]
-        if rng.random() < 0.4:
+        if rng.random() < 0.25:
             text = " ".join(values)
             request, answer = rng.choice(("Repeat: {x}", "Say again: {x}", "Repeat after me: {x}")), text
         else:
@@ -236,7 +248,7 @@ class ToolCorpus:
         return [{"role": "user", "content": request.format(x=text)}, {"role": "assistant", "content": answer}]
 
     def draw(self, rng: random.Random) -> list[Message]:
-        kind = rng.choices((self.with_a_tool, self.as_json, self.repeated), (65, 12, 23))[0]
+        kind = rng.choices((self.with_a_tool, self.as_json, self.repeated), (50, 10, 40))[0]
         return kind(rng)
 
 

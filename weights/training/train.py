@@ -52,6 +52,7 @@ ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.0, plain=0.05, tools=0.35),
     Round(4500, 1.5e-3, cool_down=1.0, plain=0.15, tools=0.35),
     Round(2800, 1e-3, cool_down=1.0, plain=0.15, tools=0.28),
+    Round(8000, 1.2e-3, cool_down=1.0, plain=0.15, tools=0.32),
 )
 COPIED = re.compile(r'((?<=[:\[,]")[^\W\d_][^"\\]*(?="[,}\]]))')  # a value that is text, in JSON without spaces
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
@@ -91,10 +92,10 @@ class Encoder:
         The tokenizer cuts "Quebec" and " Quebec" differently. Copying is easier where all but the first token are the
         same, and what reads the answer sees only its text.
         """
-        head, sign, values = content.partition('"parameters":') if content.startswith("{") else ("", "", content)
-        if not values.startswith(("{", "[")):
+        head, sign, values = content.partition('"parameters":{"') if content.startswith("{") else ("", "", content)
+        if not sign and not values.startswith("["):
             return self.tokenizer.encode_ordinary(content)
-        ids = self.tokenizer.encode_ordinary(head + sign)
+        ids = self.tokenizer.encode_ordinary(head + sign)  # up to the quotation mark, or the last piece is another
         for i, part in enumerate(COPIED.split(values)):
             if i % 2:
                 first, *rest = self.tokenizer.encode_ordinary(" " + part)
