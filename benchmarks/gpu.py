@@ -147,6 +147,11 @@ class Run:
         flops = attention_flops(self.config, T)
         self.row("attention of 8192: ours", lambda: self.ours.attention(T), flops=flops)
         self.rows("attention of 8192", lambda: self.baselines.attention(T), flops=flops)
+        for piece in (1024, 2048, 8192):  # the engine takes 512 rows a step, so that others need not wait
+            name = f"in pieces of {piece}, prefill of 8192: ours"
+            self.row(
+                name, lambda piece=piece: self.ours.prefill(T, piece), tokens=T, flops=prefill_flops(self.config, T)
+            )
 
     def batches(self) -> None:
         for batch in (64, 1, 8, 32):

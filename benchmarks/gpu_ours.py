@@ -75,20 +75,20 @@ class Ours:
         self.transformer = Transformer(device, c, weights_of(device, model))
         device.sync()
 
-    def read(self, cache: Any, slot: int, tokens: np.ndarray) -> None:
+    def read(self, cache: Any, slot: int, tokens: np.ndarray, piece: int = PROMPT_ROWS) -> None:
         """A prompt, in pieces as the engine cuts it."""
-        for i in range(0, len(tokens), PROMPT_ROWS):
-            rows = np.array([0]) if i + PROMPT_ROWS >= len(tokens) else np.array([], int)
-            self.transformer.forward(Batch.of([(slot, tokens[i : i + PROMPT_ROWS])]), cache, rows)
+        for i in range(0, len(tokens), piece):
+            rows = np.array([0]) if i + piece >= len(tokens) else np.array([], int)
+            self.transformer.forward(Batch.of([(slot, tokens[i : i + piece])]), cache, rows)
 
-    def prefill(self, T: int) -> float:
+    def prefill(self, T: int, piece: int = PROMPT_ROWS) -> float:
         """Milliseconds for a prompt of T tokens and the logits of its last, on the CPU."""
         cache = self.transformer.new_cache(1, self.config.max_seq_len)
         tokens = np.random.default_rng(T).integers(0, self.config.vocab_size, T).astype(np.int32)
 
         def run() -> None:
             cache.truncate(0, 0)
-            self.read(cache, 0, tokens)
+            self.read(cache, 0, tokens, piece)
 
         return timed(self.device.sync, run)
 
