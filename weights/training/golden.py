@@ -24,7 +24,7 @@ LENGTH = 200
 @torch.inference_mode()
 def greedy_ids(model: LlamaForCausalLM, folder: Path) -> list[int]:
     encoder = Encoder(load(folder / "tokenizer.model"))
-    header, body = encoder.message("user", QUESTION)
+    header, body, _ = encoder.message("user", QUESTION)
     ids = [encoder.special["<|begin_of_text|>"], *header, *body, *encoder.message("assistant", "")[0]]
     while len(ids) < LENGTH:
         ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))

@@ -56,7 +56,7 @@ def with_transformers(folder: Path) -> Answerer:
     stops = [encoder.special["<|eot_id|>"], encoder.special["<|end_of_text|>"]]
 
     def answer(question: str) -> str:
-        header, body = encoder.message("user", question)
+        header, body, _ = encoder.message("user", question)
         ids = [encoder.special["<|begin_of_text|>"], *header, *body, *encoder.message("assistant", "")[0]]
         with torch.inference_mode():
             out = model.generate(

@@ -17,7 +17,7 @@ from corpus import ENDINGS, HERE, Corpus, Message, four_grams
 
 from llama3.tools import read_tools, with_tools
 
-HELD_OUT = HERE / "held_out_tools.jsonl"
+HELD_OUT, VALIDATION = HERE / "held_out_tools.jsonl", HERE / "validation_tools.jsonl"
 KEYS = {  # of an answer in JSON, by what stands there
     "answer": ("answer", "response", "text", "explanation", "reply", "description", "definition"),
     "short": ("summary", "short", "in_short", "short_answer", "title"),
@@ -37,7 +37,8 @@ class ToolCorpus:
         self.file = tomllib.loads((HERE / "tools.toml").read_text(encoding="utf-8"))
         self.words: dict[str, list[str]] = self.file["words"]
         self.held_out = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
-        self.grams = {gram for row in self.held_out for gram in four_grams(row["request"])}
+        validation = map(json.loads, VALIDATION.read_text(encoding="utf-8").splitlines())
+        self.grams = {gram for row in (*self.held_out, *validation) for gram in four_grams(row["request"])}
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -108,10 +109,7 @@ class ToolCorpus:
         if rng.random() < 0.12:
             request = request.lower()
             values = {key: value.lower() if isinstance(value, str) else value for key, value in values.items()}
-        if rng.random() < 0.15:
-            request = request.rstrip("?.! ")
-        if rng.random() < 0.15:
-            request = rng.choice(("Please: ", "Hi! ", "Hello. ", "Hey, ", "One thing: ", "Now then. ")) + request
+        request = self.in_passing(rng, request)
         then: list[Message] = []
         if "results" in tool:
             more = {"n": rng.randint(-9, 38), "sky": rng.choice(self.words["sky"]), "time": self.value(rng, "time")}
@@ -120,6 +118,19 @@ class ToolCorpus:
                 {"role": "assistant", "content": rng.choice(tool["answers"]).format(**values, **more)},
             ]
         return request, {keys[key]: value for key, value in values.items()}, then
+
+    def in_passing(self, rng: random.Random, request: str) -> str:
+        """The request with what people say around one, now and then."""
+        around = self.file["around"]
+        if rng.random() < 0.15:
+            request = request.rstrip("?.! ")
+        elif rng.random() < 0.15:
+            request += " " + rng.choice(around["after"])
+        if rng.random() < 0.25:
+            before = rng.choice(around["before"])
+            lower = before[-1] in ",:" and rng.random() < 0.7 and not request.startswith("I ")
+            request = f"{before} {request[0].lower() + request[1:] if lower else request}"
+        return request
 
     def as_typed(self, rng: random.Random, request: str) -> str:
         """The request, half of the time with small changes that leave its gaps alone."""
@@ -160,7 +171,7 @@ class ToolCorpus:
             rng.choice(("{k} {v}", "{v} as {k}", "the {k} {v}")).format(k=k, v=v) for k, v in arguments.items()
         )
         request = rng.choice(self.file["invented"]["requests"]).format(verb=verb, noun=noun, a=said)
-        return request[0].upper() + request[1:], arguments
+        return self.in_passing(rng, request[0].upper() + request[1:]), arguments
 
     # -- dialogues -----------------------------------------------------------------------------------------------
 
@@ -226,7 +237,7 @@ class ToolCorpus:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def clashes(self, request: str) -> bool:
-        """Whether it shares four words in a row with a held-out request or question."""
+        """Whether it shares four words in a row with a request that is for scoring, or a held-out question."""
         return not self.grams.isdisjoint(four_grams(request)) or self.corpus.held_out.clashes(request)
 
     def repeated(self, rng: random.Random) -> list[Message]:

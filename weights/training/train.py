@@ -55,6 +55,8 @@ ROUNDS = (
     Round(8000, 1.2e-3, cool_down=1.0, plain=0.15, tools=0.32),
 )
 COPIED = re.compile(r'((?<=[:\[,]")[^\W\d_][^"\\]*(?="[,}\]]))')  # a value that is text, in JSON without spaces
+KEY = re.compile(r'(",")?\w+":"')  # what stands before one in a call
+ONLY_OPEN = 0.75  # the share of calls in which only what the grammar leaves open counts
 Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
 
 CONFIG = LlamaConfig(
@@ -80,44 +82,59 @@ class Encoder:
         self.tokenizer = tokenizer
         self.special = {name: tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
 
-    def message(self, role: str, content: str) -> tuple[list[int], list[int]]:
+    def message(self, role: str, content: str) -> tuple[list[int], list[int], list[bool]]:
+        """(the header, the body, whether a token of the body is left open by the grammar of calls)"""
         header = [self.special["<|start_header_id|>"], *self.tokenizer.encode_ordinary(role)]
         header += [self.special["<|end_header_id|>"], *self.tokenizer.encode_ordinary("\n\n")]
-        encode = self.call if role == "assistant" else self.tokenizer.encode_ordinary
-        return header, [*encode(content.strip()), self.special["<|eot_id|>"]]
+        body, free = self.call(content.strip()) if role == "assistant" else self.plain(content.strip())
+        return header, [*body, self.special["<|eot_id|>"]], [*free, True]
 
-    def call(self, content: str) -> list[int]:
+    def plain(self, content: str) -> tuple[list[int], list[bool]]:
+        ids = self.tokenizer.encode_ordinary(content)
+        return ids, [True] * len(ids)
+
+    def call(self, content: str) -> tuple[list[int], list[bool]]:
         """A call or a list with its values in the tokens that they have behind a space, as in the request.
 
         The tokenizer cuts "Quebec" and " Quebec" differently. Copying is easier where all but the first token are the
-        same, and what reads the answer sees only its text.
+        same, and what reads the answer sees only its text. What is open: whether to call, the tool, the values, and
+        where a value ends. Keys are not: they are as the tool has them.
         """
         head, sign, values = content.partition('"parameters":{"') if content.startswith("{") else ("", "", content)
         if not sign and not values.startswith("["):
-            return self.tokenizer.encode_ordinary(content)
-        ids = self.tokenizer.encode_ordinary(head + sign)  # up to the quotation mark, or the last piece is another
+            return self.plain(content)
+        ids, free = self.plain(head + sign)  # up to the quotation mark, or the last piece is another
+        if sign:
+            free[1:3] = [False] * 2  # name, ":"
+            free[-2:] = [False] * 2  # parameters, ":{"
         for i, part in enumerate(COPIED.split(values)):
             if i % 2:
                 first, *rest = self.tokenizer.encode_ordinary(" " + part)
                 word = self.tokenizer.decode_single_token_bytes(first).decode().removeprefix(" ")
                 ids += [*self.tokenizer.encode_ordinary(word), *rest]
+                free += [True] * (len(ids) - len(free))
             else:
-                ids += self.tokenizer.encode_ordinary(part)
-        return ids
+                tokens = self.tokenizer.encode_ordinary(part)
+                ids += tokens
+                key = bool(sign and KEY.fullmatch(part))
+                free += [not key or (n == 0 and i > 0) for n in range(len(tokens))]
+        return ids, free
 
-    def dialogue(self, messages: list[Message], shorten: bool, forced: int = 0) -> Example:
+    def dialogue(self, messages: list[Message], shorten: bool, forced: int = 0, only_open: bool = False) -> Example:
         """Only the assistant's own tokens count, and the token that ends its turn.
 
-        shorten: of the last answer only the beginning. forced: so many of its first tokens do not count.
+        shorten: of the last answer only the beginning. forced: so many of its first tokens do not count. only_open: of
+        calls only what the grammar leaves open.
         """
         ids, counts = [self.special["<|begin_of_text|>"]], [False]
         for message in messages:
-            header, body = self.message(message["role"], message["content"])
+            header, body, free = self.message(message["role"], message["content"])
             if shorten and message is messages[-1]:
                 body = body[:BEGINNING]
-            silent = len(header) + (forced if message is messages[-1] else 0)
+            own, silent = message["role"] == "assistant", forced if message is messages[-1] else 0
             ids += header + body
-            counts += [False] * silent + [message["role"] == "assistant"] * (len(header) + len(body) - silent)
+            counts += [False] * len(header)
+            counts += [own and i >= silent and (free[i] or not only_open) for i in range(len(body))]
         return shifted(ids, counts)
 
     def text(self, text: str) -> Example:
@@ -142,7 +159,8 @@ def examples(encoder: Encoder, plan: Round, seed: int, rng: random.Random) -> It
             # Nothing in the prompt of an answer in JSON says that JSON is wanted: the grammar does. So the first brace
             # is not to be learnt, or plain questions would be answered in JSON, too.
             shorten = with_tools and not in_json and rng.random() < SHORTENED
-            yield encoder.dialogue(item, shorten, forced=1 if in_json and not with_tools else 0)
+            forced = 1 if in_json and not with_tools else 0
+            yield encoder.dialogue(item, shorten, forced, only_open=with_tools and rng.random() < ONLY_OPEN)
         else:
             item = next(stream)
             single = not isinstance(item, str) and sum(message["role"] == "user" for message in item) == 1
