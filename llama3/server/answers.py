@@ -159,8 +159,10 @@ class Events(Response):
         finally:
             self._close()
             watcher.cancel()
-            await asyncio.wait([maker])  # a thread is never left behind
-            self.done()
+            try:
+                await asyncio.wait([maker])  # a thread is never left behind
+            finally:
+                self.done()
 
     def _close(self) -> None:
         self.closed = True
