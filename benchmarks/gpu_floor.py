@@ -16,7 +16,8 @@ from llama3.config import ModelConfig
 
 LLAMA3_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128_256)
 TINY = ModelConfig(128, 2, 4, 1, 64, 192, 515, max_seq_len=320)
-LAUNCHES_A_LAYER = 7  # of one row: norm and qkv, rope, attention, its combination, o, norm and gate and up, down
+LAUNCHES_A_LAYER = 5  # of one row: norm, qkv and rope; attention; o; norm, gate and up; down
+MORE_A_LAYER = 3  # of several: two norms and rope are launches of their own
 
 
 def weights_read(c: ModelConfig) -> int:
@@ -64,8 +65,7 @@ def predictions(c: ModelConfig, read: float, multiply: float, gap: float) -> lis
     out = []
     for batch, context in ((1, 128), (1, 2048), (1, 8192), (8, 1024), (32, 1024), (64, 1024)):
         ms = decode_bytes(c, batch, context) / read / 1e9
-        # More than one row: norm and product are two launches each, twice a layer and once for the head.
-        more = (2 * c.n_layers + 1) * gap / 1e3 if batch > 1 else 0
+        more = (MORE_A_LAYER * c.n_layers + 1) * gap / 1e3 if batch > 1 else 0  # and the head's norm
         why = f"{decode_bytes(c, batch, context) / 1e9:.2f} GB, {ms:.2f} ms of reading and {lost + more:.2f} of gaps"
         out.append((f"decode, batch {batch}, context {context:,}", ms + lost + more, why))
     for T in (128, 512, 2048, 8192):

@@ -29,7 +29,6 @@ from llama3.config import ModelConfig
 from llama3.cuda.device import open_device
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
-from llama3.engine import PROMPT_ROWS
 from llama3.model.batch import Batch
 from llama3.model.transformer import LayerWeights, Weights
 from llama3.sampler import Sampling, SamplingParams
@@ -143,9 +142,9 @@ def main() -> None:
     cache = model.new_cache(1, c.max_seq_len)
     ids = dice.integers(0, c.vocab_size, prompt).astype(np.int32)
     start = time.perf_counter()
-    for i in range(0, prompt, PROMPT_ROWS):
-        rows = np.array([0]) if i + PROMPT_ROWS >= prompt else np.array([], int)
-        model.forward(Batch.of([(0, ids[i : i + PROMPT_ROWS])]), cache, rows)
+    for i in range(0, prompt, model.prompt_rows):
+        rows = np.array([0]) if i + model.prompt_rows >= prompt else np.array([], int)
+        model.forward(Batch.of([(0, ids[i : i + model.prompt_rows])]), cache, rows)
     device.sync()
     read = time.perf_counter() - start
     sampling, token, times = Sampling(SamplingParams(temperature=0), [0], c.vocab_size), 1, []

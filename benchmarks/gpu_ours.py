@@ -15,12 +15,12 @@ from gpu_floor import shapes  # the files beside this one
 from gpu_timing import timed
 
 from llama3.config import ModelConfig
+from llama3.cuda.activations import PROMPT_ROWS
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.device import Array, CupyDevice, Device, Kernel, bfloat16
 from llama3.cuda.linear import linear
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
-from llama3.engine import PROMPT_ROWS
 from llama3.model.batch import Batch
 from llama3.sampler import Sampling, SamplingParams
 
@@ -76,7 +76,7 @@ class Ours:
         device.sync()
 
     def read(self, cache: Any, slot: int, tokens: np.ndarray, piece: int = PROMPT_ROWS) -> None:
-        """A prompt, in pieces as the engine cuts it."""
+        """A prompt, in pieces as the engine cuts it while nobody decodes."""
         for i in range(0, len(tokens), piece):
             rows = np.array([0]) if i + piece >= len(tokens) else np.array([], int)
             self.transformer.forward(Batch.of([(slot, tokens[i : i + piece])]), cache, rows)

@@ -3,12 +3,11 @@
 //   q (T, n_heads, head_dim), k_cache and v_cache (slots, n_kv_heads, max_len, head_dim), out (T, n_heads, head_dim)
 //   positions, slots (T): where each row stands, and in whose cache; in device memory, for graphs. Position -1 is
 //   nobody's row, which fills up a graph: it sees nothing, and its result is zero.
-// A long cache is split, so that one row keeps the whole GPU busy (flash-decoding): `attention` attends to SPLIT
-// positions a block, `attention_combine` weighs the splits of a row. Where the splits lie depends on nothing, so that a
-// row's bits depend on its own sequence alone.
+// A long cache is split, so that one row keeps the whole GPU busy (flash-decoding): a block attends to SPLIT positions,
+// and the last block of a row to end weighs what all of them have found. Where the splits lie depends on nothing, so
+// that a row's bits depend on its own sequence alone.
 //
-// Launch: attention (n_heads / GROUP, max_len / SPLIT, T), 128 threads; splits behind the row's position end at once.
-//         attention_combine (n_heads, T), head_dim threads.
+// Launch: (n_heads / GROUP, max_len / SPLIT, T), 128 threads; splits behind the row's position end at once.
 // Bytes:  4 n_kv_heads head_dim a position, read once for the GROUP query heads that share it: 1.07 GB for 8,192
 //         positions of the 8B model's 32 layers, 0.25 ms a token at 4.3 TB/s. What the splits hand on is written and
 //         read once, 8 head_dim a head and split: 1 part in 32 of that.
@@ -60,17 +59,28 @@ __device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const b
     }
 }
 
+// What the splits of a row hand on, where there is more than one:
 // mixed (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
+// tickets, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
-              float* mixed, float* stats, int n_heads, int n_kv_heads, int max_len) {
-    __shared__ float weights[GROUP][SPLIT];
+              float* mixed, float* stats, unsigned* tickets, bf16* out, int n_heads, int n_kv_heads, int max_len) {
+    __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
     __shared__ float parts[WARPS][GROUP][HEAD_DIM];
+    __shared__ float sum_of[GROUP];  // of a head's weights
+    __shared__ bool last;
     wait_for_predecessor();
     let_successor_start();
     int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
+    int filled = (positions[row] + SPLIT) / SPLIT;           // splits with a position; none for nobody's row
     int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions of this split
+    int heads = row * n_heads + first_head;                  // the first of this block's, of all rows
+    if (filled == 0 && split == 0) {
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+            out[(size_t)heads * HEAD_DIM + i] = __float2bfloat16(0);
+        }
+    }
     if (n <= 0) return;
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -80,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // Scores: the threads of a position each multiply eight channels, and add up.
     Eight query[GROUP];
-    const bf16* q_heads = q + ((size_t)row * n_heads + first_head) * HEAD_DIM + channel;
+    const bf16* q_heads = q + (size_t)heads * HEAD_DIM + channel;
 #pragma unroll
     for (int g = 0; g < GROUP; g++) query[g] = load_eight(q_heads + g * HEAD_DIM);
     for (int base = mine; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
@@ -114,9 +124,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         sum = warp_sum(sum);
         if (lane == 0) {
-            float* to = stats + (((size_t)row * n_heads + first_head + g) * n_splits + split) * 2;
+            float* to = stats + ((size_t)(heads + g) * n_splits + split) * 2;
             to[0] = largest;
-            to[1] = sum;
+            to[1] = sum_of[g] = sum;
         }
     }
     __syncthreads();
@@ -153,23 +163,50 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) sum += parts[w][g][c];
-        mixed[(((size_t)row * n_heads + first_head + g) * n_splits + split) * HEAD_DIM + c] = sum;
+        if (filled == 1) {
+            out[(size_t)heads * HEAD_DIM + i] = __float2bfloat16(sum / sum_of[g]);
+        } else {
+            mixed[((size_t)(heads + g) * n_splits + split) * HEAD_DIM + c] = sum;
+        }
     }
-}
+    if (filled == 1) return;
 
-extern "C" __global__ void __launch_bounds__(HEAD_DIM)
-    attention_combine(const float* mixed, const float* stats, const int* positions, bf16* out, int n_splits) {
-    wait_for_predecessor();
-    let_successor_start();
-    int channel = threadIdx.x, head = blockIdx.x, row = blockIdx.y;
-    size_t first = ((size_t)row * gridDim.x + head) * n_splits;
-    int filled = (positions[row] + SPLIT) / SPLIT;  // none for nobody's row
-    float largest = -1e30f, sum = 0, total = 0;
-    for (int s = 0; s < filled; s++) largest = fmaxf(largest, stats[(first + s) * 2]);
-    for (int s = 0; s < filled; s++) {
-        float scale = __expf(stats[(first + s) * 2] - largest);
-        sum += scale * stats[(first + s) * 2 + 1];
-        total += scale * mixed[(first + s) * HEAD_DIM + channel];
+    // Is this the last of the row's splits to end? Then it finds what the others have written.
+    unsigned* ticket = tickets + (size_t)row * gridDim.x + blockIdx.x;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == (unsigned)filled - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *ticket = 0;
+
+    // The weight of a split, by its largest score; then its values, four channels a thread.
+    for (int g = warp; g < GROUP; g += WARPS) {
+        const float* of_split = stats + (size_t)(heads + g) * n_splits * 2;
+        float largest = -1e30f, sum = 0;
+        for (int s = lane; s < filled; s += 32) largest = fmaxf(largest, of_split[2 * s]);
+        largest = warp_max(largest);
+        for (int s = lane; s < filled; s += 32) {
+            weights[g][s] = __expf(of_split[2 * s] - largest);
+            sum += weights[g][s] * of_split[2 * s + 1];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) sum_of[g] = sum;
     }
-    out[((size_t)row * gridDim.x + head) * HEAD_DIM + channel] = __float2bfloat16(filled ? total / sum : 0);
+    __syncthreads();
+    for (int i = 4 * threadIdx.x; i < GROUP * HEAD_DIM; i += 4 * THREADS) {
+        int g = i / HEAD_DIM;
+        const float* of_split = mixed + (size_t)(heads + g) * n_splits * HEAD_DIM + i % HEAD_DIM;
+        float total[4] = {};
+#pragma unroll 8
+        for (int s = 0; s < filled; s++) {
+            float4 v = *reinterpret_cast<const float4*>(of_split + (size_t)s * HEAD_DIM);
+            total[0] += weights[g][s] * v.x, total[1] += weights[g][s] * v.y;
+            total[2] += weights[g][s] * v.z, total[3] += weights[g][s] * v.w;
+        }
+        float sum = sum_of[g];
+        *reinterpret_cast<uint2*>(out + (size_t)heads * HEAD_DIM + i) =
+            make_uint2(pack_two(total[0] / sum, total[1] / sum), pack_two(total[2] / sum, total[3] / sum));
+    }
 }

@@ -54,6 +54,13 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
+// The line of p, which someone will load soon, as far as the second-level cache (prefetch.global.L2). A hint.
+__device__ __forceinline__ void fetch_to_second_level(const uint4* p) {
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // ---- copies to shared memory that run beside the arithmetic (cp.async) ---------------------------------------
 
 // 16 bytes, both sides at a multiple of 16. Where `valid` is false 16 zeros, and `global` is not read.

@@ -19,7 +19,7 @@ from llama3.model.kv_cache import Slots
 from llama3.model.transformer import Trace
 from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
 
-PROMPT_ROWS = 512  # a step's rows of prompt: enough to make its products large, few enough to keep a step short
+PROMPT_ROWS = 512  # of prompt, beside rows that decode: enough for large products, few enough to keep a step short
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -33,6 +33,8 @@ class Model(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+    @property
+    def prompt_rows(self) -> int: ...  # in place of PROMPT_ROWS, as long as nobody waits for a next token
     def new_cache(self, slots: int, max_len: int) -> Any: ...
     def forward(self, batch: Batch, cache: Any, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
     def step(self, batch: Batch, cache: Any, samplings: Sequence[Sampling | None]) -> Pending: ...
@@ -171,8 +173,9 @@ class Engine:
 
     def _rows(self) -> list[tuple[Request, int, list[int], bool]]:
         """(request, slot, its tokens for this step, whether it draws): those that decode, then chunks of prompts."""
-        rows, budget = [], PROMPT_ROWS
-        for request in sorted(self.running, key=lambda request: not request.samples):
+        running = sorted(self.running, key=lambda request: not request.samples)
+        rows, budget = [], PROMPT_ROWS if running and running[0].samples else self.model.prompt_rows
+        for request in running:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
             sampling = self.samplings[slot]

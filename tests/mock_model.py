@@ -29,6 +29,8 @@ def answer(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = fr
 
 
 class MockModel:
+    prompt_rows = 12
+
     def __init__(self, max_seq_len: int = 64):
         self.config = ModelConfig(2, 1, 1, 1, 2, 2, VOCAB, max_seq_len=max_seq_len)
         self.batches: list[Batch] = []

@@ -188,6 +188,15 @@ def test_a_request_that_joins_waits_for_no_other():
     assert second.finish_reason == "length" and first.finish_reason is None
 
 
+def test_a_prompt_is_read_in_longer_pieces_as_long_as_nobody_decodes():
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    for n in (30, 5):
+        engine.submit(Request([1] * n, GREEDY, 3))
+    run(engine)
+    assert [batch.counts for batch in model.batches[:4]] == [(12,), (12,), (6, 5), (1, 1)]
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks():
     model = MockModel()
     engine = Engine(model, slots=2)

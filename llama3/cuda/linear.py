@@ -34,7 +34,8 @@ def linear_add(device: Device, x: Array, w: Array, out: Array) -> None:
 
 
 def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """out (T, out) bfloat16 or float32 = rms_norm(x) @ w.T; x (T, in) float32, norm (in,); h (T, in) is scratch."""
+    """out (T, out) float32 = rms_norm(x) @ w.T; x (T, in) float32, norm (in,); h (T, in) is scratch."""
+    assert out.dtype == np.float32, out.dtype
     if len(x) == 1:
         _launch_norm(device, "norm_linear", w, x, norm, eps, out)
     else:
@@ -42,7 +43,7 @@ def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: 
 
 
 def norm_then_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """The same in two launches for any number of rows, so that h is there for what else is made of it."""
+    """The same in two launches for any number of rows, so that h is there for what else is made of it; or bfloat16."""
     rms_norm(device, x, norm, eps, h)
     linear(device, h, w, out)
 
@@ -86,6 +87,6 @@ def _launch_norm(
     (rows, width), n_out = x.shape, out.shape[1]
     assert rows == 1 and w.shape == (matrices * n_out, width) and norm.shape == (width,), (x.shape, w.shape, norm.shape)
     assert width % 64 == 0 and x.dtype == np.float32 and w.dtype == bfloat16, (x.shape, x.dtype, w.dtype)
-    kernel = Kernel("linear.cu", name + ("_float" if out.dtype == np.float32 else ""))
+    kernel, grid = Kernel("linear.cu", name), (-(-n_out // OUTPUTS),)
     args = [w, x, norm, out, np.int32(n_out), np.int32(width), np.float32(eps)]
-    device.launch(kernel, (-(-n_out // OUTPUTS),), (THREADS,), args, shared=2 * width, dependent=True)
+    device.launch(kernel, grid, (THREADS,), args, shared=2 * width, dependent=True)

@@ -1,7 +1,7 @@
 """Does a model fit on a GPU: its shape into the kernels, its weights and its cache into the memory?"""
 
 from llama3.config import ModelConfig
-from llama3.engine import PROMPT_ROWS
+from llama3.cuda.activations import PROMPT_ROWS
 from llama3.errors import DeviceError
 
 HEAD_DIMS = (64, 128)  # what the attention kernels are compiled for
@@ -29,7 +29,8 @@ def weight_bytes(c: ModelConfig) -> int:
 def cache_bytes(c: ModelConfig, slots: int, max_len: int) -> int:
     """Keys and values, and what attention's splits hand on."""
     splits = -(-max_len // 256)
-    return slots * (4 * c.n_layers * c.n_kv_heads * max_len * c.head_dim + 4 * c.n_heads * splits * (c.head_dim + 2))
+    handed_on = c.n_heads * (splits * (c.head_dim + 2) + 1)
+    return slots * 4 * (c.n_layers * c.n_kv_heads * max_len * c.head_dim + handed_on)
 
 
 def workspace_bytes(c: ModelConfig, slots: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from llama3.config import ModelConfig
-from llama3.cuda.activations import Activations
+from llama3.cuda.activations import PROMPT_ROWS, Activations
 from llama3.cuda.attention import attention
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.decoding import Decoding
@@ -17,6 +17,7 @@ from llama3.cuda.kv_cache import KVCache
 from llama3.cuda.linear import linear, linear_add, norm_linear, norm_swiglu, norm_then_linear
 from llama3.cuda.lora import Lora, attention_widths, upload_adapters
 from llama3.cuda.memory import check_shape
+from llama3.cuda.qkv import norm_qkv_rope
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
 from llama3.cuda.weights import Weights
@@ -28,6 +29,8 @@ from llama3.sampler import LogitsError, Sample, Sampling
 
 
 class Transformer:
+    prompt_rows = PROMPT_ROWS
+
     def __init__(
         self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
     ):
@@ -113,11 +116,14 @@ class Transformer:
         for i, layer in enumerate(w.layers):
             k, v = cache.k[i], cache.v[i]
             qkv, mixed = a.qkv.reshape(T, -1), a.mixed.reshape(T, -1)
-            product = norm_then_linear if lora else norm_linear
-            product(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, a.h, qkv)
-            if lora:
-                lora.add(i, attention_widths(c), a.h, qkv)
-            rope(device, a.qkv, self.rope_table, a.positions, a.slots, a.q, k, v)
+            turned = self.rope_table, a.positions, a.slots, a.q, k, v
+            if T == 1 and not lora:
+                norm_qkv_rope(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, *turned)
+            else:
+                norm_then_linear(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, a.h, qkv)
+                if lora:
+                    lora.add(i, attention_widths(c), a.h, qkv)
+                rope(device, a.qkv, *turned)
             if singles:
                 rows = a.first(singles)
                 attention(device, rows.q, k, v, rows.positions, rows.slots, cache.workspace, rows.mixed)

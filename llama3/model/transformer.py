@@ -43,6 +43,8 @@ class Weights:
 
 
 class Transformer:
+    prompt_rows = 512  # more make no product faster, and a step takes seconds
+
     def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
         self.config, self.weights, self.adapters = config, weights, adapters or {}
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)

@@ -20,6 +20,7 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("embedding.cu", ()),
     ("rope.cu", ()),
     ("linear.cu", ()),
+    ("qkv.cu", ()),
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
     ("lora.cu", ()),

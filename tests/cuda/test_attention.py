@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from llama3.cuda import attention as cuda
-from llama3.cuda.device import Kernel
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
 POSITIONS = [0, 1, 63, 64, 65, 255, 256, 300]
@@ -21,8 +20,8 @@ def inputs(positions, n_heads, n_kv_heads, head_dim, max_len, seed=0):
     return q, k, v, np.array(positions, np.int32), slots
 
 
-def attention(device, q, k, v, positions, slots):
-    workspace = cuda.new_workspace(device, len(q), *q.shape[1:], k.shape[2])
+def attention(device, q, k, v, positions, slots, workspace=None):
+    workspace = workspace or cuda.new_workspace(device, len(q), *q.shape[1:], k.shape[2])
     out = device.alloc(q.shape, bfloat16)
     there = [device.upload(array) for array in (q, k, v, positions, slots)]
     cuda.attention(device, *there, workspace, out)
@@ -32,7 +31,7 @@ def attention(device, q, k, v, positions, slots):
 def attention_naive(device, q, k, v, positions, slots):
     rows, n_heads, head_dim = q.shape
     out = device.alloc(q.shape, bfloat16)
-    kernel = Kernel("attention.cu", "attention_naive", cuda.kernels(head_dim, 1)[0].defines)
+    kernel = cuda.kernel("attention_naive", head_dim, 1)
     there = [device.upload(array) for array in (q, k, v, positions, slots)]
     sizes = [np.int32(n) for n in (n_heads, k.shape[1], k.shape[2])]
     device.launch(kernel, (n_heads, rows), (head_dim,), [*there, out, *sizes])
@@ -67,6 +66,15 @@ def test_the_naive_kernel_agrees_with_float64(device, in_every_order, n_heads, n
 def test_at_the_end_of_a_long_cache(device, in_every_order, position):
     given = inputs([position], 4, 1, 128, 8192)
     assert_close(in_every_order(lambda: attention(device, *given)), expected(*given))
+
+
+def test_one_workspace_serves_launch_after_launch(device):
+    """What a launch leaves in it is what the next one needs."""
+    given = inputs(POSITIONS, 4, 1, 128, 320)
+    workspace = cuda.new_workspace(device, len(POSITIONS), 4, 128, 320)
+    first = attention(device, *given, workspace)
+    for _ in range(2):
+        assert attention(device, *given, workspace).tobytes() == first.tobytes()
 
 
 def test_sharp_scores(device):

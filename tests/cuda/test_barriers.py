@@ -6,7 +6,7 @@ import pytest
 from llama3.cuda import linear as cuda_linear
 from llama3.cuda import source
 from llama3.resources import resource
-from tests.cuda import test_attention, test_attention_prompt, test_linear, test_rms_norm, test_sampler
+from tests.cuda import test_attention, test_attention_prompt, test_linear, test_qkv, test_rms_norm, test_sampler
 from tests.cuda.emulator import build
 from tests.cuda.emulator.device import ORDERS, EmulationError
 from tests.cuda.kernel_checks import random
@@ -29,6 +29,10 @@ def attention_prompt(device):
 def linear(device):
     x, norm, w = random(1, 1, 2112, dtype=np.float32), random(2, 2112), random(3, 9, 2112)
     return test_linear.launched(device, test_linear.norm_linear, [x, norm, w], test_linear.poison(1, 9, np.float32))
+
+
+def qkv(device):
+    return np.concatenate([array.ravel() for array in test_qkv.launched(device, test_qkv.fused, QKV, 1, 64, 5)])
 
 
 def linear_few(device):
@@ -54,12 +58,14 @@ def sampler(device):
     return np.frombuffer(repr(test_sampler.draw(device, logits, given)).encode(), np.uint8)
 
 
+QKV = test_qkv.inputs(2, 1, 64, 2112)
 # What to run for the barriers of each file.
 RUNS = {
     "rms_norm.cuh": rms_norm,
     "attention.cu": attention,
     "attention_prompt.cu": attention_prompt,
-    "linear.cu": linear,
+    "linear.cuh": linear,
+    "qkv.cu": qkv,
     "linear_few.cu": linear_few,
     "sampler.cuh": sampler,
     "sampler.cu": sampler,
@@ -67,7 +73,8 @@ RUNS = {
     "sampler_top.cu": sampler,
 }
 # Blocks of the emulation run one after another: none sees another's additions unfinished.
-BETWEEN_BLOCKS = {("sampler_select.cu", 2)}  # before a block is counted among those that have added their part
+# Before a block is counted among those that have done their part.
+BETWEEN_BLOCKS = {("attention.cu", 3), ("sampler_select.cu", 2)}
 KERNELS = resource("kernels")
 BARRIERS = [
     (file, i)
