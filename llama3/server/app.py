@@ -4,6 +4,7 @@
 `.../v1/chat/completions` OpenAI's.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -40,6 +41,7 @@ from llama3.server.completions import COMPLETIONS
 from llama3.server.gate import Gate
 from llama3.server.journal import Figures, Journal
 from llama3.server.openai import OPENAI
+from llama3.server.threads import in_new_thread
 from llama3.workers_ai import bad_input, check_type, failure
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Service:
         self.figures = Figures(lambda: self.in_flight)
         self.stopping = False
         # A request in flight blocks a thread while it waits for its next token.
-        self.limiter = anyio.CapacityLimiter(self.room + 2)
+        self.threads = asyncio.Semaphore(self.room + 2)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -82,7 +84,8 @@ class Service:
             self.on_error()
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await anyio.to_thread.run_sync(partial(function, *args), limiter=self.limiter)
+        async with self.threads:
+            return await in_new_thread(function, *args)
 
     async def answer(self, request: Request, shape: Shape) -> Response:
         if self.llama is None or self.stopping:

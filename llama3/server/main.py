@@ -20,21 +20,16 @@ from llama3.server.gate import LOOPBACK
 if TYPE_CHECKING:
     from llama3.llama import Llama
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # in glibc's malloc.h
+M_ARENA_MAX = -8  # in glibc's malloc.h
 GRACE_SECONDS = 30  # to end after a signal; what still runs after four fifths of them is cut off, and says so
 
 
 def hold_memory_together() -> None:
     """glibc gives each thread a heap of its own, and what one has freed no other uses. With a thread a request, two
-    heaps for all hold less: 126 MB and not 161 after two minutes of a crowd. And what is large for a moment, 256 KB for
-    each read of a socket, it puts between what is small and stays, as soon as it has seen it often: kept apart, 64
-    clients make the server grow by less than 1 % and not by 3 in the eight minutes after. Elsewhere there is nothing to
-    do.
+    heaps for all hold less: 126 MB and not 161 after two minutes of a crowd. Elsewhere there is nothing to do.
     """
     with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 2)
-        libc.mallopt(M_MMAP_THRESHOLD, 128 << 10)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def set_aside(load: "Callable[[], Llama]") -> "Llama":
