@@ -27,6 +27,7 @@ MAX_DEPTH = 64  # of objects and lists in one another
 LEAST = -(2.0**62)  # of all numbers in a schema
 MAX_REMAINDERS = 50_000  # by all multipleOf of a schema, multiplied
 NAMED = {"type", "properties", "required", "title", "description", "$schema"}  # of parameters that are all named
+TEXT = "TEXT: /[^{](.|\\n)*/"  # what does not begin like a call of a tool
 COST = {  # what compiling and following one schema may cost; far beyond what schemas in use need
     "max_grammar_size": 50_000,
     "initial_lexer_fuel": 200_000,
@@ -133,9 +134,14 @@ def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -
             }
         )
     call = checked({"anyOf": calls, "$defs": definitions})
-    start = 'start: call ("; " call)*' if must_call else 'start: TEXT | call ("; " call)*\nTEXT: /[^{](.|\\n)*/'
+    start = 'start: call ("; " call)*' if must_call else f'start: TEXT | call ("; " call)*\n{TEXT}'
     options = '{"whitespace_flexible": false}'
     return str(_engine().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n'))
+
+
+def no_call_grammar() -> str:
+    """Text that does not begin like a call."""
+    return str(_engine().LLMatcher.grammar_from_lark(f"start: TEXT\n{TEXT}\n"))
 
 
 def moved(value: Any, place: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama3.constraint import read_json, tools_grammar
+from llama3.constraint import no_call_grammar, read_json, tools_grammar
 from llama3.errors import RequestError
 from llama3.limits import LIMITS
 
@@ -67,10 +67,10 @@ def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]
     return [{"role": "user", "content": offer}, *out]
 
 
-def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str | None:
-    """What may be said, as a grammar; None: any text. Raises RequestError for a tool that is not there."""
+def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str:
+    """What may be said, as a grammar. Raises RequestError for a tool that is not there."""
     if choice == "none":
-        return None
+        return no_call_grammar()
     if choice in ("auto", "required"):
         return tools_grammar(tools, must_call=choice == "required")
     named = [tool for tool in tools if tool["name"] == choice]

@@ -380,6 +380,15 @@ def test_a_tool_that_must_be_called_is(roomy, choice):
     assert names and (choice == "required" or names == {choice})
 
 
+def test_where_no_tool_may_be_called_none_is():
+    """Not even by a model that would."""
+    llama, ask = Llama.load(), [{"role": "user", "content": "What is the weather in Paris?"}]
+    asked = {"tools": [WEATHER], "max_tokens": 20, "temperature": 0}
+    assert llama.chat(ask, **asked).text.startswith("{")
+    text = llama.chat(ask, tool_choice="none", **asked).text
+    assert text and not text.startswith("{") and read_calls(text) == []
+
+
 def test_streamed_calls_come_whole_in_the_last_chunk(roomy, monkeypatch):
     def only_calls(tools, choice="auto"):
         return choice_grammar(tools, "get_weather")
