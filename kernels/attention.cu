@@ -69,7 +69,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
     __shared__ float parts[WARPS][GROUP][HEAD_DIM];
     __shared__ float sum_of[GROUP];  // of a head's weights
-    __shared__ bool last;
     wait_for_predecessor();
     let_successor_start();
     int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
@@ -171,17 +170,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     if (filled == 1) return;
 
-    // Is this the last of the row's splits to end? Then it finds what the others have written.
-    unsigned* ticket = tickets + (size_t)row * gridDim.x + blockIdx.x;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == (unsigned)filled - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    if (threadIdx.x == 0) *ticket = 0;
+    if (!last_to_come(tickets + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
 
-    // The weight of a split, by its largest score; then its values, four channels a thread.
+    // The last of the row's splits to end has those of all. The weight of a split, by its largest score; then its values, four channels a thread.
     for (int g = warp; g < GROUP; g += WARPS) {
         const float* of_split = stats + (size_t)(heads + g) * n_splits * 2;
         float largest = -1e30f, sum = 0;

@@ -20,7 +20,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ unsigned count[MAX_BINS];
     __shared__ Count weight[MAX_BINS];
     __shared__ Count scan[THREADS];
-    __shared__ int last;
     wait_for_predecessor();
     let_successor_start();
     int row = blockIdx.y, first = blockIdx.x * PART;
@@ -49,12 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (count[i]) atomicAdd(&counts[bins + i], count[i]);
         if (weight[i]) atomicAdd(&weights[bins + i], weight[i]);
     }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&tickets[row], 1u) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
+    if (!last_to_come(&tickets[row], gridDim.x)) return;
 
     Count here = 0, total;  // of this thread's bins, the highest first
     for (int j = 0; j < BINS_EACH; j++) {
@@ -70,7 +64,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         here += by_weight ? weight[bin] : count[bin];
     }
     Count before = sum_before(here, scan, total);
-    if (threadIdx.x == 0) tickets[row] = 0;
     if (level == 0) {
         cut.above = 0;
         cut.target = which == FOR_TOP_K ? (double)p[TOP_K] : which == FOR_TOP_LOGPROBS ? (double)p[N_TOP]

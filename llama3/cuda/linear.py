@@ -43,7 +43,7 @@ def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: 
 
 
 def norm_then_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """The same in two launches for any number of rows, so that h is there for what else is made of it; or bfloat16."""
+    """The same in two launches for any number of rows, so that h is there for what else needs it; out bfloat16, too."""
     rms_norm(device, x, norm, eps, h)
     linear(device, h, w, out)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from llama3.cuda.device import Array, Device, Kernel, bfloat16
+from llama3.cuda.rope import checked_sizes
 
 NORM_QKV_ROPE = Kernel("qkv.cu", "norm_qkv_rope")
 THREADS = 256
@@ -26,12 +27,11 @@ def norm_qkv_rope(
 
     x (1, in) float32, norm (in,), wqkv ((n_heads + 2 * n_kv_heads) * head_dim, in) bfloat16; the others as for `rope`.
     """
-    (rows, n_heads, head_dim), width = q.shape, x.shape[1]
-    _, n_kv_heads, max_len, _ = k_cache.shape
+    rows, n_heads, n_kv_heads, head_dim, max_len = checked_sizes(table, positions, slots, q, k_cache, v_cache)
+    width = x.shape[1]
     n_out = (n_heads + 2 * n_kv_heads) * head_dim
     assert rows == len(x) == 1 and wqkv.shape == (n_out, width), (x.shape, wqkv.shape, q.shape, k_cache.shape)
-    assert norm.shape == (width,) and width % 64 == 0 and head_dim % 16 == 0, (norm.shape, x.shape, q.shape)
-    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == head_dim, (k_cache.shape, v_cache.shape)
+    assert norm.shape == (width,) and width % 64 == 0, (norm.shape, x.shape)
     assert x.dtype == np.float32 and wqkv.dtype == bfloat16, (x.dtype, wqkv.dtype)
     sizes = [np.int32(n) for n in (n_heads, n_kv_heads, head_dim, max_len, width)]
     args = [wqkv, x, norm, *table, positions, slots, q, k_cache, v_cache, *sizes, np.float32(eps)]
