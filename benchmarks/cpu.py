@@ -33,8 +33,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from llama3.config import ModelConfig
 from llama3.engine import Engine, Request
 from llama3.model.batch import Batch
-from llama3.model.transformer import LayerWeights, Transformer, Weights
-from llama3.sampler import SamplingParams
+from llama3.model.transformer import Transformer
+from llama3.model.weights import LayerWeights, Weights
+from llama3.sampling_params import SamplingParams
 
 CONFIG = ModelConfig(dim=4096, n_layers=4, n_heads=32, n_kv_heads=8, head_dim=128, hidden_dim=14336, vocab_size=128_256)
 CONTEXT = 256  # tokens in the cache before the first decoded one

@@ -30,8 +30,9 @@ from llama3.cuda.device import open_device
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.model.batch import Batch
-from llama3.model.transformer import LayerWeights, Weights
-from llama3.sampler import Sampling, SamplingParams
+from llama3.model.weights import LayerWeights, Weights
+from llama3.sampler import SequenceSampler
+from llama3.sampling_params import SamplingParams
 
 THEIRS = {
     "attention_norm": "input_layernorm",
@@ -142,17 +143,17 @@ def main() -> None:
     cache = model.new_cache(1, c.max_seq_len)
     ids = dice.integers(0, c.vocab_size, prompt).astype(np.int32)
     start = time.perf_counter()
-    for i in range(0, prompt, model.prompt_rows):
-        rows = np.array([0]) if i + model.prompt_rows >= prompt else np.array([], int)
-        model.forward(Batch.of([(0, ids[i : i + model.prompt_rows])]), cache, rows)
+    for i in range(0, prompt, model.prefill_chunk):
+        rows = np.array([0]) if i + model.prefill_chunk >= prompt else np.array([], int)
+        model.forward(Batch.of([(0, ids[i : i + model.prefill_chunk])]), cache, rows)
     device.sync()
     read = time.perf_counter() - start
-    sampling, token, times = Sampling(SamplingParams(temperature=0), [0], c.vocab_size), 1, []
+    sampler, token, times = SequenceSampler(SamplingParams(temperature=0), [0], c.vocab_size), 1, []
     for _ in range(decoded):
         start = time.perf_counter()
-        (sample,) = model.step(Batch.of([(0, [token])]), cache, [sampling]).samples()
+        (sample,) = model.step(Batch.of([(0, [token])]), cache, [sampler]).samples()
         token = sample.token
-        sampling.accept(token)
+        sampler.accept(token)
         times.append(time.perf_counter() - start)
     free, total = device.memory()
     print(

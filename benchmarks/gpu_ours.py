@@ -15,14 +15,15 @@ from gpu_floor import shapes  # the files beside this one
 from gpu_timing import timed
 
 from llama3.config import ModelConfig
-from llama3.cuda.activations import PROMPT_ROWS
+from llama3.cuda.activations import PREFILL_CHUNK_ALONE
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.device import Array, CupyDevice, Device, Kernel, bfloat16
 from llama3.cuda.linear import linear
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
 from llama3.model.batch import Batch
-from llama3.sampler import Sampling, SamplingParams
+from llama3.sampler import SequenceSampler
+from llama3.sampling_params import SamplingParams
 
 FULL = SamplingParams(
     temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1, frequency_penalty=0.1,
@@ -75,13 +76,13 @@ class Ours:
         self.transformer = Transformer(device, c, weights_of(device, model))
         device.sync()
 
-    def read(self, cache: Any, slot: int, tokens: np.ndarray, piece: int = PROMPT_ROWS) -> None:
+    def read(self, cache: Any, slot: int, tokens: np.ndarray, piece: int = PREFILL_CHUNK_ALONE) -> None:
         """A prompt, in pieces as the engine cuts it while nobody decodes."""
         for i in range(0, len(tokens), piece):
             rows = np.array([0]) if i + piece >= len(tokens) else np.array([], int)
             self.transformer.forward(Batch.of([(slot, tokens[i : i + piece])]), cache, rows)
 
-    def prefill(self, T: int, piece: int = PROMPT_ROWS) -> float:
+    def prefill(self, T: int, piece: int = PREFILL_CHUNK_ALONE) -> float:
         """Milliseconds for a prompt of T tokens and the logits of its last, on the CPU."""
         cache = self.transformer.new_cache(1, self.config.max_seq_len)
         tokens = np.random.default_rng(T).integers(0, self.config.vocab_size, T).astype(np.int32)
@@ -104,15 +105,15 @@ class Ours:
 
         def run() -> None:
             tokens = [int(prompt[-1]) for prompt in prompts]
-            samplings = [Sampling(params, prompt, vocab_size) for prompt in prompts]
+            samplers = [SequenceSampler(params, prompt, vocab_size) for prompt in prompts]
             for slot in range(batch):
                 cache.truncate(slot, context - 1)
             for _ in range(steps):
                 rows = Batch.of([(slot, [token]) for slot, token in enumerate(tokens)])
-                samples = self.transformer.step(rows, cache, samplings).samples()
-                for i, (sample, sampling) in enumerate(zip(samples, samplings, strict=True)):
+                samples = self.transformer.step(rows, cache, samplers).samples()
+                for i, (sample, sampler) in enumerate(zip(samples, samplers, strict=True)):
                     tokens[i] = sample.token
-                    sampling.accept(sample.token)
+                    sampler.accept(sample.token)
 
         return timed(self.device.sync, run, steps)
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama3.config import ModelConfig
 from llama3.model.batch import Batch
 from llama3.model.lora import LowRank
-from llama3.model.transformer import LayerWeights, Transformer, Weights
+from llama3.model.transformer import Transformer
+from llama3.model.weights import LayerWeights, Weights
 
 CONFIG = ModelConfig(4096, 4, 32, 8, 128, 14336, 1024)  # four layers; the output matrix is no part of the question
 RANK, CONTEXT, PAIRS = 16, 128, 30

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from machine import about_this_run  # the file beside this one
 
-from llama3.sampler import Sampling, SamplingParams
+from llama3.sampler import SequenceSampler
+from llama3.sampling_params import SamplingParams
 
 VOCAB = 128_256
 PROMPT = 1000
@@ -56,15 +57,15 @@ def measure(options: dict, kind: str, repeats: int) -> dict:
     rng = np.random.default_rng(0)
     params = SamplingParams(seed=1, **{name: value for name, value in options.items() if name != "allowed"})
     mask = rng.random(VOCAB) < options["allowed"] if "allowed" in options else None
-    sampling = Sampling(params, rng.integers(0, VOCAB, PROMPT).tolist(), VOCAB, lambda: mask)
+    sampler = SequenceSampler(params, rng.integers(0, VOCAB, PROMPT).tolist(), VOCAB, lambda: mask)
     logits = logits_of(kind, rng)
     wall, cpu = [], []
     for _ in range(repeats):
         wall_start, cpu_start = time.perf_counter(), time.thread_time()
-        token = sampling.sample(logits).token
+        token = sampler.sample(logits).token
         cpu.append((time.thread_time() - cpu_start) * 1e3)
         wall.append((time.perf_counter() - wall_start) * 1e3)
-        sampling.accept(token)
+        sampler.accept(token)
     return {"logits": kind, "options": options, "wall_ms": quantiles(wall), "cpu_ms": quantiles(cpu)}
 
 

@@ -10,18 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama3.config import ModelConfig
-    from llama3.errors import CheckpointError, DownloadError, Llama3Error, RequestError, TokenizerError
+    from llama3.errors import (
+        CheckpointError,
+        ContractError,
+        DeviceError,
+        DownloadError,
+        GrammarError,
+        Llama3Error,
+        LogitsError,
+        RequestError,
+        TokenizerError,
+    )
     from llama3.llama import Completion, Llama, Piece, Stream, Usage
-    from llama3.sampler import SamplingParams
+    from llama3.sampling_params import SamplingParams
     from llama3.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Completion",
+    "ContractError",
+    "DeviceError",
     "DownloadError",
+    "GrammarError",
     "Llama",
     "Llama3Error",
+    "LogitsError",
     "ModelConfig",
     "Piece",
     "RequestError",
@@ -31,7 +45,7 @@ __all__ = [
     "TokenizerError",
     "Usage",
 ]
-_MODULES = {"ModelConfig": "config", "SamplingParams": "sampler", "Tokenizer": "tokenizer"}
+_MODULES = {"ModelConfig": "config", "SamplingParams": "sampling_params", "Tokenizer": "tokenizer"}
 _MODULES |= {name: "errors" for name in __all__ if name.endswith("Error")}
 
 

@@ -1,12 +1,11 @@
-"""The shape of a Llama 3 model, read from Hugging Face's `config.json` or Meta's `params.json`."""
+"""The shape of a Llama 3 model. `checkpoint/config_file.py` reads it from the files that are published."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llama3.errors import CheckpointError
 
-CONTEXT = 8192  # tokens; a checkpoint that allows more is still run with this many
+MAX_CONTEXT = 8192  # tokens; a checkpoint that allows more is still run with this many
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         for field, value in vars(self).items():
-            _number(f"rope scaling: {field}", value)
+            number(f"rope scaling: {field}", value)
         low, high = self.low_freq_factor, self.high_freq_factor
         if not (self.factor >= 1 and 0 < low < high and self.original_max_seq_len > 0):
             raise CheckpointError(f"rope scaling makes no sense: {self}; expected factor >= 1 and 0 < low < high")
@@ -37,7 +36,7 @@ class ModelConfig:
     vocab_size: int
     norm_eps: float = 1e-5
     rope_theta: float = 500_000.0
-    max_seq_len: int = CONTEXT
+    max_seq_len: int = MAX_CONTEXT
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False  # the output matrix is the embedding table
 
@@ -47,7 +46,7 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{name} is {value!r}; expected a positive integer")
         for name in ("norm_eps", "rope_theta"):
-            if not 0 < _number(name, getattr(self, name)) < 1e30:
+            if not 0 < number(name, getattr(self, name)) < 1e30:
                 raise CheckpointError(f"{name} is {getattr(self, name)!r}; expected a positive number")
         if not isinstance(self.tied_embeddings, bool):
             raise CheckpointError(f"tie_word_embeddings is {self.tied_embeddings!r}; expected true or false")
@@ -56,98 +55,8 @@ class ModelConfig:
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; RoPE rotates pairs, so expected an even number")
 
-    @classmethod
-    def from_hf(cls, c: Mapping[str, Any]) -> "ModelConfig":
-        """From the contents of a Hugging Face `config.json`. Raises CheckpointError naming the field."""
-        if c.get("model_type", "llama") != "llama":
-            raise CheckpointError(f"model_type is {c['model_type']!r}; expected 'llama'")
-        for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-            if c.get(name, expected) != expected:
-                raise CheckpointError(f"{name} is {c[name]!r}; Llama 3 has {expected!r}")
-        dim, n_heads = _get(c, "hidden_size"), _get(c, "num_attention_heads")
-        rope = c.get("rope_parameters") or c.get("rope_scaling") or {}  # the first since transformers 5
-        if not isinstance(rope, Mapping):
-            raise CheckpointError(f"rope_scaling is {rope!r}; expected an object")
-        return cls(
-            dim=dim,
-            n_layers=_get(c, "num_hidden_layers"),
-            n_heads=n_heads,
-            n_kv_heads=_or(c.get("num_key_value_heads"), n_heads),
-            head_dim=_head_dim(c, dim, n_heads),
-            hidden_dim=_get(c, "intermediate_size"),
-            vocab_size=_get(c, "vocab_size"),
-            norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
-            rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # likewise
-            max_seq_len=_context(c.get("max_position_embeddings", 2048)),
-            rope_scaling=_rope_scaling(rope),
-            tied_embeddings=c.get("tie_word_embeddings", False),
-        )
 
-    @classmethod
-    def from_meta(cls, p: Mapping[str, Any]) -> "ModelConfig":
-        """From the contents of Meta's `params.json`. Raises CheckpointError naming the field."""
-        dim, n_heads, multiple_of = _get(p, "dim"), _get(p, "n_heads"), _or(p.get("multiple_of"), 256)
-        if type(dim) is not int or type(multiple_of) is not int or multiple_of < 1:
-            raise CheckpointError(f"dim is {dim!r} and multiple_of {multiple_of!r}; expected positive integers")
-        # Meta's FeedForward: two thirds of four times dim, scaled, rounded up to a multiple.
-        hidden_dim = int(2 * (4 * dim) / 3)
-        hidden_dim = int(_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
-        scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
-        if "scaling_factor" in scaling:
-            scaling["factor"] = scaling.pop("scaling_factor")
-        return cls(
-            dim=dim,
-            n_layers=_get(p, "n_layers"),
-            n_heads=n_heads,
-            n_kv_heads=_or(p.get("n_kv_heads"), n_heads),
-            head_dim=_head_dim(p, dim, n_heads),
-            hidden_dim=-(-hidden_dim // multiple_of) * multiple_of,
-            vocab_size=_get(p, "vocab_size"),
-            norm_eps=p.get("norm_eps", 1e-5),
-            rope_theta=p.get("rope_theta", 500_000.0),
-            max_seq_len=_context(p.get("max_seq_len", CONTEXT)),
-            rope_scaling=RopeScaling(**scaling) if p.get("use_scaled_rope") else None,
-        )
-
-
-def _get(fields: Mapping[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise CheckpointError(f"{name} is missing")
-    return fields[name]
-
-
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:  # neither NaN nor inf
         raise CheckpointError(f"{name} is {repr(value)[:60]}; expected a number")
     return float(value)
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _head_dim(fields: Mapping[str, Any], dim: Any, n_heads: Any) -> Any:
-    if fields.get("head_dim") is not None:
-        return fields["head_dim"]
-    if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
-        raise CheckpointError(f"the width {dim!r} is no multiple of the {n_heads!r} heads, and head_dim is not given")
-    return dim // n_heads
-
-
-def _context(length: Any) -> int:
-    return min(length, CONTEXT) if isinstance(length, int) else length
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise CheckpointError(f"rope scaling of type {kind!r} is not known; expected 'llama3' or 'default'")
-    fields = {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_seq_len": "original_max_position_embeddings",
-    }
-    return RopeScaling(**{ours: _get(rope, theirs) for ours, theirs in fields.items()})

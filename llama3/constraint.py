@@ -15,9 +15,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from llama3.byte_pair import PATTERN
-from llama3.errors import RequestError
+from llama3.errors import GrammarError, RequestError
 from llama3.limits import LIMITS
-from llama3.sampler import LogitsError
 from llama3.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,10 +38,6 @@ COST = {  # what compiling and following one schema may cost; far beyond what sc
 
 _tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()  # each takes 0.4 s and 20 MB
 _lock = threading.Lock()
-
-
-class GrammarError(LogitsError):
-    """The grammar engine gives up on a schema in mid-text. Whoever gave the schema has caused it, not the model."""
 
 
 class Constraint:

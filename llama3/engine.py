@@ -13,13 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from llama3.config import ModelConfig
-from llama3.errors import RequestError
+from llama3.errors import LogitsError, RequestError
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import Slots
 from llama3.model.transformer import Trace
-from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
+from llama3.sampler import Sample, SequenceSampler
+from llama3.sampling_params import SamplingParams
 
-PROMPT_ROWS = 512  # of prompt, beside rows that decode: enough for large products, few enough to keep a step short
+PREFILL_CHUNK = 512  # of prompt, beside rows that decode: enough for large products, few enough to keep a step short
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -34,10 +35,10 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig: ...
     @property
-    def prompt_rows(self) -> int: ...  # in place of PROMPT_ROWS, as long as nobody waits for a next token
+    def prefill_chunk(self) -> int: ...  # in place of PREFILL_CHUNK, as long as nobody waits for a next token
     def new_cache(self, slots: int, max_len: int) -> Any: ...
     def forward(self, batch: Batch, cache: Any, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
-    def step(self, batch: Batch, cache: Any, samplings: Sequence[Sampling | None]) -> Pending: ...
+    def step(self, batch: Batch, cache: Any, samplers: Sequence[SequenceSampler | None]) -> Pending: ...
 
 
 @dataclass(eq=False)
@@ -99,7 +100,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.tenants: list[Request | None] = [None] * slots  # who lives in a slot, or lived there last
         # With arrays of the vocabulary's size: those who wait need none, and those who have ended are to keep none.
-        self.samplings: list[Sampling | None] = [None] * slots
+        self.samplers: list[SequenceSampler | None] = [None] * slots
 
     @property
     def running(self) -> list[Request]:
@@ -135,9 +136,9 @@ class Engine:
             return []
         adapters = [request.adapter for request, *_ in rows]
         batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows], adapters)
-        samplings = [self.samplings[slot] if draws else None for _, slot, _, draws in rows]
+        samplers = [self.samplers[slot] if draws else None for _, slot, _, draws in rows]
         try:
-            samples = self.model.step(batch, self.cache, samplings).samples()
+            samples = self.model.step(batch, self.cache, samplers).samples()
         except Exception as error:
             return [_fail(request, error) for request, *_ in rows]
         for request, slot, _, _ in rows:
@@ -160,7 +161,7 @@ class Engine:
                 self.cache.truncate(slot, known[slot])
                 request.slot, request.prompt_done = slot, known[slot]
                 vocab_size = self.model.config.vocab_size
-                self.samplings[slot] = Sampling(request.params, request.prompt, vocab_size, request.mask)
+                self.samplers[slot] = SequenceSampler(request.params, request.prompt, vocab_size, request.mask)
                 self.tenants[slot] = request
             self.waiting.popleft()
 
@@ -174,17 +175,17 @@ class Engine:
     def _rows(self) -> list[tuple[Request, int, list[int], bool]]:
         """(request, slot, its tokens for this step, whether it draws): those that decode, then chunks of prompts."""
         running = sorted(self.running, key=lambda request: not request.samples)
-        rows, budget = [], PROMPT_ROWS if running and running[0].samples else self.model.prompt_rows
+        rows, budget = [], PREFILL_CHUNK if running and running[0].samples else self.model.prefill_chunk
         for request in running:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
-            sampling = self.samplings[slot]
-            assert sampling is not None
+            sampler = self.samplers[slot]
+            assert sampler is not None
             # All this changes nothing, unless Ctrl-C has cut the last step off after its forward pass or its draw.
             request.settle()
             self.cache.truncate(slot, min(self.cache.lengths[slot], len(prompt) + len(samples) - 1))
-            for sample in samples[sampling.index :]:
-                sampling.accept(sample.token)
+            for sample in samples[sampler.index :]:
+                sampler.accept(sample.token)
             if request.finish_reason:
                 continue
 

@@ -1,36 +1,44 @@
 """The errors raised for bad input. Each message is one clear line: what was found, what was expected, what to do.
 
-That of a gated repository is two: where to accept its licence, and what to do then.
+The message for a gated repository has two lines: where to accept its licence, and what to do then.
 """
 
 
-class Llama3Error(ValueError):
-    """The base class: `except Llama3Error` catches whatever the input, not a bug, has caused."""
+class Llama3Error(Exception):
+    """The base class: `except Llama3Error` catches everything that the input or the machine has caused, and no bug."""
 
 
-class CheckpointError(Llama3Error):
+class CheckpointError(Llama3Error, ValueError):
     """A checkpoint's files are missing, damaged or do not fit each other."""
 
 
-class TokenizerError(Llama3Error):
+class TokenizerError(Llama3Error, ValueError):
     """A vocabulary file cannot be read, or token ids do not belong to the vocabulary."""
 
 
-class RequestError(Llama3Error):
+class RequestError(Llama3Error, ValueError):
     """A prompt, a message or a parameter is not acceptable."""
 
 
-class DownloadError(Llama3Error):
-    """A checkpoint could not be fetched."""
-
-
-class DeviceError(Llama3Error):
-    """There is no such GPU, or it lacks what is needed: a driver, memory, a recent enough architecture."""
-
-
 class ContractError(RequestError):
-    """An input that Cloudflare Workers AI would refuse: with its code there, and the HTTP status that goes with it."""
+    """An input that Cloudflare Workers AI would refuse, with the service's error code and HTTP status."""
 
     def __init__(self, message: str, code: int = 5006, status: int = 400):
         super().__init__(message)
         self.code, self.status = code, status
+
+
+class LogitsError(Llama3Error, ValueError):
+    """No token can be chosen from these logits."""
+
+
+class GrammarError(LogitsError):
+    """The grammar engine gives up on a schema in the middle of a text. The schema is the cause, not the model."""
+
+
+class DownloadError(Llama3Error):
+    """A checkpoint could not be fetched. Not a ValueError: the same call may succeed later."""
+
+
+class DeviceError(Llama3Error, ValueError):
+    """There is no such GPU, or it lacks what is needed: a driver, memory, a recent enough architecture."""

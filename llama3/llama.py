@@ -11,13 +11,14 @@ import numpy as np
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
 from llama3.constraint import Constraint, schema_grammar
+from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import PROMPT_ROWS, Engine, FinishReason, Model, Request, check_tokens
+from llama3.engine import PREFILL_CHUNK, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
 from llama3.model.lora import Adapter
-from llama3.model.transformer import Trace, Transformer
-from llama3.sampler import SamplingParams
+from llama3.model.transformer import Trace
+from llama3.sampling_params import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
 from llama3.tools import choice_grammar, read_tools, with_tools
@@ -184,9 +185,9 @@ class Llama:
         cache = self.model.new_cache(1, len(ids))
         slot = cache.allocate()
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
-        for i in range(0, len(ids), PROMPT_ROWS):
-            batch = Batch.of([(slot, ids[i : i + PROMPT_ROWS])])
-            logits[i : i + PROMPT_ROWS] = self.model.forward(batch, cache, np.arange(len(batch.tokens)), trace)
+        for i in range(0, len(ids), PREFILL_CHUNK):
+            batch = Batch.of([(slot, ids[i : i + PREFILL_CHUNK])])
+            logits[i : i + PREFILL_CHUNK] = self.model.forward(batch, cache, np.arange(len(batch.tokens)), trace)
         return logits
 
     def stream(
@@ -303,4 +304,4 @@ def open_model(
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
             return device, load_model(device, checkpoint, slots, on_upload, adapters)
-    return device, Transformer(checkpoint.config, checkpoint.weights, adapters)
+    return device, CpuModel(checkpoint.config, checkpoint.weights, adapters)

@@ -1,70 +1,22 @@
 """From logits to a token: penalties, mask, temperature, top_k, top_p, min_p, and one draw; in this order.
 
-A token's weight is exp((logit - highest logit) / temperature), in float64; its probability is its weight over the sum
-of the weights in play. Every filter keeps the head of one list: the tokens by logit, highest first, and among equals by
-id, lowest first. The draw adds up weights in the order of the ids.
+A token's weight is exp((logit - highest logit) / temperature), in float64. Its probability is its weight divided by the
+sum of the weights that are left. Every filter keeps the first tokens of one list: the tokens by logit, highest first,
+and equal ones by id, lowest first. The draw adds up the weights in the order of the ids.
+
+`plain.sample` computes the same in 30 lines. Here are the steps on whole arrays; `sampler_fast.py` has the filters and
+the draw, which do without sorting the vocabulary.
 """
 
-import math
-import secrets
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from llama3.errors import Llama3Error, RequestError
+from llama3.errors import LogitsError, RequestError
 from llama3.philox import uniform
-
-HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest that Cloudflare Workers AI takes: a drawn seed serves there, too
-PART = 8192  # tokens whose weights are computed at once
-
-
-class LogitsError(Llama3Error):
-    """No token can be chosen from these logits."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are chosen. Raises RequestError that names the parameter, what was found and the range."""
-
-    temperature: float = 0.6  # 0: always the most likely token
-    top_p: float | None = None  # the fewest tokens whose probabilities sum to at least top_p; None or 1: all
-    top_k: int | None = None  # the top_k most likely tokens; None: all
-    min_p: float | None = None  # tokens at least min_p times as likely as the most likely one; None or 0: all
-    seed: int | None = None  # None: one is drawn
-    repetition_penalty: float = 1.0  # on tokens of prompt and output; 0 means 1: off
-    frequency_penalty: float = 0.0  # for each time a token is in the output
-    presence_penalty: float = 0.0  # once for a token that is in the output
-    logprobs: int | None = None  # n: report the chosen token's log-probability and the n most likely tokens
-
-    def __post_init__(self) -> None:
-        self._check("temperature", float, 0)
-        self._check("top_p", float, 0, 1)
-        self._check("top_k", int, 1)
-        self._check("min_p", float, 0, 1)
-        self._check("seed", int, 0, 2**64 - 1)
-        self._check("repetition_penalty", float, 0, 100)
-        self._check("frequency_penalty", float, -100, 100)
-        self._check("presence_penalty", float, -100, 100)
-        self._check("logprobs", int, 0)
-
-    def with_seed(self) -> "SamplingParams":
-        """The same, with a seed drawn unless there is one."""
-        return self if self.seed is not None else replace(self, seed=1 + secrets.randbelow(HIGHEST_DRAWN_SEED))
-
-    def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
-        """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
-        value = getattr(self, name)
-        value = value.item() if isinstance(value, np.generic) else value
-        if value is None and type(self).__dataclass_fields__[name].default is None:
-            return
-        most = sys.float_info.max if high is None else high
-        if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
-            limits = f"not below {low}" if high is None else f"from {low} to {high}"
-            expected = f"a {'whole' if kind is int else 'finite'} number {limits}"
-            raise RequestError(f"{name} is {value!r}: expected {expected}")
-        object.__setattr__(self, name, kind(value))
+from llama3.sampler_fast import draw, logprobs, min_p, top_k, top_p
+from llama3.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -76,7 +28,7 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Sampling:
+class SequenceSampler:
     """The sampler of one sequence: its parameters, its seed, and what of its tokens the penalties must know."""
 
     def __init__(
@@ -132,6 +84,17 @@ class Sampling:
         return int(ids[choose(logits[ids], self.params, u)])
 
 
+def sample_rows(logits: np.ndarray, samplers: Sequence[SequenceSampler]) -> list[Sample | LogitsError]:
+    """Choose a token for each row of logits (n, vocab_size). A row that fails gives its error; the others go on."""
+    samples: list[Sample | LogitsError] = []
+    for row, sampler in zip(logits, samplers):
+        try:
+            samples.append(sampler.sample(row))
+        except LogitsError as error:
+            samples.append(error)
+    return samples
+
+
 def bad_logit(token: int, value: np.floating) -> LogitsError:
     return LogitsError(
         f"the logit of token {token} is {value}: expected finite numbers. "
@@ -141,9 +104,6 @@ def bad_logit(token: int, value: np.floating) -> LogitsError:
 
 def no_token_left() -> LogitsError:
     return LogitsError("no token is left to choose from: the mask forbids all, or every logit is -inf")
-
-
-# From here on, a place is a token's index among the logits in play: what the mask and the filters before have left.
 
 
 def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -183,98 +143,3 @@ def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
         if places is not None:
             logits, left = logits[places], places if left is None else left[places]
     return left
-
-
-def top_k(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The places of the top_k highest logits, ascending; None: all."""
-    if params.top_k is None or params.top_k >= len(logits):
-        return None
-    return head(logits, params.top_k, np.partition(logits, -params.top_k)[-params.top_k])
-
-
-def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The places of the shortest head that holds top_p of the weight: the token that crosses top_p is kept.
-
-    Sorting 128,256 tokens would take longer than all the rest. A histogram of the weights over the scaled logits,
-    highest first, tells in which bin the sum crosses top_p; only that bin is sorted.
-    """
-    if params.top_p is None or params.top_p == 1:
-        return None
-    highest, temperature = logits.max(), params.temperature
-    bins = np.empty(len(logits), np.int16)
-    weights = np.zeros(1025)
-    for part in parts(logits):
-        x = np.maximum(scaled(logits[part], highest, temperature), -64)  # lighter tokens do not count in float64
-        bins[part] = x * -16
-        weights += np.bincount(bins[part], np.exp(x), len(weights))
-    sums = weights.cumsum()
-    target = params.top_p * sums[-1]
-    crossed = int(sums.searchsorted(target))
-    inside = np.sort(logits[bins == crossed])[::-1]
-    inside_sums = (sums[crossed - 1] if crossed else 0) + np.exp(scaled(inside, highest, temperature)).cumsum()
-    last = min(int(inside_sums.searchsorted(target)), len(inside) - 1)  # rounding may leave target above them all
-    return head(logits, int(np.count_nonzero(bins < crossed)) + last + 1, inside[last])
-
-
-def min_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The places of the logits whose weight is at least min_p; the highest has weight 1."""
-    if not params.min_p:
-        return None
-    return np.flatnonzero(logits >= np.float64(logits.max()) + params.temperature * math.log(params.min_p))
-
-
-def head(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
-    """The places of the n highest logits, of which `lowest` is the last; among equals the first ones."""
-    keep = logits >= lowest
-    surplus = np.count_nonzero(keep) - n
-    if surplus:
-        keep[np.flatnonzero(logits == lowest)[-surplus:]] = False
-    return np.flatnonzero(keep)
-
-
-def draw(logits: np.ndarray, temperature: float, u: float) -> int:
-    """The first place at which the running sum of the weights exceeds u times their total, 0 <= u < 1.
-
-    In float64; a weight of zero does not raise the sum and so is never drawn. NumPy's exp is vectorised in float32 but
-    not, everywhere, in float64, so float32 weights go first. Rounding before exp and in it (3 units in the last place)
-    leaves a relative error of |scaled| * 2**-24 + 3 * 2**-23. The mean of |scaled| over the distribution is at most its
-    entropy, and that at most log(n). So no running sum is wrong by more than `doubt` of the total, and where u is that
-    near to the border between two tokens, float64 decides: the token is always float64's.
-    """
-    highest = logits.max()
-    doubt_in_float32 = math.log(len(logits)) * 2.0**-24 + 3 * 2.0**-23
-
-    def weights(part: slice, dtype: type) -> np.ndarray:
-        return np.exp(scaled(logits[part], highest, temperature).astype(dtype, copy=False))
-
-    for dtype, doubt in (np.float32, doubt_in_float32), (np.float64, 0.0):
-        ends = np.array([weights(part, dtype).sum(dtype=np.float64) for part in parts(logits)]).cumsum()
-        chosen = int(ends.searchsorted(u * ends[-1], side="right"))
-        sums = weights(parts(logits)[chosen], dtype).cumsum(dtype=np.float64)
-        target = u * ends[-1] - (ends[chosen - 1] if chosen else 0.0)
-        target = min(target, np.nextafter(sums[-1], 0))  # added in another order, the sum may differ in its last bit
-        place = int(sums.searchsorted(target, side="right"))
-        start = sums[place - 1] if place else 0.0
-        if start + doubt * ends[-1] <= target < sums[place] - doubt * ends[-1]:
-            break
-    return chosen * PART + place
-
-
-def parts(logits: np.ndarray) -> list[slice]:
-    """Slices that cover the logits, small enough that what is computed from one stays in the cache."""
-    return [slice(start, start + PART) for start in range(0, len(logits), PART)]
-
-
-def scaled(logits: np.ndarray, highest: np.floating, temperature: float) -> np.ndarray:
-    """(logits - highest) / temperature in float64; its exp is the weight."""
-    return (logits - np.float64(highest)) / temperature
-
-
-def logprobs(logits: np.ndarray, token: int, n: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The log-probability of a token and the n most likely tokens with theirs: log-softmax of the logits in float64."""
-    highest = logits.max()
-    log_total = float(highest) + math.log(sum(np.exp(scaled(logits[part], highest, 1)).sum() for part in parts(logits)))
-    n = min(n, len(logits))
-    top = head(logits, n, np.partition(logits, -n)[-n]) if n else np.empty(0, int)
-    top = top[np.argsort(-logits[top], kind="stable")]
-    return float(logits[token]) - log_total, tuple((int(i), float(logits[i]) - log_total) for i in top)

@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llama3.constraint import GrammarError, read_json
-from llama3.errors import ContractError, RequestError
+from llama3.constraint import read_json
+from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from llama3.config import ModelConfig
+from llama3.cpu_model import Pending
+from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
-from llama3.model.transformer import Pending
-from llama3.sampler import LogitsError, Sampling
+from llama3.sampler import SequenceSampler
 
 VOCAB = 101
 
@@ -29,7 +30,7 @@ def answer(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = fr
 
 
 class MockModel:
-    prompt_rows = 12
+    prefill_chunk = 12
 
     def __init__(self, max_seq_len: int = 64):
         self.config = ModelConfig(2, 1, 1, 1, 2, 2, VOCAB, max_seq_len=max_seq_len)
@@ -39,7 +40,7 @@ class MockModel:
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.config, slots, max_len)
 
-    def step(self, batch: Batch, cache: KVCache, samplings: Sequence[Sampling | None]) -> Pending:
+    def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> Pending:
         self.batches.append(batch)
         for slot, span, n in zip(batch.slots, batch.spans, batch.counts):
             k = np.broadcast_to(batch.tokens[span].astype(np.float32)[:, None, None], (n, 1, 2))
@@ -48,9 +49,9 @@ class MockModel:
         if self.fail_with:
             error, self.fail_with = self.fail_with, None
             raise error
-        return Pending([self._draw(slot, cache, sampling) for slot, sampling in zip(batch.slots, samplings)])
+        return Pending([self._draw(slot, cache, sampling) for slot, sampling in zip(batch.slots, samplers)])
 
-    def _draw(self, slot: int, cache: KVCache, sampling: Sampling | None):
+    def _draw(self, slot: int, cache: KVCache, sampling: SequenceSampler | None):
         if sampling is None:
             return None
         tokens = cache.k[slot, 0, 0, : cache.lengths[slot], 0].astype(int).tolist()

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from llama3 import engine as engine_module
 from llama3.engine import Engine, Request
 from llama3.errors import RequestError
-from llama3.sampler import SamplingParams
+from llama3.sampling_params import SamplingParams
 from tests.mock_model import VOCAB, MockModel, answer, next_token
 
 GREEDY = SamplingParams(temperature=0)
@@ -28,9 +28,9 @@ def run(engine: Engine) -> list[engine_module.Event]:
 @pytest.fixture(autouse=True, scope="module")
 def small_chunks():
     """Prompts of a few tokens shall already need several steps."""
-    before, engine_module.PROMPT_ROWS = engine_module.PROMPT_ROWS, 7
+    before, engine_module.PREFILL_CHUNK = engine_module.PREFILL_CHUNK, 7
     yield
-    engine_module.PROMPT_ROWS = before
+    engine_module.PREFILL_CHUNK = before
 
 
 @given(st.lists(st.tuples(PROMPTS, st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 3))

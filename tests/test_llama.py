@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3 import Llama, RequestError
-from llama3.engine import PROMPT_ROWS
+from llama3.engine import PREFILL_CHUNK
 from llama3.philox import uniform
-from llama3.sampler import Sampling
+from llama3.sampler import SequenceSampler
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -78,10 +78,10 @@ def test_logprobs_are_those_of_the_logits(llama):
 
 
 def test_a_long_text_goes_through_in_blocks(llama):
-    tokens = np.random.RandomState(0).randint(0, 256, PROMPT_ROWS + 100).tolist()
+    tokens = np.random.RandomState(0).randint(0, 256, PREFILL_CHUNK + 100).tolist()
     blocks = []
     logits = llama.logits(tokens, trace=lambda name, value: blocks.append(len(value)) if name == "norm" else None)
-    assert blocks == [PROMPT_ROWS, 100]
+    assert blocks == [PREFILL_CHUNK, 100]
     whole = llama.logits(tokens[:50])
     np.testing.assert_allclose(logits[:50], whole, rtol=1e-3, atol=1e-4)
 
@@ -225,15 +225,15 @@ def test_what_has_ended_is_let_go_without_a_search_for_circles(llama):
             del stream
             kept = sum(request() is not None for request in ended)
             assert kept <= len(llama._engine.tenants)  # their prompts may be the beginning of the next
-        assert sum(isinstance(thing, Sampling) for thing in gc.get_objects()) <= len(llama._engine.tenants)
+        assert sum(isinstance(thing, SequenceSampler) for thing in gc.get_objects()) <= len(llama._engine.tenants)
     finally:
         gc.enable()
 
 
 def test_the_prompt_s_progress_is_told(llama):
     seen = []
-    llama.generate([97] * (PROMPT_ROWS + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
-    assert seen == [(PROMPT_ROWS, PROMPT_ROWS + 9), (PROMPT_ROWS + 9, PROMPT_ROWS + 9)]
+    llama.generate([97] * (PREFILL_CHUNK + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
+    assert seen == [(PREFILL_CHUNK, PREFILL_CHUNK + 9), (PREFILL_CHUNK + 9, PREFILL_CHUNK + 9)]
 
 
 def test_without_a_tokenizer_it_speaks_ids(speechless):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from llama3.errors import Llama3Error, RequestError
+from llama3.errors import Llama3Error, LogitsError, RequestError
 from llama3.philox import uniform
-from llama3.sampler import PART, LogitsError, Sample, Sampling, SamplingParams, draw, penalised, survivors
+from llama3.sampler import Sample, SequenceSampler, draw, penalised, survivors
+from llama3.sampler_fast import TOKENS_AT_ONCE
+from llama3.sampling_params import SamplingParams
 
 VOCAB = 128_256
 
@@ -28,7 +30,7 @@ def kept(probabilities, **params):
 
 
 def sampling(vocab_size, prompt=(), output=(), mask=None, **params):
-    result = Sampling(SamplingParams(**params), prompt, vocab_size, mask)
+    result = SequenceSampler(SamplingParams(**params), prompt, vocab_size, mask)
     for token in output:
         result.accept(token)
     return result
@@ -103,7 +105,7 @@ def test_the_token_is_the_plain_samplers(logits, params, data):
     prompt, output = data.draw(tokens), data.draw(tokens)
     allowed = data.draw(npst.arrays(bool, len(logits)))
     allowed[logits.argmax()] = True
-    ours = Sampling(params, prompt, len(logits), lambda: allowed)
+    ours = SequenceSampler(params, prompt, len(logits), lambda: allowed)
     for token in output:
         ours.accept(token)
     _, expected = reference(logits, params, prompt, output, allowed, uniform(params.seed, len(output)))
@@ -160,7 +162,7 @@ def test_a_whole_vocabulary_is_sampled_like_by_a_full_sort(kind, options):
     ids = survivors(logits, params)
     np.testing.assert_array_equal(np.arange(VOCAB) if ids is None else ids, expected)
     running = np.cumsum(weights[expected])
-    ours = Sampling(params, [], VOCAB)
+    ours = SequenceSampler(params, [], VOCAB)
     for _ in range(3):
         token = expected[np.searchsorted(running, uniform(11, ours.index) * running[-1], side="right")]
         assert ours.sample(logits).token == token
@@ -411,7 +413,7 @@ def test_a_token_without_weight_is_never_drawn_and_no_draw_falls_off_the_end(log
 # ---- the draw
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, PART, PART + 1])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, TOKENS_AT_ONCE, TOKENS_AT_ONCE + 1])
 def test_a_token_owns_its_lower_border(n):
     for token in {0, n // 2, n - 1}:
         u = token / n
@@ -428,7 +430,7 @@ def test_the_highest_u_draws_the_last_token_whichever_way_a_sum_is_rounded():
 @pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
 def test_next_to_every_border_the_draw_is_as_exact_as_float64(spread):
     rng = np.random.default_rng(8)
-    logits = (rng.standard_normal(3 * PART + 100) * spread).astype(np.float32)
+    logits = (rng.standard_normal(3 * TOKENS_AT_ONCE + 100) * spread).astype(np.float32)
     shares = np.cumsum(np.exp((logits.astype(np.float64) - logits.max()) / 0.8))
     shares /= shares[-1]
     for token in rng.choice(len(logits) - 1, 100, replace=False):

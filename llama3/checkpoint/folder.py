@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
 from llama3.checkpoint.shards import find_weights, read_json, read_tensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
-from llama3.model.transformer import Weights
+from llama3.model.weights import Weights
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
 
@@ -79,7 +80,7 @@ def _read_config(folder: Path, layout: str) -> ModelConfig:
         raise CheckpointError(f"{folder}: neither config.json nor params.json is there; one says the model's shape")
     fields = read_json(file)
     with _blame(file):
-        return ModelConfig.from_hf(fields) if file == config else ModelConfig.from_meta(fields)
+        return config_from_hf(fields) if file == config else config_from_meta(fields)
 
 
 def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:

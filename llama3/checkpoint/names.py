@@ -7,7 +7,7 @@ import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
-from llama3.model.transformer import LayerWeights, Weights
+from llama3.model.weights import LayerWeights, Weights
 
 HUGGING_FACE, META = "Hugging Face", "Meta"
 

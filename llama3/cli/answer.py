@@ -29,11 +29,11 @@ class Answer:
 
     def write(self, stream: "Stream") -> None:
         """Run the stream to its end. The text ends with a newline whatever happens."""
-        from llama3.engine import PROMPT_ROWS
+        from llama3.engine import PREFILL_CHUNK
 
         self.stream, prompt_tokens = stream, stream.usage.prompt_tokens
         self.started = perf_counter()
-        if prompt_tokens > PROMPT_ROWS:  # one that is read in a single step needs no bar
+        if prompt_tokens > PREFILL_CHUNK:  # one that is read in a single step needs no bar
             bar = progress("reading the prompt", prompt_tokens, " tokens", self.quiet)
             self._report = self._bar.enter_context(bar)
         try:

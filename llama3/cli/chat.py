@@ -141,7 +141,7 @@ class Chat:
 
     def set(self, name: str | None = None, value: str | None = None) -> None:
         from llama3.llama import MAX_TOKENS
-        from llama3.sampler import SamplingParams
+        from llama3.sampling_params import SamplingParams
 
         names = ["max_tokens", "stop", *SAMPLING]
         if name is not None:

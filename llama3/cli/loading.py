@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llama3.llama import Llama
-    from llama3.model.transformer import Weights
+    from llama3.model.weights import Weights
 
 LARGE = 1 << 30  # bytes of weights from which on reading them takes noticeable time
 CHUNK = 1 << 26  # bytes between two updates of the bar, and the longest that Ctrl-C has to wait

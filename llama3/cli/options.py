@@ -172,7 +172,7 @@ def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_parameter(name: str, value: Any) -> None:
     """Raises RequestError now, and not after the minutes that a large model takes to load."""
-    from llama3.sampler import SamplingParams
+    from llama3.sampling_params import SamplingParams
     from llama3.text import check_stops
 
     if name == "stop":

@@ -15,8 +15,9 @@ from llama3.cuda.device import Array, Graph
 from llama3.cuda.kv_cache import KVCache, bucket
 from llama3.cuda.linear import MAX_FEW
 from llama3.cuda.sampler import SamplerState, results, sample
+from llama3.errors import LogitsError
 from llama3.model.batch import Batch
-from llama3.sampler import LogitsError, Sample, Sampling
+from llama3.sampler import Sample, SequenceSampler
 
 if TYPE_CHECKING:
     from llama3.cuda.transformer import Transformer
@@ -40,7 +41,7 @@ class Decoding:
         self._known: list[tuple[int, int, int]] | None = None  # of each row there: slot, position, token
         self._turn = 0
 
-    def step(self, batch: Batch, samplings: Sequence[Sampling]) -> Wait:
+    def step(self, batch: Batch, samplers: Sequence[SequenceSampler]) -> Wait:
         """One row of each sequence, and its next token; -> the function that waits for them."""
         device, cache, n = self.model.device, self.cache, len(batch.tokens)
         size = bucket(n)
@@ -52,7 +53,7 @@ class Decoding:
             for column, array in enumerate((rows.slots, rows.positions, rows.tokens)):
                 device.upload(np.ascontiguousarray(what[:, column]), into=array)
         self.forget()  # until it is known that all went well
-        self._sampler.set(device, samplings, batch.slots)
+        self._sampler.set(device, samplers, batch.slots)
         if size in self._graphs:
             device.replay(self._graphs[size])
         else:
@@ -74,12 +75,12 @@ class Decoding:
 
         return wait
 
-    def draw(self, logits: Array, slots: Sequence[int], samplings: Sequence[Sampling]) -> Wait:
+    def draw(self, logits: Array, slots: Sequence[int], samplers: Sequence[SequenceSampler]) -> Wait:
         """The next tokens by logits (n, vocab_size) that a step outside the graphs has left."""
         n = len(slots)
         tokens, positions = (array[:n] for array in self._elsewhere)
         self.model.device.upload(np.zeros(n, np.int32), into=positions)
-        self._sampler.set(self.model.device, samplings, slots)
+        self._sampler.set(self.model.device, samplers, slots)
         sample(self.model.device, logits, self._sampler, tokens, positions)
         return lambda: results(self.model.device, self._sampler, logits, n)
 

@@ -1,7 +1,7 @@
 """Does a model fit on a GPU: its shape into the kernels, its weights and its cache into the memory?"""
 
 from llama3.config import ModelConfig
-from llama3.cuda.activations import PROMPT_ROWS
+from llama3.cuda.activations import PREFILL_CHUNK_ALONE
 from llama3.errors import DeviceError
 
 HEAD_DIMS = (64, 128)  # what the attention kernels are compiled for
@@ -38,7 +38,7 @@ def workspace_bytes(c: ModelConfig, slots: int) -> int:
     heads = (2 * c.n_heads + c.n_heads + 2 * c.n_kv_heads) * c.head_dim
     a_row = 6 * c.dim + 2 * heads + 6 * c.hidden_dim
     a_drawn_row = c.vocab_size * 13 + 2048 * 12  # logits twice, adjusted ones, mask; histograms
-    return (PROMPT_ROWS + slots) * a_row + slots * (a_drawn_row + 4 * c.vocab_size)
+    return (PREFILL_CHUNK_ALONE + slots) * a_row + slots * (a_drawn_row + 4 * c.vocab_size)
 
 
 def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:

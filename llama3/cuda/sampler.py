@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from llama3.cuda.device import Array, Device, Kernel
-from llama3.sampler import LogitsError, Sample, Sampling, bad_logit, logprobs, no_token_left
+from llama3.errors import LogitsError
+from llama3.sampler import Sample, SequenceSampler, bad_logit, no_token_left
+from llama3.sampler_fast import logprobs
 
 PART = 4096  # tokens a block, as in the kernels
 MAX_TOP = 32  # most likely tokens that the GPU reports; for more the logits come to the host
@@ -37,26 +39,26 @@ class SamplerState:
         self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
         self.tickets = zeros((rows,), np.uint32)
         self.results = zeros((rows, N_RESULTS), np.int64)
-        # What is known to be there: of each row the sampling, its index and its slot; of each slot whose history, and
+        # What is known to be there: of each row the sampler, its index and its slot; of each slot whose history, and
         # how long. During a draw nothing is: one that is cut off may have stepped on, or not.
-        self._rows: list[tuple[Sampling, int, int]] = []
-        self._past: list[tuple[Sampling, int] | None] = [None] * slots
-        self._drawing: list[tuple[Sampling, int, int]] = []
+        self._rows: list[tuple[SequenceSampler, int, int]] = []
+        self._past: list[tuple[SequenceSampler, int] | None] = [None] * slots
+        self._drawing: list[tuple[SequenceSampler, int, int]] = []
 
-    def set(self, device: Device, samplings: Sequence[Sampling], slots: Sequence[int]) -> None:
+    def set(self, device: Device, samplers: Sequence[SequenceSampler], slots: Sequence[int]) -> None:
         """Before a draw: bring to the device what it does not know. At first that is all; later, as a rule, nothing."""
-        rows = [(sampling, sampling.index, slot) for sampling, slot in zip(samplings, slots)]
+        rows = [(sampler, sampler.index, slot) for sampler, slot in zip(samplers, slots)]
         known, self._rows = self._rows, []
-        for sampling, index, slot in rows:
-            if penalises(sampling) and self._past[slot] != (sampling, index):
-                past = sampling.counts.astype(np.uint32) << 1 | sampling.seen
+        for sampler, index, slot in rows:
+            if penalises(sampler) and self._past[slot] != (sampler, index):
+                past = sampler.counts.astype(np.uint32) << 1 | sampler.seen
                 device.upload(past.astype(np.uint32), into=self.history[slot])
             self._past[slot] = None
-        masks = [mask_of(sampling) for sampling in samplings]
+        masks = [mask_of(sampler) for sampler in samplers]
         for row, allowed in enumerate(masks):
             if allowed is not None:
                 device.upload(packed(allowed), into=self.mask[row])
-        if known != rows or any(sampling.mask for sampling in samplings):
+        if known != rows or any(sampler.mask for sampler in samplers):
             params = np.stack([as_params(s, slot, m is not None) for (s, _, slot), m in zip(rows, masks)])
             device.upload(params, into=self.params[: len(rows)])
         self._drawing = rows
@@ -64,35 +66,35 @@ class SamplerState:
     def drawn(self, samples: Sequence[Sample | LogitsError]) -> None:
         """The device has stepped on where there is a sample."""
         drew = [isinstance(sample, Sample) for sample in samples]
-        self._rows = [(sampling, index + d, slot) for (sampling, index, slot), d in zip(self._drawing, drew)]
-        for sampling, index, slot in self._rows:
-            self._past[slot] = (sampling, index) if penalises(sampling) else None
+        self._rows = [(sampler, index + d, slot) for (sampler, index, slot), d in zip(self._drawing, drew)]
+        for sampler, index, slot in self._rows:
+            self._past[slot] = (sampler, index) if penalises(sampler) else None
 
 
-def mask_of(sampling: Sampling) -> np.ndarray | None:
+def mask_of(sampler: SequenceSampler) -> np.ndarray | None:
     """One that fails is one sequence's trouble, not its neighbours': nothing is left to choose from."""
     try:
-        return sampling.mask() if sampling.mask else None
+        return sampler.mask() if sampler.mask else None
     except LogitsError:
-        return np.zeros(len(sampling.seen), bool)
+        return np.zeros(len(sampler.seen), bool)
 
 
-def penalises(sampling: Sampling) -> bool:
-    p = sampling.params
+def penalises(sampler: SequenceSampler) -> bool:
+    p = sampler.params
     return p.repetition_penalty not in (0, 1) or p.frequency_penalty != 0 or p.presence_penalty != 0
 
 
-def as_params(sampling: Sampling, slot: int, has_mask: bool) -> np.ndarray:
+def as_params(sampler: SequenceSampler, slot: int, has_mask: bool) -> np.ndarray:
     """-> (N_PARAMS,) int64, the numbers that are not whole as their float64's bits; the order is `Param`'s."""
-    p = sampling.params
+    p = sampler.params
     top_p = 1.0 if p.top_p is None else p.top_p
     min_p = p.temperature * math.log(p.min_p) if p.min_p else -math.inf
     doubles = [p.temperature, top_p, 0, min_p, p.repetition_penalty or 1.0, p.frequency_penalty, p.presence_penalty]
     out = np.zeros(N_PARAMS, np.int64)
     out[:7] = np.array(doubles, np.float64).view(np.int64)
     out[2] = min(p.top_k or 0, 2**62)
-    out[7:9] = np.array([sampling.seed, sampling.index], np.uint64).view(np.int64)
-    out[9:13] = -1 if p.logprobs is None else min(p.logprobs, 2**31), has_mask, slot, penalises(sampling)
+    out[7:9] = np.array([sampler.seed, sampler.index], np.uint64).view(np.int64)
+    out[9:13] = -1 if p.logprobs is None else min(p.logprobs, 2**31), has_mask, slot, penalises(sampler)
     return out
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from llama3.config import ModelConfig
-from llama3.cuda.activations import PROMPT_ROWS, Activations
+from llama3.cuda.activations import PREFILL_CHUNK_ALONE, Activations
 from llama3.cuda.attention import attention
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.decoding import Decoding
@@ -21,15 +21,16 @@ from llama3.cuda.qkv import norm_qkv_rope
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
 from llama3.cuda.weights import Weights
+from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.model.lora import Adapter
 from llama3.model.rope import rope_table
 from llama3.model.transformer import Trace
-from llama3.sampler import LogitsError, Sample, Sampling
+from llama3.sampler import Sample, SequenceSampler
 
 
 class Transformer:
-    prompt_rows = PROMPT_ROWS
+    prefill_chunk = PREFILL_CHUNK_ALONE
 
     def __init__(
         self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
@@ -55,20 +56,20 @@ class Transformer:
         self._some_logits(a, rows, logits, trace)
         return device.download(logits)
 
-    def step(self, batch: Batch, cache: KVCache, samplings: Sequence[Sampling | None]) -> "Pending":
+    def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
         decoding = cache.decoding = cache.decoding or Decoding(self, cache)
-        drawing = [i for i, sampling in enumerate(samplings) if sampling is not None]
+        drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
         if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all drawn
-            return Pending(decoding.step(batch, [s for s in samplings if s is not None]), drawing, len(samplings))
+            return Pending(decoding.step(batch, [s for s in samplers if s is not None]), drawing, len(samplers))
         decoding.forget()
         a = self._run(batch, cache)
         if not drawing:
-            return Pending(list, drawing, len(samplings))
+            return Pending(list, drawing, len(samplers))
         logits = self.device.alloc((len(drawing), self.config.vocab_size), np.float32)
         self._some_logits(a, batch.last_rows[drawing], logits)
         slots = [batch.slots[i] for i in drawing]
-        return Pending(decoding.draw(logits, slots, [samplings[i] for i in drawing]), drawing, len(samplings))  # type: ignore[misc]
+        return Pending(decoding.draw(logits, slots, [samplers[i] for i in drawing]), drawing, len(samplers))  # type: ignore[misc]
 
     def _run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
         """Any batch, launch by launch: in front sequences of one row, then pieces of prompts."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama3.cuda.device import Array, Device, bfloat16
-from llama3.model import transformer as numpy_model
+from llama3.model import weights as numpy_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Weights:
 
 
 def upload_weights(
-    device: Device, weights: numpy_model.Weights, report: Callable[[int], None] | None = None
+    device: Device, weights: numpy_weights.Weights, report: Callable[[int], None] | None = None
 ) -> Weights:
     """Each tensor goes to the device once, straight from the file's mapping; float16 and float32 become bfloat16.
 

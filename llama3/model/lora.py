@@ -13,7 +13,7 @@ from llama3.model.batch import Batch
 from llama3.model.linear import linear
 
 if TYPE_CHECKING:
-    from llama3.model.transformer import LayerWeights
+    from llama3.model.weights import LayerWeights
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The whole model: embedding, n_layers of attention and feed-forward around a residual stream, norm, output."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,37 +13,12 @@ from llama3.model.linear import linear
 from llama3.model.lora import Adapter, adapted
 from llama3.model.rms_norm import rms_norm
 from llama3.model.rope import rope_table, rotate
-from llama3.sampler import LogitsError, Sample, Sampling
+from llama3.model.weights import Weights
 
 Trace = Callable[[str, np.ndarray], None]
 
 
-@dataclass(frozen=True)
-class LayerWeights:
-    attention_norm: np.ndarray  # (dim,)
-    wq: np.ndarray  # (n_heads * head_dim, dim)
-    wk: np.ndarray  # (n_kv_heads * head_dim, dim)
-    wv: np.ndarray  # (n_kv_heads * head_dim, dim)
-    wo: np.ndarray  # (dim, n_heads * head_dim)
-    ffn_norm: np.ndarray  # (dim,)
-    w1: np.ndarray  # (hidden_dim, dim), the gate
-    w2: np.ndarray  # (dim, hidden_dim), down
-    w3: np.ndarray  # (hidden_dim, dim), up
-
-
-@dataclass(frozen=True)
-class Weights:
-    """In the checkpoint's own dtype (bfloat16, float16 or float32); wq and wk in split halves (see `rope.py`)."""
-
-    tok_embeddings: np.ndarray  # (vocab_size, dim)
-    layers: list[LayerWeights]
-    norm: np.ndarray  # (dim,)
-    output: np.ndarray  # (vocab_size, dim); the very array tok_embeddings where the two are tied
-
-
 class Transformer:
-    prompt_rows = 512  # more make no product faster, and a step takes seconds
-
     def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
         self.config, self.weights, self.adapters = config, weights, adapters or {}
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
@@ -90,28 +64,3 @@ class Transformer:
         x = rms_norm(x[rows], w.norm, c.norm_eps)  # (len(rows), dim)
         record("norm", x)
         return linear(x, w.output)  # (len(rows), vocab_size)
-
-    def step(self, batch: Batch, cache: KVCache, samplings: Sequence[Sampling | None]) -> "Pending":
-        """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
-        drawing = [i for i, sampling in enumerate(samplings) if sampling is not None]
-        logits = self.forward(batch, cache, batch.last_rows[drawing])
-        samples: list[Sample | LogitsError | None] = [None] * len(samplings)
-        for row, i in enumerate(drawing):
-            sampling = samplings[i]
-            assert sampling is not None
-            try:
-                samples[i] = sampling.sample(logits[row])
-            except LogitsError as error:  # one sequence's trouble, not its neighbours'
-                samples[i] = error
-        return Pending(samples)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The result of a step. Here it is there at once; a GPU's is waited for in `samples()`."""
-
-    _samples: list[Sample | LogitsError | None]
-
-    def samples(self) -> list[Sample | LogitsError | None]:
-        """One for each sequence of the batch: its token, why it could not be drawn, or None where none was asked."""
-        return self._samples

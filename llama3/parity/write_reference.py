@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from llama3.config import ModelConfig
+from llama3.checkpoint.config_file import config_from_hf
 from llama3.parity.reference_file import Reference, save_reference
 
 DTYPES = (
@@ -57,7 +57,7 @@ def reference_of(
         tokens=np.array(tokens, np.int64),
         logits=logits.float().numpy(),
         positions=at.numpy(),
-        config=ModelConfig.from_hf(model.config.to_dict()),
+        config=config_from_hf(model.config.to_dict()),
         dtype=str(model.dtype).removeprefix("torch."),
         producer=f"transformers {transformers.__version__}, torch {torch.__version__}",
         model=label,

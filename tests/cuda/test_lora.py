@@ -11,7 +11,7 @@ from llama3.engine import Engine, Request
 from llama3.model import transformer as plain
 from llama3.model.batch import Batch
 from llama3.model.lora import LowRank
-from llama3.sampler import SamplingParams
+from llama3.sampling_params import SamplingParams
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 from tests.cuda.test_transformer import CONFIG, assert_agree, tokens_of, weights_of
 

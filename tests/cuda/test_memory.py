@@ -6,7 +6,7 @@ from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.engine import Engine, Request
 from llama3.errors import DeviceError
-from llama3.sampler import SamplingParams
+from llama3.sampling_params import SamplingParams
 from tests.cuda.test_transformer import CONFIGS, weights_of
 
 LLAMA3_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128256)

@@ -7,7 +7,9 @@ import pytest
 
 from llama3.cuda.device import Kernel
 from llama3.cuda.sampler import MAX_TOP, SamplerState, results, sample
-from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
+from llama3.errors import LogitsError
+from llama3.sampler import Sample, SequenceSampler
+from llama3.sampling_params import SamplingParams
 
 ROWS = 64
 # Off, and on, of every parameter. 7 * 2 ** 5 = 224 combinations.
@@ -42,17 +44,19 @@ def sampling_of(parameters, masked, vocab_size, seed):
     random = np.random.default_rng(seed)
     allowed = random.random(vocab_size) < 0.5
     params = SamplingParams(**parameters, seed=int(random.integers(2**63)))
-    sampling = Sampling(params, random.integers(0, vocab_size, 30), vocab_size, (lambda: allowed) if masked else None)
+    sampler = SequenceSampler(
+        params, random.integers(0, vocab_size, 30), vocab_size, (lambda: allowed) if masked else None
+    )
     for token in random.integers(0, vocab_size, random.integers(0, 20)):
-        sampling.accept(int(token))
-    return sampling
+        sampler.accept(int(token))
+    return sampler
 
 
-def draw(device, logits, samplings, state=None, slots=None):
+def draw(device, logits, samplers, state=None, slots=None):
     rows, vocab_size = logits.shape
     state = state or SamplerState(device, rows, rows, vocab_size)
     tokens, positions = device.upload(np.zeros(rows, np.int32)), device.upload(np.arange(rows, dtype=np.int32))
-    state.set(device, samplings, slots or range(rows))
+    state.set(device, samplers, slots or range(rows))
     there = device.upload(logits)
     sample(device, there, state, tokens, positions)
     found = results(device, state, there, rows)
@@ -68,11 +72,11 @@ def outcome(sample):
     return str(sample) if isinstance(sample, LogitsError) else sample.token
 
 
-def expected(logits, samplings):
+def expected(logits, samplers):
     out = []
-    for row, sampling in zip(logits, samplings):
+    for row, sampler in zip(logits, samplers):
         try:
-            out.append(sampling.sample(row).token)
+            out.append(sampler.sample(row).token)
         except LogitsError as error:
             out.append(str(error))
     return out
@@ -133,7 +137,7 @@ def test_the_naive_kernel_draws_the_same(device):
 def test_the_naive_kernel_finds_the_same_most_likely_tokens(device):
     vocab_size, n, rows = 300, 20, 6
     logits = logits_of(rows, vocab_size, 4)
-    given = [Sampling(SamplingParams(seed=row, logprobs=n), [0], vocab_size) for row in range(rows)]
+    given = [SequenceSampler(SamplingParams(seed=row, logprobs=n), [0], vocab_size) for row in range(rows)]
     found = [[i for i, _ in s.top] for s in draw(device, logits, given)]
     top = device.upload(np.zeros((rows, MAX_TOP), np.int32))
     args = [device.upload(logits), top, *(np.int32(size) for size in (rows, n, vocab_size))]
@@ -162,9 +166,9 @@ def test_replays_of_a_graph_draw_on_by_themselves(device):
         wanted = expected(logits, again)
         assert [s.token for s in found] == wanted and device.download(tokens).tolist() == [*wanted, 7, 7]
         assert device.download(positions).tolist() == [6 + step] * rows + [-1, -1]
-        for samplings in (given, again):
-            for sampling, token in zip(samplings, wanted):
-                sampling.accept(token)
+        for samplers in (given, again):
+            for sampler, token in zip(samplers, wanted):
+                sampler.accept(token)
         assert device.download(state.params).tobytes() != before
     uploads = []
     device.upload, upload = lambda *args, **more: uploads.append(args), device.upload
@@ -182,8 +186,8 @@ def test_a_slot_that_changes_hands_is_told_of_its_new_past(device):
         for _ in range(3):
             found = [s.token for s in draw(device, logits, given, state, slots)]
             assert found == expected(logits, given)
-            for sampling, token in zip(given, found):
-                sampling.accept(token)
+            for sampler, token in zip(given, found):
+                sampler.accept(token)
         given[0].accept(3)  # a token that nobody drew
         found = [s.token for s in draw(device, logits, given, state, slots)]
         assert found == expected(logits, given)
@@ -204,26 +208,26 @@ def test_what_cannot_be_drawn_says_why_and_stops_nobody_else(device):
     forbidden = np.zeros(5000, bool)
     params = SamplingParams(seed=1)
     masks = [None, None, None, lambda: forbidden, None, None]
-    given = [Sampling(params, [0], 5000, mask) for mask in masks]
+    given = [SequenceSampler(params, [0], 5000, mask) for mask in masks]
     found = draw(device, logits, given)
-    for row, sampling in enumerate(given):
+    for row, sampler in enumerate(given):
         if row < 4:
             with pytest.raises(LogitsError) as wanted:
-                sampling.sample(logits[row])
+                sampler.sample(logits[row])
             assert isinstance(found[row], LogitsError) and str(found[row]) == str(wanted.value)
         else:
-            assert found[row] == sampling.sample(logits[row])
+            assert found[row] == sampler.sample(logits[row])
 
 
 @pytest.mark.parametrize("vocab_size", [5, 515, 9000])
 def test_log_probabilities_are_numpys(device, vocab_size):
     logits = logits_of(6, vocab_size, 9)
     given = [
-        Sampling(SamplingParams(seed=row, temperature=row / 3, logprobs=n, presence_penalty=1), [1], vocab_size)
+        SequenceSampler(SamplingParams(seed=row, temperature=row / 3, logprobs=n, presence_penalty=1), [1], vocab_size)
         for row, n in enumerate((0, 1, 5, 20, MAX_TOP, MAX_TOP + 1))
     ]
-    for sampling, row, found in zip(given, logits, draw(device, logits, given)):
-        wanted = sampling.sample(row)
+    for sampler, row, found in zip(given, logits, draw(device, logits, given)):
+        wanted = sampler.sample(row)
         assert found.token == wanted.token and [i for i, _ in found.top] == [i for i, _ in wanted.top]
         numbers = [found.logprob, *(x for _, x in found.top)], [wanted.logprob, *(x for _, x in wanted.top)]
         np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-12)

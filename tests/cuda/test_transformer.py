@@ -14,7 +14,8 @@ from llama3.errors import DeviceError
 from llama3.model import transformer as plain
 from llama3.model.batch import Batch
 from llama3.philox import uniform
-from llama3.sampler import Sample, Sampling, SamplingParams
+from llama3.sampler import Sample, SequenceSampler
+from llama3.sampling_params import SamplingParams
 from tests.cuda.kernel_checks import bfloat16
 from tests.tiny import random_tensors
 
@@ -145,22 +146,22 @@ def test_the_upload_reports_every_parameter_once(device):
 
 
 def greedy(n):
-    return [Sampling(SamplingParams(temperature=0), [0], CONFIG.vocab_size) for _ in range(n)]
+    return [SequenceSampler(SamplingParams(temperature=0), [0], CONFIG.vocab_size) for _ in range(n)]
 
 
-def decode(model, cache, rows, samplings, steps, before_step=lambda decoding: None):
+def decode(model, cache, rows, samplers, steps, before_step=lambda decoding: None):
     """Tokens (steps, n), and the logits of each step."""
     tokens, logits = [], []
     for _ in range(steps):
         if cache.decoding:
             before_step(cache.decoding)
-        samples = model.step(Batch.of([(slot, [token]) for slot, token in rows]), cache, samplings).samples()
+        samples = model.step(Batch.of([(slot, [token]) for slot, token in rows]), cache, samplers).samples()
         assert all(isinstance(sample, Sample) for sample in samples), samples
         logits.append(model.device.download(cache.decoding._logits[: len(rows)]))
         rows = [(slot, sample.token) for (slot, _), sample in zip(rows, samples)]
         tokens.append([token for _, token in rows])
-        for sampling, (_, token) in zip(samplings, rows):
-            sampling.accept(token)
+        for sampler, (_, token) in zip(samplers, rows):
+            sampler.accept(token)
     return np.array(tokens), np.stack(logits)
 
 
@@ -197,8 +198,8 @@ def test_a_graph_does_what_its_launches_do_one_by_one(device):
     for forget in (lambda decoding: None, lambda decoding: decoding._graphs.clear()):
         cache = model.new_cache(4, 90)
         forward(model, cache, *((slot, tokens_of(20 + slot, slot)) for slot in range(3)))
-        samplings = [Sampling(params, [1, 2, 3], CONFIG.vocab_size) for params in PARAMETERS]
-        tokens, logits = decode(model, cache, [(slot, 5) for slot in range(3)], samplings, 6, forget)
+        samplers = [SequenceSampler(params, [1, 2, 3], CONFIG.vocab_size) for params in PARAMETERS]
+        tokens, logits = decode(model, cache, [(slot, 5) for slot in range(3)], samplers, 6, forget)
         found.append((tokens.tobytes(), logits.tobytes(), device.download(cache.k).tobytes()[:100]))
     assert found[0] == found[1]
 

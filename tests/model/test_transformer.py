@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 import llama3.model
 from llama3.checkpoint import load_folder
 from llama3.config import ModelConfig, RopeScaling
+from llama3.cpu_model import CpuModel
+from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.model.transformer import Transformer
-from llama3.sampler import LogitsError, Sample, Sampling, SamplingParams
+from llama3.sampler import Sample, SequenceSampler
+from llama3.sampling_params import SamplingParams
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 LONG = 8192
@@ -37,7 +40,7 @@ def full_forward(model: Transformer, tokens: np.ndarray, rows: np.ndarray | None
 
 
 def load(folder: Path, config: ModelConfig) -> Transformer:
-    return Transformer(config, load_folder(write_hf(folder, config, random_tensors(config, dtype="bf16"))).weights)
+    return CpuModel(config, load_folder(write_hf(folder, config, random_tensors(config, dtype="bf16"))).weights)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +104,10 @@ def test_a_long_sequence_does_not_feel_a_long_neighbour(long_model, long_logits)
 def test_a_step_s_sampler_that_fails_does_not_stop_the_others(model):
     cache = model.new_cache(2, 16)
     greedy = SamplingParams(temperature=0)
-    nothing = Sampling(greedy, [1], model.config.vocab_size, mask=lambda: np.zeros(model.config.vocab_size, bool))
+    vocab_size = model.config.vocab_size
+    nothing = SequenceSampler(greedy, [1], vocab_size, mask=lambda: np.zeros(vocab_size, bool))
     batch = Batch.of([(0, [1]), (1, [2])])
-    failed, drawn = model.step(batch, cache, [nothing, Sampling(greedy, [2], model.config.vocab_size)]).samples()
+    failed, drawn = model.step(batch, cache, [nothing, SequenceSampler(greedy, [2], vocab_size)]).samples()
     assert isinstance(failed, LogitsError) and isinstance(drawn, Sample)
 
 
@@ -177,7 +181,7 @@ def test_a_step_draws_for_those_that_ask(model):
     cache = model.new_cache(2, 16)
     a, b = cache.allocate(), cache.allocate()
     batch = Batch.of([(a, [1, 2, 3]), (b, [4, 5])])
-    greedy = Sampling(SamplingParams(temperature=0), [4, 5], model.config.vocab_size)
+    greedy = SequenceSampler(SamplingParams(temperature=0), [4, 5], model.config.vocab_size)
     first, second = model.step(batch, cache, [None, greedy]).samples()
     assert first is None and second is not None
     assert second.token == full_forward(model, np.array([4, 5], np.int32))[-1].argmax()

@@ -11,7 +11,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llama3.sampler import Sampling, SamplingParams, draw, penalised, survivors
+from llama3.sampler import SequenceSampler, draw, penalised, survivors
+from llama3.sampling_params import SamplingParams
 
 
 def transformers_scores(logits, params):
@@ -69,7 +70,7 @@ def test_the_repetition_penalty_over_prompt_and_output(penalty):
     rng = np.random.default_rng(4)
     logits = rng.standard_normal(1000).astype(np.float32)
     prompt, output = rng.integers(0, 1000, (2, 300)).tolist()
-    sampling = Sampling(SamplingParams(repetition_penalty=penalty), prompt, 1000)
+    sampling = SequenceSampler(SamplingParams(repetition_penalty=penalty), prompt, 1000)
     for token in output:
         sampling.accept(token)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), torch.from_numpy(logits)[None])

@@ -9,7 +9,8 @@ from llama3.checkpoint import load_folder
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.batch import Batch
-from llama3.model.transformer import Transformer, Weights
+from llama3.model.transformer import Transformer
+from llama3.model.weights import Weights
 from llama3.parity import Reference, assert_close, compare, compare_arrays, compare_files, compare_model, save_reference
 from tests.parity.test_reference_file import reference, some
 from tests.tiny import random_tensors, tiny_config, write_hf

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
 
@@ -45,8 +46,8 @@ LLAMA3_SCALING = {
 
 def test_the_published_8b_is_the_same_from_both_forms():
     expected = ModelConfig(4096, 32, 32, 8, 128, 14336, 128256, 1e-5, 500_000.0, 8192)
-    assert ModelConfig.from_hf(HF_8B) == expected
-    assert ModelConfig.from_meta(META_8B) == expected
+    assert config_from_hf(HF_8B) == expected
+    assert config_from_meta(META_8B) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,26 +58,26 @@ def test_the_published_8b_is_the_same_from_both_forms():
 def test_meta_s_hidden_dim_follows_from_its_multipliers(dim, n_layers, n_heads, multiple_of, multiplier, hidden_dim):
     params = META_8B | {"dim": dim, "n_layers": n_layers, "n_heads": n_heads}
     params |= {"multiple_of": multiple_of, "ffn_dim_multiplier": multiplier}
-    assert ModelConfig.from_meta(params).hidden_dim == hidden_dim
+    assert config_from_meta(params).hidden_dim == hidden_dim
 
 
 def test_rope_scaling_is_read_under_its_old_and_its_new_name():
     old = HF_8B | {"rope_scaling": LLAMA3_SCALING}
     new = {k: v for k, v in HF_8B.items() if k != "rope_theta"}
     new |= {"rope_parameters": LLAMA3_SCALING | {"rope_theta": 500000.0}}
-    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(new)
-    assert ModelConfig.from_hf(old).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
-    assert ModelConfig.from_meta(META_8B | {"use_scaled_rope": True}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    assert config_from_hf(old) == config_from_hf(new)
+    assert config_from_hf(old).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config_from_meta(META_8B | {"use_scaled_rope": True}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
 def test_a_longer_context_is_run_with_8192_tokens():
-    assert ModelConfig.from_hf(HF_8B | {"max_position_embeddings": 131072}).max_seq_len == 8192
-    assert ModelConfig.from_hf(HF_8B | {"max_position_embeddings": 2048}).max_seq_len == 2048
+    assert config_from_hf(HF_8B | {"max_position_embeddings": 131072}).max_seq_len == 8192
+    assert config_from_hf(HF_8B | {"max_position_embeddings": 2048}).max_seq_len == 2048
 
 
 def test_head_dim_need_not_be_dim_over_heads():
-    assert ModelConfig.from_hf(HF_8B | {"head_dim": 64}).head_dim == 64
-    assert ModelConfig.from_meta(META_8B | {"head_dim": 64, "dim": 4100}).head_dim == 64
+    assert config_from_hf(HF_8B | {"head_dim": 64}).head_dim == 64
+    assert config_from_meta(META_8B | {"head_dim": 64, "dim": 4100}).head_dim == 64
 
 
 @pytest.mark.parametrize(
@@ -111,14 +112,14 @@ def test_head_dim_need_not_be_dim_over_heads():
 )
 def test_a_wrong_field_is_named(change, named):
     with pytest.raises(CheckpointError) as error:
-        ModelConfig.from_hf(HF_8B | change)
+        config_from_hf(HF_8B | change)
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
 def test_a_missing_field_is_named(name):
     with pytest.raises(CheckpointError, match=f"^{name} is missing$"):
-        ModelConfig.from_hf({k: v for k, v in HF_8B.items() if k != name})
+        config_from_hf({k: v for k, v in HF_8B.items() if k != name})
 
 
 @pytest.mark.parametrize(
@@ -133,16 +134,16 @@ def test_a_missing_field_is_named(name):
 )
 def test_a_wrong_field_of_meta_s_is_named(change, named):
     with pytest.raises(CheckpointError) as error:
-        ModelConfig.from_meta(META_8B | change)
+        config_from_meta(META_8B | change)
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["dim", "n_layers", "n_heads", "vocab_size"])
 def test_a_missing_field_of_meta_s_is_named(name):
     with pytest.raises(CheckpointError, match=f"^{name} is missing$"):
-        ModelConfig.from_meta({k: v for k, v in META_8B.items() if k != name})
+        config_from_meta({k: v for k, v in META_8B.items() if k != name})
 
 
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ModelConfig.from_hf(HF_8B).dim = 1  # type: ignore[misc]
+        config_from_hf(HF_8B).dim = 1  # type: ignore[misc]

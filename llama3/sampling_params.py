@@ -1,0 +1,54 @@
+"""How the tokens of one request are chosen: the parameters, their ranges and their defaults."""
+
+import secrets
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llama3.errors import RequestError
+
+HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest that Cloudflare Workers AI takes: a drawn seed works there, too
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. Raises RequestError that names the parameter, what was found and the range."""
+
+    temperature: float = 0.6  # 0: always the most likely token
+    top_p: float | None = None  # the fewest tokens whose probabilities sum to at least top_p; None or 1: all
+    top_k: int | None = None  # the top_k most likely tokens; None: all
+    min_p: float | None = None  # tokens at least min_p times as likely as the most likely one; None or 0: all
+    seed: int | None = None  # None: one is drawn
+    repetition_penalty: float = 1.0  # on tokens of prompt and output; 0 means 1: off
+    frequency_penalty: float = 0.0  # for each time a token is in the output
+    presence_penalty: float = 0.0  # once for a token that is in the output
+    logprobs: int | None = None  # n: report the chosen token's log-probability and the n most likely tokens
+
+    def __post_init__(self) -> None:
+        self._check("temperature", float, 0)
+        self._check("top_p", float, 0, 1)
+        self._check("top_k", int, 1)
+        self._check("min_p", float, 0, 1)
+        self._check("seed", int, 0, 2**64 - 1)
+        self._check("repetition_penalty", float, 0, 100)
+        self._check("frequency_penalty", float, -100, 100)
+        self._check("presence_penalty", float, -100, 100)
+        self._check("logprobs", int, 0)
+
+    def with_seed(self) -> "SamplingParams":
+        """The same, with a seed drawn unless there is one."""
+        return self if self.seed is not None else replace(self, seed=1 + secrets.randbelow(HIGHEST_DRAWN_SEED))
+
+    def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
+        """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
+        value = getattr(self, name)
+        value = value.item() if isinstance(value, np.generic) else value
+        if value is None and type(self).__dataclass_fields__[name].default is None:
+            return
+        most = sys.float_info.max if high is None else high
+        if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
+            limits = f"not below {low}" if high is None else f"from {low} to {high}"
+            expected = f"a {'whole' if kind is int else 'finite'} number {limits}"
+            raise RequestError(f"{name} is {value!r}: expected {expected}")
+        object.__setattr__(self, name, kind(value))
