@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama3.completion import Completion, Piece, Usage
     from llama3.config import ModelConfig
     from llama3.errors import (
         CheckpointError,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         RequestError,
         TokenizerError,
     )
-    from llama3.llama import Completion, Llama, Piece, Stream, Usage
+    from llama3.llama import Llama, Stream
     from llama3.sampling_params import SamplingParams
     from llama3.tokenizer import Tokenizer
 
@@ -46,6 +47,7 @@ __all__ = [
     "Usage",
 ]
 _MODULES = {"ModelConfig": "config", "SamplingParams": "sampling_params", "Tokenizer": "tokenizer"}
+_MODULES |= dict.fromkeys(("Completion", "Piece", "Usage"), "completion")
 _MODULES |= {name: "errors" for name in __all__ if name.endswith("Error")}
 
 

@@ -20,6 +20,7 @@ from llama3.model.transformer import Trace
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
 
+MAX_TOKENS = 256  # of an answer, unless the caller says otherwise: the default of Cloudflare Workers AI
 PREFILL_CHUNK = 512  # of prompt, beside rows that decode: enough for large products, few enough to keep a step short
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]

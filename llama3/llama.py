@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
+from llama3.completion import Completion, Piece, Usage
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import PREFILL_CHUNK, Engine, FinishReason, Model, Request, check_tokens
+from llama3.engine import MAX_TOKENS, PREFILL_CHUNK, Engine, FinishReason, Model, Request, check_tokens
 from llama3.errors import Llama3Error, RequestError
 from llama3.model.batch import Batch
 from llama3.model.lora import Adapter
@@ -21,40 +21,7 @@ from llama3.model.transformer import Trace
 from llama3.sampling_params import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
-from llama3.tools import choice_grammar, read_tools, with_tools
-
-MAX_TOKENS = 256  # as for the same model on Cloudflare Workers AI
-
-
-@dataclass(frozen=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One generated token. Its text may be empty: half a character, or what may still become a stop string, waits."""
-
-    text: str
-    token: int
-    logprob: float | None  # natural log, of the model's own distribution; None unless asked for, or if it had to come
-    top_logprobs: tuple[tuple[int, float], ...]  # (token, logprob) of the most likely, as many as asked for
-    finish_reason: FinishReason | None  # set on the last piece; if that is a stop token, its own text is not shown
-
-
-@dataclass(frozen=True)
-class Completion:
-    text: str
-    tokens: list[int]  # without the stop token
-    finish_reason: FinishReason
-    usage: Usage
-    seed: int  # the one given, or the one drawn: it repeats this text
-    pieces: list[Piece]  # every token with its logprob
+from llama3.tools import prepare
 
 
 class Stream(Iterator[Piece]):
@@ -246,9 +213,7 @@ class Llama:
         arguments always fit. tool_choice: "auto"; "none": text; "required": at least one call; or the tool to call.
         """
         if tools:
-            offered = read_tools(tools)
-            messages = with_tools(messages, offered)
-            parameters["grammar"] = choice_grammar(offered, tool_choice)
+            messages, parameters["grammar"] = prepare(tools, messages, tool_choice)
         return self.stream(self.encode_chat(messages), **parameters)
 
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Completion:

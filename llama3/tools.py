@@ -28,6 +28,18 @@ class Call:
     arguments: dict[str, Any]
 
 
+def prepare(
+    tools: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, str]], choice: str = "auto"
+) -> tuple[list[Mapping[str, str]], str]:
+    """Offer tools in a dialogue -> (the messages with the offer in them, the grammar that the answer must follow).
+
+    choice: "auto", "none", "required", or the name of the tool to call. Raises RequestError for tools that are not as
+    `read_tools` expects, and for a choice that is none of these.
+    """
+    offered = read_tools(tools)
+    return with_tools(messages, offered), choice_grammar(offered, choice)
+
+
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Flat or in OpenAI's envelope -> {"name", "description", "parameters"} each. Raises RequestError."""
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):

@@ -9,16 +9,17 @@ the path of what is wrong. Keys that the contract does not name are not looked a
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from llama3.chat import Message
+from llama3.completion import Completion, Piece, Usage
+from llama3.config import ModelConfig
 from llama3.constraint import read_json
+from llama3.engine import MAX_TOKENS, FinishReason
 from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
-from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
-
-if TYPE_CHECKING:
-    from llama3.llama import Llama, Stream, Usage
+from llama3.tools import prepare, read_calls, read_tools
 
 BAD_INPUT, TOO_LONG, NO_JSON, INTERNAL = 5006, 5021, 5024, 3043  # the service's codes
 PADDING = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -38,7 +39,33 @@ SWITCHES = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
 
 
-def run(llama: "Llama", inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
+class Stream(Protocol):
+    """An answer as it is generated: what the contract and the server need of `llama3.Stream`."""
+
+    seed: int
+
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+    @property
+    def usage(self) -> Usage: ...
+    def __iter__(self) -> Iterator[Piece]: ...
+    def completion(self) -> Completion: ...
+    def close(self) -> None: ...
+
+
+class Llama(Protocol):
+    """A loaded model: what the contract needs of `llama3.Llama`."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
+    def stream(self, prompt: Sequence[int], **parameters: Any) -> Stream: ...
+
+
+def run(llama: Llama, inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
     """One request -> its result or, with "stream", an iterator of chunks, which raises nothing: an error is a chunk.
 
     Raises ContractError before the first token for whatever is wrong with the inputs.
@@ -47,7 +74,7 @@ def run(llama: "Llama", inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]
     return chunks(stream, given) if given.get("stream") else result(stream, given)
 
 
-def begin(llama: "Llama", inputs: Any) -> "tuple[Stream, dict[str, Any]]":
+def begin(llama: Llama, inputs: Any) -> tuple[Stream, dict[str, Any]]:
     """`run` up to the first token: the answer to be, for `chunks` or `result`, and what was asked for."""
     given = validate(inputs)
     try:
@@ -235,22 +262,24 @@ def failure(error: Exception) -> ContractError:
 # ---- the answer ----
 
 
-def start(llama: "Llama", given: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> "Stream":
+def start(llama: Llama, given: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> Stream:
     """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun.
 
     more: what `Llama.stream` knows beside the contract.
     """
-    from llama3.llama import MAX_TOKENS
-
     lora = given.get("lora")
     if lora is not None and lora not in llama.adapters:
         raise bad_input(f"'/lora' names the adapter {lora[:100]!r}; loaded: {', '.join(llama.adapters) or 'none'}")
-    tools = given.get("tools")
+    tools, schema, grammar = given.get("tools"), given.get("response_format"), None
+    messages = dialog = given.get("messages") or [{"role": "user", "content": given["prompt"]}]
+    if tools and schema is None:
+        dialog, grammar = prepare(tools, messages, tool_choice)
+    elif tools:
+        dialog, _ = prepare(tools, messages)  # JSON mode: the answer is that JSON, and no call
     if given.get("raw"):
-        ids = llama.encode(given.get("prompt") or "".join(message["content"] for message in given["messages"]))
+        ids = llama.encode("".join(message["content"] for message in messages))
     else:
-        messages = given.get("messages") or [{"role": "user", "content": given["prompt"]}]
-        ids = llama.encode_chat(with_tools(messages, tools) if tools else messages)
+        ids = llama.encode_chat(dialog)
     max_tokens, window = given.get("max_tokens", MAX_TOKENS), llama.config.max_seq_len
     if len(ids) + max_tokens > window:
         raise ContractError(
@@ -260,14 +289,12 @@ def start(llama: "Llama", given: Mapping[str, Any], tool_choice: str = "auto", *
             413,
         )
     parameters = {name: given[name] for name in NUMBERS if name in given and name != "max_tokens"}
-    schema = given.get("response_format")
-    grammar = choice_grammar(tools, tool_choice) if tools and schema is None else None
     return llama.stream(
         ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **parameters, **more
     )
 
 
-def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:
+def result(stream: Stream, given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         answer = stream.completion()
     except GrammarError as error:
@@ -276,7 +303,7 @@ def result(stream: "Stream", given: Mapping[str, Any]) -> dict[str, Any]:
     return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_of(answer.usage)}
 
 
-def chunks(stream: "Stream", given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def chunks(stream: Stream, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A chunk for each piece of text, one with the usage at the end; if it ends badly, one with the errors instead.
 
     Calls of tools are no text: they come whole, in the last chunk.
@@ -321,7 +348,7 @@ def finish(text: str, finish_reason: str | None, given: Mapping[str, Any]) -> li
         raise no_json(error) from error
 
 
-def usage_of(usage: "Usage") -> dict[str, int]:
+def usage_of(usage: Usage) -> dict[str, int]:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return {name: getattr(usage, name) for name in names}
 

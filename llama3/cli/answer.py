@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from llama3.cli.terminal import per_second, progress, show
 
 if TYPE_CHECKING:
-    from llama3.llama import Piece, Stream
+    from llama3.completion import Piece
+    from llama3.llama import Stream
 
 
 class Answer:

@@ -140,7 +140,7 @@ class Chat:
         self.say("no system text" if self.system is None else f"system text: {self.system}")
 
     def set(self, name: str | None = None, value: str | None = None) -> None:
-        from llama3.llama import MAX_TOKENS
+        from llama3.engine import MAX_TOKENS
         from llama3.sampling_params import SamplingParams
 
         names = ["max_tokens", "stop", *SAMPLING]

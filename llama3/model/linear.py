@@ -16,13 +16,10 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
-
-if TYPE_CHECKING:
-    from llama3.model.lora import Adapted
 
 VECTORS = 4  # up to so many rows of x, one matrix-vector product a row beats BLAS's matrix product
 MANY = 128  # from so many rows of x on, the product outweighs the conversion, and larger tiles are worth their place
@@ -33,7 +30,13 @@ _lock = threading.Lock()  # the number of BLAS threads belongs to the process: o
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
 
 
-def linear(x: np.ndarray, w: "np.ndarray | Adapted") -> np.ndarray:
+class Matrix(Protocol):
+    """A matrix that is not one array and multiplies by itself: `lora.Adapted`."""
+
+    def product(self, x: np.ndarray) -> np.ndarray: ...
+
+
+def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
     """x (T, in) float32; w (out, in) bfloat16, float16 or float32, any strides -> x w^T, (T, out) float32."""
     if not isinstance(w, np.ndarray):
         return w.product(x)  # LoRA adds to it (lora.py)

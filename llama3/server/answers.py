@@ -14,7 +14,8 @@ from llama3.errors import ContractError
 from llama3.workers_ai import bad_input, begin, chunks, error_chunk, result
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama, Stream
+    from llama3.llama import Llama
+    from llama3.workers_ai import Stream
 
 InThread = Callable[..., Coroutine[Any, Any, Any]]
 NO_CAPACITY = 3040  # the service's code

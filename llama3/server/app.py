@@ -45,7 +45,8 @@ from llama3.server.threads import in_new_thread
 from llama3.workers_ai import bad_input, check_type, failure
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama, Stream
+    from llama3.llama import Llama
+    from llama3.workers_ai import Stream
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
 GONE = 499  # nobody reads this status: the client has left

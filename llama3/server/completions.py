@@ -8,7 +8,9 @@ from llama3.server.openai import MAX_TOP_LOGPROBS, asked, error_chunk, head, log
 from llama3.workers_ai import NUMBERS, bad_input, check_type, failure, usage_of, validate
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama, Piece, Stream
+    from llama3.completion import Piece
+    from llama3.llama import Llama
+    from llama3.workers_ai import Stream
 
 
 def begin(llama: "Llama", body: Any) -> "tuple[Stream, dict[str, Any]]":

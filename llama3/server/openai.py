@@ -15,7 +15,9 @@ from llama3.tools import Call, read_calls
 from llama3.workers_ai import NUMBERS, bad_input, check_type, failure, kind_of, start, usage_of, validate
 
 if TYPE_CHECKING:
-    from llama3.llama import Llama, Piece, Stream
+    from llama3.completion import Piece
+    from llama3.llama import Llama
+    from llama3.workers_ai import Stream
 
 MAX_TOP_LOGPROBS = 20
 

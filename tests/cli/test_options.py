@@ -5,8 +5,8 @@ import pytest
 
 from llama3.cli.help import COMMANDS
 from llama3.cli.options import SAMPLING, Option, Parser, answer_parameters
+from llama3.engine import MAX_TOKENS
 from llama3.errors import RequestError
-from llama3.llama import MAX_TOKENS
 from llama3.sampling_params import SamplingParams
 
 OTHERS = {"device": "cuda", "lora": "y=folder"}  # not "2"
