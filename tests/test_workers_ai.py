@@ -393,7 +393,7 @@ def test_streamed_calls_come_whole_in_the_last_chunk(roomy, monkeypatch):
     def only_calls(tools, choice="auto"):
         return choice_grammar(tools, "get_weather")
 
-    monkeypatch.setattr("llama3.workers_ai.choice_grammar", only_calls)
+    monkeypatch.setattr("llama3.tools.choice_grammar", only_calls)
     for seed in range(1, 9):
         *pieces, last = roomy.run(offered(seed=seed, stream=True))
         assert pieces == []
