@@ -1,24 +1,15 @@
 import random
-from itertools import pairwise
 
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
+from llama3 import plain
 from llama3.byte_pair import PATTERN, merge, split
 from tests import real_vocabulary as real
 
 BYTES = {bytes([i]): i for i in range(256)}
-
-
-def merge_as_defined(chunk: bytes, ranks: dict[bytes, int]) -> list[int]:
-    """Look at every pair, join the best, look at every pair again."""
-    parts = [bytes([byte]) for byte in chunk]
-    while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]:
-        _, i = min(pairs)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return [ranks[part] for part in parts]
 
 
 @st.composite
@@ -30,7 +21,7 @@ def vocabularies(draw: st.DrawFn) -> dict[bytes, int]:
 
 @given(vocabularies(), st.text("abc", max_size=60))
 def test_merge_joins_the_lowest_rank_first_and_the_leftmost_of_equals(ranks: dict[bytes, int], chunk: str) -> None:
-    assert merge(chunk.encode(), ranks) == merge_as_defined(chunk.encode(), ranks)
+    assert merge(chunk.encode(), ranks) == plain.merge(chunk.encode(), ranks)
 
 
 @given(
@@ -40,7 +31,7 @@ def test_merge_joins_the_lowest_rank_first_and_the_leftmost_of_equals(ranks: dic
 )
 def test_merge_with_the_real_ranks_joins_in_the_same_order(chunk: bytes) -> None:
     ranks = real.tokenizer(False).ranks
-    assert merge(chunk, ranks) == merge_as_defined(chunk, ranks)
+    assert merge(chunk, ranks) == plain.merge(chunk, ranks)
 
 
 @given(st.binary())

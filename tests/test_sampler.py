@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from llama3 import plain
 from llama3.errors import Llama3Error, LogitsError, RequestError
 from llama3.philox import uniform
 from llama3.sampler import Sample, SequenceSampler, draw, penalised, survivors
@@ -45,40 +46,7 @@ def probabilities_drawn(monkeypatch, sampler, logits, n=4000):
     return counts / n
 
 
-# ---- the plain sampler: sort everything, in Python's own floats
-
-
-def reference(logits, params, prompt, output, allowed, u):
-    """(ids kept that have a weight, the token drawn)."""
-    x = [float(value) for value in logits]
-    repetition = params.repetition_penalty or 1
-    for token in {*prompt, *output}:
-        count = list(output).count(token)
-        value = x[token] / repetition if x[token] > 0 else x[token] * repetition
-        value -= params.frequency_penalty * count + params.presence_penalty * (count > 0)
-        x[token] = float(np.float32(value))
-    x = [value if ok else -math.inf for value, ok in zip(x, allowed)]
-    order = sorted(range(len(x)), key=lambda i: (-x[i], i))
-    if params.temperature == 0:
-        return order[:1], order[0]
-    highest = x[order[0]]
-    weight = [math.exp((value - highest) / params.temperature) for value in x]
-    order = order[: params.top_k]
-    if params.top_p is not None and params.top_p < 1:
-        target, running, n = params.top_p * sum(weight[i] for i in sorted(order)), 0.0, 0
-        while n == 0 or running < target:
-            running += weight[order[n]]
-            n += 1
-        order = order[:n]
-    order = [i for i in order if weight[i] >= (params.min_p or 0)]
-    ids = [i for i in sorted(order) if weight[i] > 0]
-    target, running = u * sum(weight[i] for i in ids), 0.0
-    for token in ids:
-        running += weight[token]
-        if running > target:
-            break
-    return ids, token
-
+# ---- against `plain.py`, which sorts everything
 
 levels = st.sampled_from([-math.inf, -40.0, -1.0, -0.5, 0.0, 0.25, 3.0])  # few values: many ties
 finite = st.floats(-80, 80, width=32)
@@ -108,14 +76,15 @@ def test_the_token_is_the_plain_samplers(logits, params, data):
     ours = SequenceSampler(params, prompt, len(logits), lambda: allowed)
     for token in output:
         ours.accept(token)
-    _, expected = reference(logits, params, prompt, output, allowed, uniform(params.seed, len(output)))
-    assert ours.sample(logits).token == expected
+    u = uniform(params.seed, len(output))
+    assert ours.sample(logits).token == plain.sample(np.where(allowed, logits, -np.inf), params, u, prompt, output)
 
 
 @given(some_logits, some_params)
 def test_the_filters_keep_what_the_plain_sampler_keeps(logits, params):
     params = replace(params, temperature=params.temperature or 1)
-    expected, _ = reference(logits, params, [], [], [True] * len(logits), 0.5)
+    ids, weights = plain.survivors(logits.astype(np.float64), params)
+    expected = ids[weights > 0].tolist()
     ids = survivors(logits, params)
     ids = np.arange(len(logits)) if ids is None else ids
     assert np.all(np.diff(ids) > 0)
@@ -150,21 +119,12 @@ def big_logits(kind):
 )
 def test_a_whole_vocabulary_is_sampled_like_by_a_full_sort(kind, options):
     logits, params = big_logits(kind), SamplingParams(temperature=0.7, seed=11, **options)
-    order = np.argsort(-logits, kind="stable")
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / 0.7)
-    order = order[: params.top_k]
-    if params.top_p is not None:
-        running = np.cumsum(weights[order])
-        order = order[: np.searchsorted(running, params.top_p * weights[np.sort(order)].sum()) + 1]
-    if params.min_p is not None:
-        order = order[weights[order] >= params.min_p]
-    expected = np.sort(order)
+    expected, _ = plain.survivors(logits.astype(np.float64), params)
     ids = survivors(logits, params)
     np.testing.assert_array_equal(np.arange(VOCAB) if ids is None else ids, expected)
-    running = np.cumsum(weights[expected])
     ours = SequenceSampler(params, [], VOCAB)
     for _ in range(3):
-        token = expected[np.searchsorted(running, uniform(11, ours.index) * running[-1], side="right")]
+        token = plain.sample(logits, params, uniform(11, ours.index))
         assert ours.sample(logits).token == token
         ours.accept(token)
 

@@ -1,24 +1,20 @@
+"""Attention in blocks against `plain.py`, and what a query may see."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama3 import plain
 from llama3.model.attention import BLOCK, attention, softmax
 
 
 def plain_attention(q, k, v):
-    """The definition, head by head and position by position, in float64."""
-    n, n_heads, head_dim = q.shape
-    n_kv_heads, length, _ = k.shape
-    out = np.empty((n, n_heads, head_dim))
-    for i in range(n):
-        for h in range(n_heads):
-            keys, values = k[h * n_kv_heads // n_heads], v[h * n_kv_heads // n_heads]
-            seen = length - n + i + 1
-            scores = keys[:seen].astype(np.float64) @ q[i, h] / np.sqrt(head_dim)
-            weights = np.exp(scores - scores.max())
-            out[i, h] = weights @ values[:seen] / weights.sum()
-    return out.reshape(n, -1)
+    """`plain.attention_scores` and `plain.softmax`, head by head, in float64."""
+    q, k, v = (array.astype(np.float64) for array in (q, k, v))
+    group = q.shape[1] // len(k)
+    scores = [plain.attention_scores(q[:, j], k[j // group]) for j in range(q.shape[1])]
+    return np.concatenate([plain.softmax(scores[j]) @ v[j // group] for j in range(q.shape[1])], axis=1)
 
 
 def random_qkv(seed, n, start, n_kv_heads, group, head_dim):

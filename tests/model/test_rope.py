@@ -1,3 +1,5 @@
+"""RoPE: scores depend on the distance alone, a pair turns as a complex number does, and Llama 3.1's scaling."""
+
 import dataclasses
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama3 import plain
 from llama3.config import ModelConfig, RopeScaling
 from llama3.model.rope import rope_table, rotate
 
@@ -35,6 +38,14 @@ def test_turns_the_complex_pair_by_position_times_frequency(position):
     np.testing.assert_allclose(rotated(x, position), np.concatenate([pair.real, pair.imag], axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize("scaling", [None, RopeScaling(), RopeScaling(32.0, 1.0, 4.0, 8192)])
+def test_table_and_rotation_are_those_of_plain(scaling):
+    config = dataclasses.replace(CONFIG, head_dim=128, rope_scaling=scaling)
+    x = np.random.RandomState(0).standard_normal((8192, 2, 128)).astype(np.float32)
+    expected = plain.rotate(x.astype(np.float64), plain.rope_angles(np.arange(8192), config))
+    np.testing.assert_allclose(rotate(x, *rope_table(config, 8192)), expected, atol=1e-5)
+
+
 def test_position_zero_changes_nothing():
     x = np.random.RandomState(0).standard_normal((3, 16)).astype(np.float32)
     assert np.array_equal(rotated(x, 0), x)
@@ -43,14 +54,14 @@ def test_position_zero_changes_nothing():
 def test_scaling_leaves_fast_pairs_slows_slow_ones_and_blends_between():
     scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
     wide = dataclasses.replace(CONFIG, head_dim=128)
-    plain, stretched = (rope_angle(dataclasses.replace(wide, rope_scaling=s)) for s in (None, scaling))
-    wavelength = 2 * np.pi / plain
+    normal, stretched = (rope_angle(dataclasses.replace(wide, rope_scaling=s)) for s in (None, scaling))
+    wavelength = 2 * np.pi / normal
     fast, slow = wavelength < 8192 / 4, wavelength > 8192 / 1
     between = ~fast & ~slow
     assert fast.any() and slow.any() and between.any()
-    np.testing.assert_allclose(stretched[fast], plain[fast], rtol=1e-4)
-    np.testing.assert_allclose(stretched[slow], plain[slow] / 8, rtol=1e-4)
-    assert np.all((stretched[between] > plain[between] / 8) & (stretched[between] < plain[between]))
+    np.testing.assert_allclose(stretched[fast], normal[fast], rtol=1e-4)
+    np.testing.assert_allclose(stretched[slow], normal[slow] / 8, rtol=1e-4)
+    assert np.all((stretched[between] > normal[between] / 8) & (stretched[between] < normal[between]))
 
 
 def rope_angle(config):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llama3.model
+from llama3 import plain
 from llama3.checkpoint import load_folder
 from llama3.config import ModelConfig, RopeScaling
 from llama3.cpu_model import CpuModel
@@ -61,6 +62,30 @@ def long_logits(long_model) -> tuple[np.ndarray, np.ndarray]:
     """One full forward over 8,192 tokens: all of their logits."""
     tokens = tokens_of(long_model.config, LONG)
     return tokens, full_forward(long_model, tokens)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_logits_and_traced_activations_are_those_of_plain(tmp_path_factory, data):
+    draw = data.draw
+    n_kv_heads = draw(st.sampled_from([1, 2, 3]))
+    config = tiny_config(
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=n_kv_heads * draw(st.sampled_from([1, 2, 4])),
+        n_kv_heads=n_kv_heads,
+        rope_scaling=draw(st.sampled_from([None, RopeScaling(original_max_seq_len=32)])),
+    )
+    model = load(tmp_path_factory.mktemp("random"), config)
+    tokens = tokens_of(config, draw(st.integers(1, 150)), seed=draw(st.integers(0, 9)))
+    expected: dict[str, np.ndarray] = {}
+    traced: dict[str, np.ndarray] = {}
+    cache = model.new_cache(1, len(tokens))
+    batch = Batch.of([(cache.allocate(), tokens)])
+    logits = model.forward(batch, cache, np.arange(len(tokens)), lambda name, value: traced.update({name: value}))
+    plain_logits = plain.forward(tokens, config, model.weights, lambda name, value: expected.update({name: value}))
+    assert worst_row(logits, plain_logits) <= BAR
+    assert len(traced) == 2 + 3 * config.n_layers
+    assert all(worst_row(value, expected[name]) <= BAR for name, value in traced.items())
 
 
 def test_token_by_token_equals_one_full_forward(model):
