@@ -19,7 +19,7 @@ from machine import about_this_run  # the file beside this one
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama3.config import ModelConfig
 from llama3.model.batch import Batch
-from llama3.model.lora import LowRank
+from llama3.model.lora import LoraPair
 from llama3.model.transformer import Transformer
 from llama3.model.weights import LayerWeights, Weights
 
@@ -45,7 +45,7 @@ def main() -> None:
     ]
     adapter = [
         {
-            name: LowRank(matrix(RANK, width).astype(np.float32), matrix(out, RANK).astype(np.float32))
+            name: LoraPair(matrix(RANK, width).astype(np.float32), matrix(out, RANK).astype(np.float32))
             for name, (out, width) in shapes.items()
         }
         for _ in range(c.n_layers)

@@ -45,7 +45,7 @@ def forward(tokens: Sequence[int], config: ModelConfig, weights: Weights, see: C
         heads = []
         for j in range(c.n_heads):  # `group` query heads share a key head and a value head (Ainslie 2023)
             scores = note(f"{at}.heads.{j}.scores", attention_scores(q[:, j], k[:, j // group]))  # (T, T)
-            heads.append(note(f"{at}.heads.{j}.weights", softmax(scores)) @ v[:, j // group])  # (T, head_dim)
+            heads.append(note(f"{at}.heads.{j}.weights", softmax(scores)) @ v[:, j // group])
         x = x + note(f"{at}.attention", linear(np.concatenate(heads, axis=1), layer.wo))  # (T, dim)
         h = note(f"{at}.ffn_norm", rms_norm(x, layer.ffn_norm, c.norm_eps))  # (T, dim)
         gate = note(f"{at}.gate", linear(h, layer.w1))  # (T, hidden_dim)
@@ -82,7 +82,7 @@ def rotate(x: Array, angle: Array) -> Array:
 
 def attention_scores(q: Array, k: Array) -> Array:
     """q (n, head_dim), the last n positions; k (T, head_dim) -> (n, T). A later position than the query's is -inf."""
-    future = np.triu(np.ones((len(q), len(k)), bool), len(k) - len(q) + 1)  # (n, T)
+    future = np.triu(np.ones((len(q), len(k)), bool), len(k) - len(q) + 1)  # (len(q), len(k))
     return np.where(future, -np.inf, q @ k.T / np.sqrt(q.shape[1]))
 
 

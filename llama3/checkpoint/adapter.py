@@ -12,7 +12,7 @@ from llama3.checkpoint.safetensors_file import open_safetensors
 from llama3.checkpoint.shards import read_json
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
-from llama3.model.lora import Adapter, LowRank
+from llama3.model.lora import Adapter, LoraPair
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 64
@@ -40,7 +40,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; PEFT's save_pretrained writes it")
     tensors = open_safetensors(file)
-    expected, layers = shapes(config, HUGGING_FACE), [dict[str, LowRank]() for _ in range(config.n_layers)]
+    expected, layers = shapes(config, HUGGING_FACE), [dict[str, LoraPair]() for _ in range(config.n_layers)]
     for name in tensors:
         found = TENSOR.fullmatch(name)
         if not found:
@@ -60,7 +60,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
                 )
             if not np.isfinite(tensors[x].astype(np.float32)).all():
                 raise CheckpointError(f"{file}: tensor {x!r} holds a number that is not finite")
-        layers[i][matrix] = LowRank(tensors[a].astype(np.float32), tensors[b].astype(np.float32) * np.float32(scale))
+        layers[i][matrix] = LoraPair(tensors[a].astype(np.float32), tensors[b].astype(np.float32) * np.float32(scale))
     for i, layer in enumerate(layers):
         for target in targets:
             if target in {name.split(".")[-1] for name in MATRICES} and not any(

@@ -1,4 +1,4 @@
-"""The rows of one step: the new tokens of one sequence or of many, end to end."""
+"""The rows of one step: the new tokens of one sequence or of many, one sequence behind the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequence i owns the next `counts[i]` rows and lives in cache slot `slots[i]`.
+    """Sequence i owns the next `counts[i]` rows, and its keys and values are in cache slot `slots[i]`.
 
-    There is no batch axis: a prompt is many rows of one sequence, decoding is one row each of many sequences, and a
-    step may mix the two. Positions are not stored here: they follow from the cache's lengths.
+    There is no batch axis. A prompt is many rows of one sequence, decoding is one row of each of many sequences, and a
+    step may mix the two. Positions are not stored: they follow from the lengths in the cache.
     """
 
     tokens: np.ndarray  # (T,) int32
     slots: tuple[int, ...]  # (n_sequences,), all different
-    counts: tuple[int, ...]  # (n_sequences,), each at least 1, together T
-    adapters: tuple[str | None, ...] = ()  # (n_sequences,), each one's LoRA adapter; or empty: none has one
+    counts: tuple[int, ...]  # (n_sequences,), each at least 1; their sum is T
+    adapters: tuple[str | None, ...] = ()  # (n_sequences,), the name of each LoRA adapter; empty: no sequence has one
 
     def __post_init__(self) -> None:
         assert self.tokens.ndim == 1 and self.tokens.dtype == np.int32, (self.tokens.shape, self.tokens.dtype)
@@ -27,17 +27,17 @@ class Batch:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, Sequence[int] | np.ndarray]], adapters: Sequence[str | None] = ()) -> "Batch":
-        """From (slot, its new tokens) pairs: `Batch.of([(0, prompt), (3, [token])])`."""
+        """From pairs of a slot and its new tokens: `Batch.of([(0, prompt), (3, [token])])`."""
         tokens = np.concatenate([np.asarray(tokens, np.int32) for _, tokens in rows])
         slots, counts = tuple(slot for slot, _ in rows), tuple(len(tokens) for _, tokens in rows)
         return cls(tokens, slots, counts, tuple(adapters) if any(adapters) else ())
 
     @property
     def last_rows(self) -> np.ndarray:
-        """Index of each sequence's last row: the one whose logits predict its next token."""
-        return np.cumsum(self.counts) - 1  # (n_sequences,)
+        """(n_sequences,): the index of each sequence's last row, whose logits predict its next token."""
+        return np.cumsum(self.counts) - 1
 
     @property
     def spans(self) -> list[slice]:
-        """Each sequence's rows."""
+        """The rows of each sequence."""
         return [slice(end - count, end) for end, count in zip(np.cumsum(self.counts).tolist(), self.counts)]

@@ -1,100 +1,64 @@
-"""The matrix product of every projection: y = x W^T in float32, with W left in the checkpoint's own dtype.
+"""The product behind every projection: `x @ w.T` in float32, with w left in the checkpoint's own dtype.
 
-BLAS knows no bfloat16. Converting W as a whole would double the memory, and at one row of x the product takes as long
-as W takes to arrive from memory. So W is taken in tiles of rows: a tile is converted to float32, multiplied while it is
-still in the CPU's cache, and overwritten by the next. The conversion is exact: a bfloat16 is the upper half of a
-float32. Both steps run outside Python's lock, so as many Python threads share the tiles as BLAS would use threads of
-its own, and BLAS is held to one thread meanwhile.
+BLAS has no bfloat16. A float32 copy of w would double the memory, and with one row of x the time goes into reading w
+from memory. So w is taken in tiles of rows: each tile is converted to float32, multiplied while it is still in the
+CPU's cache, and overwritten by the next. The conversion is exact, because a bfloat16 is the upper half of a float32.
+The tiles are shared among threads (`threads.py`).
 
-What is bitwise: the tiles follow from the shapes alone and one BLAS thread computes each, so the result does not depend
-on the number of threads; nor does a row of it, up to VECTORS rows of x, depend on the other rows. With more rows BLAS
-blocks them together, and a row's rounding differs with their number. A matrix of one tile is left to BLAS and however
-many threads it takes.
+Reproducibility: the tiles follow from the shapes alone and each is computed by one BLAS thread, so the result does not
+depend on the number of threads. With up to VECTORS rows of x, a row's bits do not depend on the other rows either; with
+more, BLAS blocks the rows together, and a row's rounding depends on how many there are. A matrix of one tile is left to
+BLAS and its own threads.
 """
 
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-VECTORS = 4  # up to so many rows of x, one matrix-vector product a row beats BLAS's matrix product
-MANY = 128  # from so many rows of x on, the product outweighs the conversion, and larger tiles are worth their place
-SMALL_TILE = 2**19  # entries, 2 MB: the core's share of the cache
-LARGE_TILE = 2**21  # entries, 8 MB: BLAS repacks x for every tile, so fewer of them
+from llama3.model.threads import run_on_blas_threads
 
-_lock = threading.Lock()  # the number of BLAS threads belongs to the process: one product at a time may change it
-_workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
+VECTORS = 4  # up to this many rows of x, one matrix-vector product a row is faster than BLAS's matrix product
+MANY = 128  # from this many rows of x on, the product costs more than the conversion, and larger tiles pay off
+SMALL_TILE = 2**19  # entries: 2 MB, a core's share of the cache
+LARGE_TILE = 2**21  # entries: 8 MB. BLAS repacks x for every tile, so many rows want fewer tiles
 
 
 class Matrix(Protocol):
-    """A matrix that is not one array and multiplies by itself: `lora.Adapted`."""
+    """A matrix that is more than one array and multiplies by itself, such as `lora.LoraMatrix`."""
 
     def product(self, x: np.ndarray) -> np.ndarray: ...
 
 
 def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
-    """x (T, in) float32; w (out, in) bfloat16, float16 or float32, any strides -> x w^T, (T, out) float32."""
+    """x (T, n_in) float32; w (n_out, n_in) bfloat16, float16 or float32, any strides -> x @ w.T, (T, n_out) float32."""
     if not isinstance(w, np.ndarray):
-        return w.product(x)  # LoRA adds to it (lora.py)
+        return w.product(x)
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
     if len(x) == 0:
-        return out  # a chunk of a prompt that draws nothing must not read the whole output matrix
+        return out  # a chunk of a prompt whose logits nobody needs must not read the whole output matrix
     entries = SMALL_TILE if len(x) < MANY else LARGE_TILE
     height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
     tiles = iter(range(0, len(w), height))
     if len(w) <= height:
         _multiply(x, w, out, tiles, height)
     else:
-        _share(x, w, out, tiles, height)
+        run_on_blas_threads(lambda: _multiply(x, w, out, tiles, height))
     return out
 
 
 def _multiply(x: np.ndarray, w: np.ndarray, out: np.ndarray, tiles: Iterator[int], height: int) -> None:
-    """Work through tiles until there are none left; several threads may draw from the same `tiles`."""
+    """Multiply tile after tile until `tiles` is empty. Several threads may draw from the same iterator."""
     buffer = np.empty((min(height, len(w)), w.shape[1]), np.float32)
     for begin in tiles:
-        tile = w[begin : begin + height]  # (rows, in)
+        tile = w[begin : begin + height]  # up to `height` rows
         if tile.dtype != np.float32:
             buffer[: len(tile)] = tile
             tile = buffer[: len(tile)]
-        columns = out[:, begin : begin + height]  # (T, rows)
+        columns = out[:, begin : begin + height]  # this tile's part of the result
         if len(x) <= VECTORS:
             for vector, result in zip(x, columns):
                 np.matmul(tile, vector, out=result)
         else:
-            columns[:] = (tile @ x.T).T  # the tile on the left: up to 1.2 x as fast as x @ tile.T for few rows
-
-
-def _share(x: np.ndarray, w: np.ndarray, out: np.ndarray, tiles: Iterator[int], height: int) -> None:
-    """`_multiply` on as many threads as BLAS is set to use, this one among them."""
-    global _workers
-    with _lock:
-        if _workers is None:
-            _workers = ThreadpoolController(), ThreadPoolExecutor(os.cpu_count(), "llama3-linear")
-        blas, pool = _workers
-        found = [library["num_threads"] for library in blas.info() if library["user_api"] == "blas"]
-        threads = max(found, default=os.cpu_count() or 1)  # none found: a BLAS that threadpoolctl cannot hold back
-        with blas.limit(limits=1, user_api="blas"):
-            others = [pool.submit(_multiply, x, w, out, tiles, height) for _ in range(threads - 1)]
-            try:
-                _multiply(x, w, out, tiles, height)
-            finally:
-                others = [other for other in others if not other.cancel()]  # on a busy machine some never began
-                wait(others)  # also when Ctrl-C arrives: BLAS gets its threads back only when nobody multiplies
-        for other in others:
-            other.result()  # raises what it raised
-
-
-def _forget_workers() -> None:
-    """A forked child has none of its parent's threads, and might find the lock taken for good."""
-    global _lock, _workers
-    _lock, _workers = threading.Lock(), None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+            columns[:] = (tile @ x.T).T  # with few rows up to 1.2 times as fast as x @ tile.T

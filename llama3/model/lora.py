@@ -1,62 +1,60 @@
-"""LoRA: an adapter adds to a matrix W the product of two thin ones, y = W x + scale * B (A x) (Hu et al. 2021).
+"""LoRA: an adapter adds the product of two thin matrices to a matrix W, y = W x + scale * B (A x) (Hu et al. 2021).
 
-The sum W + scale * B A is never formed. So W is shared, and the rows of one batch may have different adapters, or none.
+The sum W + scale * B A is never computed, so all requests share W, and each row of a batch may use its own adapter.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from llama3.model.batch import Batch
 from llama3.model.linear import linear
-
-if TYPE_CHECKING:
-    from llama3.model.weights import LayerWeights
+from llama3.model.weights import LayerWeights
 
 
 @dataclass(frozen=True)
-class LowRank:
-    a: np.ndarray  # (rank, in) float32
-    b: np.ndarray  # (out, rank) float32, already times the scale
+class LoraPair:
+    a: np.ndarray  # (rank, n_in) float32
+    b: np.ndarray  # (n_out, rank) float32, already multiplied by the scale
 
 
-Adapter = Sequence[Mapping[str, LowRank]]  # of each layer the matrices that it changes, by their names: "wq", "w2"
+Adapter = Sequence[Mapping[str, LoraPair]]  # for each layer the matrices that it changes, by name: "wq", "w2"
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A matrix as it is for the rows of one batch. `linear` takes it like any other."""
+class LoraMatrix:
+    """A weight matrix with the adapters of one batch. `linear` accepts it like any other matrix."""
 
-    w: np.ndarray  # (out, in)
-    parts: list[tuple[np.ndarray, LowRank]]  # some of the rows, and what is added to their products
+    w: np.ndarray  # (n_out, n_in)
+    parts: list[tuple[np.ndarray, LoraPair]]  # indices of rows, and the pair that is added to their products
 
     def product(self, x: np.ndarray) -> np.ndarray:
-        """x (T, in) -> (T, out) float32"""
+        """x (T, n_in) -> (T, n_out) float32"""
         out = linear(x, self.w)
-        for rows, low_rank in self.parts:
-            out[rows] += linear(linear(x[rows], low_rank.a), low_rank.b)
+        for rows, pair in self.parts:
+            out[rows] += linear(linear(x[rows], pair.a), pair.b)
         return out
 
 
-def adapted(layers: list["LayerWeights"], batch: Batch, adapters: Mapping[str, Adapter]) -> Sequence["LayerWeights"]:
-    """The layers with the adapters of this batch in them; without any, the very layers that were given."""
-    rows_of = rows_by_adapter(batch)
-    if not rows_of:
+def with_adapters(layers: list[LayerWeights], batch: Batch, adapters: Mapping[str, Adapter]) -> Sequence[LayerWeights]:
+    """The layers with this batch's adapters added. Without adapters in the batch: the same list that came in."""
+    adapter_rows = rows_by_adapter(batch)
+    if not adapter_rows:
         return layers
     out = []
     for i, layer in enumerate(layers):
         changed: dict[str, Any] = {}
-        for name, rows in rows_of.items():
-            for matrix, low_rank in adapters[name][i].items():
-                changed.setdefault(matrix, Adapted(getattr(layer, matrix), [])).parts.append((rows, low_rank))
+        for name, rows in adapter_rows.items():
+            for matrix, pair in adapters[name][i].items():
+                changed.setdefault(matrix, LoraMatrix(getattr(layer, matrix), [])).parts.append((rows, pair))
         out.append(replace(layer, **changed))
     return out
 
 
 def rows_by_adapter(batch: Batch) -> dict[str, np.ndarray]:
-    """Of each adapter of the batch, the rows that it is for."""
+    """For each adapter of the batch, the indices of its rows."""
     spans: dict[str, list[np.ndarray]] = {}
     for name, span in zip(batch.adapters, batch.spans):
         if name is not None:

@@ -4,6 +4,6 @@ import numpy as np
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """x (T, dim) float32, weight (dim,) float32 -> (T, dim) float32. Each row is treated alone."""
+    """x (T, dim) float32, weight (dim,) float32 -> (T, dim) float32. Rows do not affect one another."""
     mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
-    return x / np.sqrt(mean_square + eps) * weight  # (T, dim)
+    return x / np.sqrt(mean_square + eps) * weight

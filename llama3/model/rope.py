@@ -1,8 +1,8 @@
 """Rotary position embedding: each pair of channels turns by an angle that grows with the position (Su et al. 2021).
 
-The dot product of a rotated query and a rotated key then depends on how far apart they stand, and on nothing else
-about where they stand. Pair i of a head is channels i and i + head_dim / 2 ("split halves", as Hugging Face stores
-the weights); Meta's files pair 2i and 2i + 1, and their wq and wk are reordered when they are loaded.
+The dot product of a rotated query and a rotated key then depends on the distance between the two positions and not on
+the positions themselves. Pair i of a head is channels i and i + head_dim / 2 ("split halves"), as Hugging Face stores
+the weights. Meta's files pair channels 2i and 2i + 1; their wq and wk are reordered when they are loaded.
 """
 
 import numpy as np
@@ -12,28 +12,28 @@ from llama3.config import ModelConfig, RopeScaling
 
 def rope_table(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of every angle: two (length, head_dim / 2) float32 arrays, computed in float64."""
-    exponent = -np.arange(0, config.head_dim, 2) / config.head_dim  # (head_dim / 2,): 0 to almost -1
-    frequency = config.rope_theta**exponent  # (head_dim / 2,), radians a position: the first pairs turn fastest
+    exponent = -np.arange(0, config.head_dim, 2) / config.head_dim  # (head_dim / 2,): from 0 to almost -1
+    frequency = config.rope_theta**exponent  # (head_dim / 2,): radians a position; the first pairs turn fastest
     if config.rope_scaling is not None:
-        frequency = _stretch(frequency, config.rope_scaling)
+        frequency = _stretch(frequency, config.rope_scaling)  # (head_dim / 2,)
     angle = np.outer(np.arange(length), frequency)  # (length, head_dim / 2)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """x (T, heads, head_dim), cos and sin (T, head_dim / 2), the table's rows at each row's position -> as x."""
-    a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2) each
-    cos, sin = cos[:, None], sin[:, None]  # (T, 1, head_dim / 2): the same turn for every head
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (T, heads, head_dim)
+    """x (T, heads, head_dim); cos and sin (T, head_dim / 2), the table's rows for each row's position -> as x."""
+    a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2)
+    cos, sin = cos[:, None], sin[:, None]  # (T, 1, head_dim / 2): every head turns by the same angle
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def _stretch(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Llama 3.1: slow pairs turn `factor` times slower, fast ones as before, and those between are blended.
+    """Llama 3.1's scaling for longer contexts (Meta's `apply_scaling`): slow pairs turn `factor` times more slowly.
 
-    A pair that makes fewer than low_freq_factor turns in the original context is slow, one that makes more than
-    high_freq_factor is fast (Meta's `apply_scaling`).
+    A pair is slow if it makes fewer than low_freq_factor turns in the original context, and fast if it makes more than
+    high_freq_factor. Fast pairs are left as they are; those in between are blended.
     """
-    turns = scaling.original_max_seq_len * frequency / (2 * np.pi)  # in the original context
+    turns = scaling.original_max_seq_len * frequency / (2 * np.pi)  # (head_dim / 2,): in the original context
     fast = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     fast = np.clip(fast, 0, 1)  # (head_dim / 2,): 0 slow, 1 fast
     return (1 - fast) * frequency / scaling.factor + fast * frequency

@@ -1,4 +1,4 @@
-"""The whole model: embedding, n_layers of attention and feed-forward around a residual stream, norm, output."""
+"""The forward pass: embedding, n_layers of attention and feed-forward around a residual stream, norm, output matrix."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ from llama3.model.batch import Batch
 from llama3.model.feed_forward import feed_forward
 from llama3.model.kv_cache import KVCache
 from llama3.model.linear import linear
-from llama3.model.lora import Adapter, adapted
+from llama3.model.lora import Adapter, with_adapters
 from llama3.model.rms_norm import rms_norm
 from llama3.model.rope import rope_table, rotate
 from llama3.model.weights import Weights
@@ -26,41 +26,42 @@ class Transformer:
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.config, slots, max_len)
 
-    def forward(self, batch: Batch, cache: KVCache, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
-        """Run the batch's tokens and append them to their slots.
+    def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
+        """Run the batch's T tokens and append their keys and values to their slots.
 
-        rows: which of the T rows to give logits for -> (len(rows), vocab_size) float32. Only those pay for the output
-        matrix. `trace` is called with the name and the value of every block's output, for comparisons.
+        logit_rows: which rows to give logits for -> (len(logit_rows), vocab_size) float32. Only these rows pay for the
+        output matrix. `trace`, if given, is called with the name and the value of each block's output.
         """
-        record = trace or (lambda name, value: None)
+        trace = trace or (lambda name, value: None)
         c, w = self.config, self.weights
         T = len(batch.tokens)
-        positions = np.concatenate([cache.lengths[slot] + np.arange(n) for slot, n in zip(batch.slots, batch.counts)])
+        lengths = [cache.lengths[slot] + n for slot, n in zip(batch.slots, batch.counts)]  # after this step
+        positions = np.concatenate([np.arange(end - n, end) for end, n in zip(lengths, batch.counts)])  # (T,)
         cos, sin = self.cos[positions], self.sin[positions]  # (T, head_dim / 2)
 
         x = w.tok_embeddings[batch.tokens].astype(np.float32)  # (T, dim): the residual stream
-        record("tok_embeddings", x)
-        for i, layer in enumerate(adapted(w.layers, batch, self.adapters)):
+        trace("tok_embeddings", x)
+        for i, layer in enumerate(with_adapters(w.layers, batch, self.adapters)):
             h = rms_norm(x, layer.attention_norm, c.norm_eps)  # (T, dim)
             q = rotate(linear(h, layer.wq).reshape(T, c.n_heads, c.head_dim), cos, sin)  # (T, n_heads, head_dim)
             k = rotate(linear(h, layer.wk).reshape(T, c.n_kv_heads, c.head_dim), cos, sin)  # (T, n_kv_heads, head_dim)
             v = linear(h, layer.wv).reshape(T, c.n_kv_heads, c.head_dim)  # (T, n_kv_heads, head_dim)
-            mixed = np.empty((T, c.n_heads * c.head_dim), np.float32)
-            for slot, span in zip(batch.slots, batch.spans):  # the one place that knows whose row is whose
-                keys, values = cache.write(slot, i, k[span], v[span])  # (n_kv_heads, length, head_dim)
-                mixed[span] = attention(q[span], keys, values)
-            mixed = linear(mixed, layer.wo)  # (T, dim)
-            record(f"layers.{i}.attention", mixed)
-            x = x + mixed
+            heads = np.empty((T, c.n_heads * c.head_dim), np.float32)
+            for j, span in enumerate(batch.spans):  # attention alone mixes rows, so it runs sequence by sequence
+                keys, values = cache.write(batch.slots[j], i, k[span], v[span])  # (n_kv_heads, lengths[j], head_dim)
+                heads[span] = attention(q[span], keys, values)
+            attention_out = linear(heads, layer.wo)  # (T, dim)
+            trace(f"layers.{i}.attention", attention_out)
+            x = x + attention_out  # (T, dim)
 
-            h = rms_norm(x, layer.ffn_norm, c.norm_eps)  # (T, dim)
-            h = feed_forward(h, layer.w1, layer.w2, layer.w3)  # (T, dim)
-            record(f"layers.{i}.feed_forward", h)
-            x = x + h
-            record(f"layers.{i}", x)
+            ffn_in = rms_norm(x, layer.ffn_norm, c.norm_eps)  # (T, dim)
+            ffn_out = feed_forward(ffn_in, layer.w1, layer.w2, layer.w3)  # (T, dim)
+            trace(f"layers.{i}.feed_forward", ffn_out)
+            x = x + ffn_out  # (T, dim)
+            trace(f"layers.{i}", x)
 
         for slot, n in zip(batch.slots, batch.counts):
             cache.advance(slot, n)
-        x = rms_norm(x[rows], w.norm, c.norm_eps)  # (len(rows), dim)
-        record("norm", x)
-        return linear(x, w.output)  # (len(rows), vocab_size)
+        x = rms_norm(x[logit_rows], w.norm, c.norm_eps)  # (len(logit_rows), dim)
+        trace("norm", x)
+        return linear(x, w.output)

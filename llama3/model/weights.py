@@ -1,4 +1,4 @@
-"""The matrices of a model, by Meta's names."""
+"""The matrices of a model, by Meta's names. `linear` computes x @ w.T, so a matrix is (outputs, inputs)."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """In the checkpoint's own dtype (bfloat16, float16 or float32); wq and wk in split halves (see `rope.py`)."""
+    """In the checkpoint's own dtype: bfloat16, float16 or float32. wq and wk are in split halves (see `rope.py`)."""
 
     tok_embeddings: np.ndarray  # (vocab_size, dim)
     layers: list[LayerWeights]
     norm: np.ndarray  # (dim,)
-    output: np.ndarray  # (vocab_size, dim); the very array tok_embeddings where the two are tied
+    output: np.ndarray  # (vocab_size, dim); the same array as tok_embeddings if the two are tied

@@ -10,7 +10,7 @@ from llama3.cuda.weights import upload_weights
 from llama3.engine import Engine, Request
 from llama3.model import transformer as plain
 from llama3.model.batch import Batch
-from llama3.model.lora import LowRank
+from llama3.model.lora import LoraPair
 from llama3.sampling_params import SamplingParams
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 from tests.cuda.test_transformer import CONFIG, assert_agree, tokens_of, weights_of
@@ -26,15 +26,15 @@ SHAPES = {
 }
 
 
-def low_rank(seed, rank, out, width, scale=1.0):
+def lora_pair(seed, rank, out, width, scale=1.0):
     """bfloat16 numbers in float32, so that both sides multiply by the same."""
     a, b = random(seed, rank, width, scale=width**-0.5), random(seed + 1, out, rank, scale=scale * rank**-0.5)
-    return LowRank(a.astype(np.float32), b.astype(np.float32))
+    return LoraPair(a.astype(np.float32), b.astype(np.float32))
 
 
 def adapter(seed, rank, matrices=tuple(SHAPES)):
     return [
-        {name: low_rank(seed + 20 * i + len(name), rank, *SHAPES[name], 0.5) for name in matrices} for i in range(2)
+        {name: lora_pair(seed + 20 * i + len(name), rank, *SHAPES[name], 0.5) for name in matrices} for i in range(2)
     ]
 
 
@@ -45,7 +45,7 @@ ADAPTERS = {"all": adapter(1, 4), "high": adapter(2, 64), "some": adapter(3, 9, 
 @pytest.mark.parametrize(("out", "width", "rank"), [(64, 64, 1), (300, 192, 16), (515, 2112, 64)])
 def test_what_is_added_agrees_with_float64(device, in_every_order, dtype, out, width, rank):
     """Into the middle of wider rows, whose other columns stay as they are; rows without an adapter, too."""
-    parts = [low_rank(n, rank, out, width) for n in (1, 50)]
+    parts = [lora_pair(n, rank, out, width) for n in (1, 50)]
     config = CONFIG.__class__(**{**vars(CONFIG), "n_layers": 1})
     names = ["b", None, "a", None, "b"]
     x, before = random(9, len(names), width), random(8, len(names), out + 24, dtype=dtype)
@@ -69,7 +69,7 @@ def test_what_is_added_agrees_with_float64(device, in_every_order, dtype, out, w
 
 
 def test_the_naive_kernel_adds_the_same(device, in_every_order):
-    part, x, before = low_rank(5, 8, 70, 128), random(6, 3, 128), random(7, 3, 70, dtype=np.float32)
+    part, x, before = lora_pair(5, 8, 70, 128), random(6, 3, 128), random(7, 3, 70, dtype=np.float32)
     there = [device.upload(array.astype(bfloat16)) for array in (part.a, part.b, x)]
     which = device.upload(np.array([0, -1, 0], np.int32))
 

@@ -7,7 +7,7 @@ import pytest
 
 from llama3.checkpoint import load_adapter, load_folder
 from llama3.model.batch import Batch
-from llama3.model.lora import adapted
+from llama3.model.lora import with_adapters
 from llama3.model.transformer import Transformer
 from tests.tiny import MODULES, merged, random_adapter, random_tensors, tiny_config, write_adapter, write_hf, write_meta
 
@@ -75,8 +75,8 @@ def test_rows_of_three_adapters_and_of_none_in_one_batch_are_as_with_merged_weig
 
 def test_a_batch_without_adapters_is_multiplied_by_the_very_weights(model):
     layers = model.weights.layers
-    assert adapted(layers, Batch.of([(0, [1, 2])]), model.adapters) is layers
-    assert adapted(layers, Batch.of([(0, [1, 2]), (1, [3])], [None, None]), model.adapters) is layers
+    assert with_adapters(layers, Batch.of([(0, [1, 2])]), model.adapters) is layers
+    assert with_adapters(layers, Batch.of([(0, [1, 2]), (1, [3])], [None, None]), model.adapters) is layers
 
 
 def test_what_decodes_beside_others_has_the_bits_it_has_alone(model):

@@ -1,0 +1,98 @@
+"""Imports only go down, and there is no circle of them. Imports inside functions and under TYPE_CHECKING count."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom to the top, as docs/architecture.md explains it. A name is a module or a package of llama3; each may
+# import what stands before it.
+FLOORS = (
+    "errors limits resources philox",
+    "config sampling_params byte_pair",
+    "model",
+    "plain",
+    "tokenizer_file",
+    "tokenizer",
+    "chat text",
+    "constraint",
+    "tools",
+    "sampler_fast",
+    "sampler",
+    "cpu_model",
+    "checkpoint",
+    "cuda",
+    "engine",
+    "completion",
+    "workers_ai",
+    "llama",
+    "llama3",  # the public names
+    "parity",
+    "server",
+    "cli",
+    "__main__",
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "llama3").rglob("*.py")
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of llama3 that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "llama3"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if (node.module or "").split(".")[0] == "llama3":
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= names & MODULES.keys() | ({node.module} if names - MODULES.keys() else set())
+    return found
+
+
+def room(module: str) -> str:
+    """llama3.model.rope is in model, llama3.engine is engine itself."""
+    return module.split(".")[1] if "." in module else module
+
+
+def test_every_module_has_its_floor():
+    assert {room(module) for module in MODULES} == FLOOR.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module: str):
+    mine = FLOOR[room(module)]
+    if module == "llama3":  # it names modules as text, and imports them when they are first used
+        assert "llama3.llama" in imports(MODULES[module])
+    wrong = {other for other in imports(MODULES[module]) if room(other) != room(module) and FLOOR[room(other)] >= mine}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}, on the same floor or above"
+
+
+def test_there_is_no_circle():
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+    assert len(done) >= 90
+
+
+def test_the_packages_do_not_import_themselves_back():
+    """Importing llama3.model.rope runs llama3/model/__init__.py first, so that must import nothing of its own room
+    that imports the package again."""
+    for module, path in MODULES.items():
+        if path.name == "__init__.py":
+            inside = {other for other in imports(path) if other.startswith(module + ".")}
+            assert all(module not in imports(MODULES[other]) for other in inside), module
