@@ -1,4 +1,4 @@
-"""What a generation gives: its tokens one by one, and the whole answer with its usage."""
+"""The results of a generation: each token, the whole answer, and the numbers of tokens."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Piece:
-    """One generated token. Its text may be empty: half a character, or what may still become a stop string, waits."""
+    """One generated token. Its text is empty while a character is incomplete or may be the start of a stop string."""
 
     text: str
     token: int
-    logprob: float | None  # natural log, of the model's own distribution; None unless asked for, or if it had to come
-    top_logprobs: tuple[tuple[int, float], ...]  # (token, logprob) of the most likely, as many as asked for
-    finish_reason: FinishReason | None  # set on the last piece; if that is a stop token, its own text is not shown
+    logprob: float | None  # natural log, before temperature and filters; None: not asked for, or forced by the grammar
+    top_logprobs: tuple[tuple[int, float], ...]  # (token, logprob) of the most likely tokens
+    finish_reason: FinishReason | None  # set on the last piece; a stop token has no text
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,5 @@ class Completion:
     tokens: list[int]  # without the stop token
     finish_reason: FinishReason
     usage: Usage
-    seed: int  # the one given, or the one drawn: it repeats this text
-    pieces: list[Piece]  # every token with its logprob
+    seed: int  # as given, or as drawn; with it, the same text comes again
+    pieces: list[Piece]  # every token, the stop token included

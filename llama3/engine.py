@@ -1,8 +1,8 @@
-"""Many requests, one batch: every step feeds each running sequence its next rows and draws its next token.
+"""Many requests in one batch: every step feeds each running sequence its next tokens and draws the token after them.
 
-The engine knows token ids alone: no text, no HTTP, no threads. Requests join and leave between steps. One that is
-decoding needs a single row; one still in its prompt needs many, and gets a bounded chunk of them a step, so that a
-long prompt never holds up the others for longer than that (chunked prefill, "Sarathi": Agrawal et al. 2023).
+The engine deals in token ids: it knows no text, no HTTP and no threads. Requests join and leave between steps. A
+request that is decoding needs one row in a step. A request whose prompt is still being read gets a chunk of limited
+size, so that a long prompt delays the others by no more than that (chunked prefill, "Sarathi": Agrawal et al. 2023).
 """
 
 from collections import deque
@@ -20,25 +20,27 @@ from llama3.model.transformer import Trace
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
 
-MAX_TOKENS = 256  # of an answer, unless the caller says otherwise: the default of Cloudflare Workers AI
-PREFILL_CHUNK = 512  # of prompt, beside rows that decode: enough for large products, few enough to keep a step short
+MAX_TOKENS = 256  # length of an answer unless the caller sets another: the default of Cloudflare Workers AI
+PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: large enough for fast products, short enough to wait
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Pending(Protocol):
+    """The result of a step, which may still be on its way."""
+
     def samples(self) -> list[Sample | LogitsError | None]: ...
 
 
 class Model(Protocol):
-    """The face of a transformer, in NumPy or on a GPU. Each has its own kind of cache: what `new_cache` gives."""
+    """The interface shared by `CpuModel` and the CUDA model. Each has its own kind of cache, made by `new_cache`."""
 
     @property
     def config(self) -> ModelConfig: ...
     @property
-    def prefill_chunk(self) -> int: ...  # in place of PREFILL_CHUNK, as long as nobody waits for a next token
+    def prefill_chunk(self) -> int: ...  # replaces PREFILL_CHUNK in steps in which no request decodes
     def new_cache(self, slots: int, max_len: int) -> Any: ...
-    def forward(self, batch: Batch, cache: Any, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
+    def forward(self, batch: Batch, cache: Any, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
     def step(self, batch: Batch, cache: Any, samplers: Sequence[SequenceSampler | None]) -> Pending: ...
 
 
@@ -50,14 +52,14 @@ class Request:
     params: SamplingParams
     max_tokens: int
     stop_ids: frozenset[int] = frozenset()
-    adapter: str | None = None  # the LoRA adapter, by its name
-    mask: Callable[[], np.ndarray | None] | None = None  # the tokens allowed next, (vocab_size,) bool; None: all
-    forced: Callable[[], Sequence[int]] | None = None  # the tokens that must come next: they need no step of their own
+    adapter: str | None = None  # name of its LoRA adapter
+    mask: Callable[[], np.ndarray | None] | None = None  # -> the tokens allowed next, (vocab_size,) bool; None: all
+    forced: Callable[[], Sequence[int]] | None = None  # -> the only tokens that can come next; no step draws them
 
-    samples: list[Sample] = field(default_factory=list, init=False)  # every token drawn so far
+    samples: list[Sample] = field(default_factory=list, init=False)  # every token of the answer so far
     finish_reason: FinishReason | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)  # why, if finish_reason is "error"
-    prompt_done: int = field(default=0, init=False)  # how many of the prompt's tokens have been read
+    error: Exception | None = field(default=None, init=False)  # the cause, if finish_reason is "error"
+    prompt_done: int = field(default=0, init=False)  # how many tokens of the prompt have been read
     slot: int | None = field(default=None, init=False)
 
     @property
@@ -66,8 +68,8 @@ class Request:
         tokens = [sample.token for sample in self.samples]
         return tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
 
-    def settle(self) -> None:
-        """End by the last sample, unless something else has ended it already."""
+    def update_finish_reason(self) -> None:
+        """Set finish_reason if the last sample ends the answer. A reason that is already set stays."""
         if self.finish_reason is None and self.samples:
             if self.samples[-1].token in self.stop_ids:
                 self.finish_reason = "stop"
@@ -77,35 +79,45 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """A request has gained a token, or has ended, or both. `sample` is None if it ended without one."""
+    """A request gained a token, or ended, or both. `sample` is None if it ended without a token."""
 
     request: Request
     sample: Sample | None
     finish_reason: FinishReason | None
 
 
-class Engine:
-    """`step` belongs to one thread at a time; `submit` and `cancel` may be called from any, at any moment.
+@dataclass(frozen=True)
+class Scheduled:
+    """A request's part in one step."""
 
-    What has been drawn (`Request.samples`) and how far a slot is filled (`Slots.lengths`) are the whole state, and
-    all else follows from the two. So a step that Ctrl-C cuts off anywhere is simply taken up again by the next.
+    request: Request
+    slot: int
+    tokens: list[int]  # what it feeds to the model
+    draws: bool  # these are the last tokens it has, so the step draws the next one
+
+
+class Engine:
+    """`step` belongs to one thread at a time. `submit` and `cancel` may be called from any thread at any moment.
+
+    The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Slots.lengths`) are the whole
+    state; everything else is derived from them. So if Ctrl-C interrupts a step anywhere, the next step resumes it.
     """
 
     def __init__(self, model: Model, slots: int = 1, max_len: int | None = None):
-        """`slots` sequences run at once, each up to `max_len` tokens (default: the model's context); others wait."""
+        """At most `slots` sequences run at once, each of up to `max_len` tokens (default: the model's context)."""
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
             raise RequestError(f"slots is {slots!r}; expected a whole number of at least 1")
         self.model = model
         self.max_len = model.config.max_seq_len if max_len is None else max_len
         self.cache: Slots = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
-        self.tenants: list[Request | None] = [None] * slots  # who lives in a slot, or lived there last
-        # With arrays of the vocabulary's size: those who wait need none, and those who have ended are to keep none.
+        self.slot_requests: list[Request | None] = [None] * slots  # the request using each slot, or the last that did
+        # One sampler a slot, not one a request: each holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
 
     @property
     def running(self) -> list[Request]:
-        return [request for request in self.tenants if request and not request.finish_reason]
+        return [request for request in self.slot_requests if request and not request.finish_reason]
 
     @property
     def busy(self) -> bool:
@@ -126,85 +138,105 @@ class Engine:
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request now, wherever it is. One that has ended already stays as it ended."""
+        """End a request now, whether it waits or runs. A request that has already ended stays as it ended."""
         request.finish_reason = request.finish_reason or "cancelled"
 
     def step(self) -> list[Event]:
-        """One forward pass for all running requests. A pass that fails ends the requests in it, and no others."""
+        """One forward pass for all running requests. If the pass fails, the requests in it end, and no others."""
         self._admit()
-        rows = self._rows()
-        if not rows:
+        for request in self.running:
+            self._resume(request)
+        scheduled = self._schedule()
+        if not scheduled:
             return []
-        adapters = [request.adapter for request, *_ in rows]
-        batch = Batch.of([(slot, tokens) for _, slot, tokens, _ in rows], adapters)
-        samplers = [self.samplers[slot] if draws else None for _, slot, _, draws in rows]
+        adapters = [part.request.adapter for part in scheduled]
+        batch = Batch.of([(part.slot, part.tokens) for part in scheduled], adapters)
+        samplers = [self.samplers[part.slot] if part.draws else None for part in scheduled]
         try:
             samples = self.model.step(batch, self.cache, samplers).samples()
         except Exception as error:
-            return [_fail(request, error) for request, *_ in rows]
-        for request, slot, _, _ in rows:
-            request.prompt_done = min(self.cache.lengths[slot], len(request.prompt))
-        drawn = [(request, sample) for (request, *_), sample in zip(rows, samples) if sample is not None]
-        return [event for request, sample in drawn for event in _accept(request, sample)]
+            return [_fail(part.request, error) for part in scheduled]
+        events = []
+        for part in scheduled:
+            part.request.prompt_done = min(self.cache.lengths[part.slot], len(part.request.prompt))
+        for part, sample in zip(scheduled, samples):
+            if sample is not None:
+                events += _accept(part.request, sample)
+        return events
 
     def _admit(self) -> None:
-        """Move waiting requests into free slots, each into the one that already holds most of its prompt."""
+        """Move waiting requests into free slots, first come, first served."""
         while self.waiting:
             request = self.waiting[0]
-            if request not in self.tenants and not request.finish_reason:
-                free = [slot for slot, tenant in enumerate(self.tenants) if not tenant or tenant.finish_reason]
-                if not free:
+            if request not in self.slot_requests and not request.finish_reason:
+                slot, reused = self._best_slot(request)
+                if slot is None:
                     return
-                # The last token is always run again: its logits are what the first draw needs.
-                held = {slot: self._held(slot, request.adapter) for slot in free}
-                known = {slot: _common_prefix(held[slot], request.prompt[:-1]) for slot in free}
-                slot = max(free, key=lambda slot: (known[slot], -len(held[slot])))
-                self.cache.truncate(slot, known[slot])
-                request.slot, request.prompt_done = slot, known[slot]
+                self.cache.truncate(slot, reused)
+                request.slot, request.prompt_done = slot, reused
                 vocab_size = self.model.config.vocab_size
                 self.samplers[slot] = SequenceSampler(request.params, request.prompt, vocab_size, request.mask)
-                self.tenants[slot] = request
+                self.slot_requests[slot] = request
             self.waiting.popleft()
 
-    def _held(self, slot: int, adapter: str | None) -> list[int]:
-        """The tokens whose keys and values a slot holds, as this adapter makes them."""
-        tenant = self.tenants[slot]
-        if tenant is None or tenant.adapter != adapter:
-            return []
-        return [*tenant.prompt, *tenant.tokens][: self.cache.lengths[slot]]
+    def _best_slot(self, request: Request) -> tuple[int | None, int]:
+        """The free slot that already holds most of the prompt, and how many of its tokens; (None, 0) if none is free.
 
-    def _rows(self) -> list[tuple[Request, int, list[int], bool]]:
-        """(request, slot, its tokens for this step, whether it draws): those that decode, then chunks of prompts."""
+        The prompt's last token is always run again: its logits are what the first draw needs.
+        """
+        free = [slot for slot, last in enumerate(self.slot_requests) if last is None or last.finish_reason]
+        if not free:
+            return None, 0
+        cached = {slot: self._cached_tokens(slot, request.adapter) for slot in free}
+        reused = {slot: _common_prefix(cached[slot], request.prompt[:-1]) for slot in free}
+        best = max(free, key=lambda slot: (reused[slot], -len(cached[slot])))  # of equals the one that loses least
+        return best, reused[best]
+
+    def _cached_tokens(self, slot: int, adapter: str | None) -> list[int]:
+        """The tokens whose keys and values a slot holds, if they were computed with the same adapter."""
+        last = self.slot_requests[slot]
+        if last is None or last.adapter != adapter:
+            return []
+        return [*last.prompt, *last.tokens][: self.cache.lengths[slot]]
+
+    def _resume(self, request: Request) -> None:
+        """Bring slot and sampler in line with the request's samples.
+
+        This changes nothing, unless Ctrl-C interrupted the last step after its forward pass or its draw.
+        """
+        slot = request.slot
+        assert slot is not None
+        sampler = self.samplers[slot]
+        assert sampler is not None
+        request.update_finish_reason()
+        fed_at_most = len(request.prompt) + len(request.samples) - 1  # the last sample is what the next step feeds
+        self.cache.truncate(slot, min(self.cache.lengths[slot], fed_at_most))
+        for sample in request.samples[sampler.index :]:
+            sampler.accept(sample.token)
+
+    def _schedule(self) -> list[Scheduled]:
+        """Every decoding request with its new tokens, then as much of the waiting prompts as a step may read."""
         running = sorted(self.running, key=lambda request: not request.samples)
-        rows, budget = [], PREFILL_CHUNK if running and running[0].samples else self.model.prefill_chunk
+        decoding = bool(running and running[0].samples)
+        scheduled, budget = [], PREFILL_CHUNK if decoding else self.model.prefill_chunk
         for request in running:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
-            sampler = self.samplers[slot]
-            assert sampler is not None
-            # All this changes nothing, unless Ctrl-C has cut the last step off after its forward pass or its draw.
-            request.settle()
-            self.cache.truncate(slot, min(self.cache.lengths[slot], len(prompt) + len(samples) - 1))
-            for sample in samples[sampler.index :]:
-                sampler.accept(sample.token)
-            if request.finish_reason:
-                continue
-
             start = self.cache.lengths[slot]
             todo = [*prompt[start:], *(sample.token for sample in samples[max(start - len(prompt), 0) :])]
-            chunk = todo if samples else todo[:budget]
-            if chunk:
-                rows.append((request, slot, chunk, len(chunk) == len(todo)))
-                budget -= 0 if samples else len(chunk)
-        return rows
+            tokens = todo if samples else todo[:budget]
+            if tokens:
+                scheduled.append(Scheduled(request, slot, tokens, draws=len(tokens) == len(todo)))
+                budget -= 0 if samples else len(tokens)
+        return scheduled
 
 
 def _accept(request: Request, sample: Sample | LogitsError) -> list[Event]:
-    """Append what was drawn, and what must follow it. The next step reads all of these tokens at once."""
+    """Append the token that was drawn and those that must follow it. The next step feeds all of them at once."""
     if isinstance(sample, LogitsError):
         return [_fail(request, sample)]
     request.samples.append(sample)
-    request.settle()
+    request.update_finish_reason()
     events = [Event(request, sample, request.finish_reason)]
     if request.forced is not None and not request.finish_reason:
         try:
@@ -214,7 +246,7 @@ def _accept(request: Request, sample: Sample | LogitsError) -> list[Event]:
         for token in tokens:
             if not request.finish_reason:
                 request.samples.append(Sample(token))
-                request.settle()
+                request.update_finish_reason()
                 events.append(Event(request, request.samples[-1], request.finish_reason))
     return events
 
@@ -226,7 +258,7 @@ def _fail(request: Request, error: Exception) -> Event:
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raises RequestError, naming the position, unless these are ids of the vocabulary, and at least one."""
+    """Raises RequestError, naming the position, unless the tokens are ids of the vocabulary, and at least one."""
     if len(tokens) == 0:
         raise RequestError("the prompt is empty; expected at least one token")
     for i, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Llama: load a checkpoint, then logits, generate, stream, chat. All that an embedder touches."""
+"""Llama: load a checkpoint, then compute logits, generate, stream and chat. The class for embedders."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,19 +25,19 @@ from llama3.tools import prepare
 
 
 class Stream(Iterator[Piece]):
-    """An answer as it comes into being. `close` ends it early; so does dropping it."""
+    """An answer, token by token as it is generated. `close` ends it early, and so does dropping the last reference."""
 
     def __init__(
         self, llama: "Llama", request: Request, text: TextStream, on_prompt: Callable[[int, int], None] | None = None
     ):
         self._llama, self._request, self._text, self._on_prompt = llama, request, text, on_prompt
-        self._read = 0  # of the request's samples: another stream's steps may have drawn more
+        self._read = 0  # how many of the request's samples were read; steps for other streams may have drawn more
         self.finish_reason: FinishReason | None = None
-        self.seed: int = request.params.seed  # type: ignore[assignment]  # `submit` has drawn one
+        self.seed: int = request.params.seed  # type: ignore[assignment]  # `submit` has set it
 
     @property
     def tokens(self) -> list[int]:
-        """The answer as far as it has been read, without the stop token."""
+        """The tokens that were read so far, without the stop token."""
         tokens = [sample.token for sample in self._request.samples[: self._read]]
         return tokens[:-1] if tokens and tokens[-1] in self._request.stop_ids else tokens
 
@@ -49,7 +49,7 @@ class Stream(Iterator[Piece]):
         request = self._request
         while self._read == len(request.samples) and not (self.finish_reason or request.finish_reason):
             before = request.prompt_done
-            self._llama._crank(lambda: len(request.samples) > self._read or bool(request.finish_reason))
+            self._llama._step_until(lambda: len(request.samples) > self._read or bool(request.finish_reason))
             if self._on_prompt and request.prompt_done > before:
                 self._on_prompt(request.prompt_done, len(request.prompt))
         if self.finish_reason:
@@ -76,7 +76,7 @@ class Stream(Iterator[Piece]):
         self.close()
 
     def completion(self) -> Completion:
-        """Run to the end."""
+        """Generate the rest, and return the whole answer."""
         pieces = list(self)
         assert self.finish_reason is not None
         text = "".join(piece.text for piece in pieces)
@@ -84,7 +84,7 @@ class Stream(Iterator[Piece]):
 
 
 class Llama:
-    """A loaded model. Threads may share it: their requests run in one batch if there are slots for them."""
+    """A loaded model. Threads may share it: their requests run in one batch, as many at once as there are slots."""
 
     def __init__(
         self,
@@ -98,11 +98,11 @@ class Llama:
         self.config = checkpoint.config
         self.tokenizer: Tokenizer | None = checkpoint.tokenizer
         adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
-        self.adapters = tuple(adapters)  # their names
+        self.adapters = tuple(adapters)  # names of the LoRA adapters
         self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, adapters)
         self._engine = Engine(self.model, slots)
-        self._turn = threading.Condition()
-        self._stepper: int | None = None  # the thread that is in a step
+        self._step_ended = threading.Condition()
+        self._stepping_thread: int | None = None  # identifier of the thread that runs a step now
 
     @classmethod
     def load(
@@ -113,27 +113,27 @@ class Llama:
         on_upload: Callable[[int, int], None] | None = None,
         lora: Mapping[str, str | Path] | None = None,
     ) -> "Llama":
-        """A folder, or a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
+        """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
-        device: "cpu"; "cuda", or "cuda:1" for the second GPU; "auto": a GPU if the model can run there. On the CPU
-        weights are read through the file system's cache as they are first used; to a GPU they are all copied now, and
-        `on_upload(done, total)` counts the parameters. `slots`: how many requests run at once; each takes cache memory
-        of its own. `lora`: adapters as PEFT saves them, {"name": folder}; a request names the one it wants. Raises
-        CheckpointError, TokenizerError, DownloadError or DeviceError.
+        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one. On the CPU,
+        weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
+        `on_upload(done, total)` is called with the number of parameters. slots: how many requests run at once; each
+        slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
+        request may name one. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
         return cls(load_folder(resolve(model)), device, slots, on_upload, lora)
 
     def encode(self, text: str) -> list[int]:
-        """Raw text -> ids: <|begin_of_text|> first, whether it is there or not; special tokens' names are those tokens.
+        """Raw text -> ids. The names of special tokens in the text become these tokens.
 
-        Raises RequestError for a <|begin_of_text|> that stands anywhere else: a text has one beginning.
+        <|begin_of_text|> is put first unless the text begins with it. Raises RequestError if it stands anywhere else.
         """
         tokenizer = self._need_tokenizer()
         ids = tokenizer.encode(text, allow_special=True)
         ids = ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
         if ids.count(tokenizer.bos_id) > 1:
-            raise RequestError("the text holds <|begin_of_text|> behind its beginning; expected it once, or not at all")
+            raise RequestError("the text holds <|begin_of_text|> after its beginning; expected it once, or not at all")
         return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -143,7 +143,7 @@ class Llama:
     def logits(self, prompt: str | Sequence[int], trace: Trace | None = None) -> np.ndarray:
         """Raw logits of every position, (T, vocab_size) float32: row i predicts token i + 1.
 
-        A long text goes through in blocks. `trace`: see `Transformer.forward`; it is called for every block.
+        A long text is computed in chunks. `trace` is called as in `Transformer.forward`, for each chunk anew.
         """
         ids = self._ids(prompt)
         check_tokens(ids, self.config.vocab_size)
@@ -169,13 +169,13 @@ class Llama:
         on_prompt: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Stream:
-        """Continue raw text, or token ids as they are, a token at a time.
+        """Continue raw text, or token ids as they are, one token at a time.
 
-        json_schema: the text will be JSON that it accepts, {} any JSON, unless max_tokens cuts it short. It needs the
-        extra `json`. grammar: the same for any grammar of `llama3.constraint`. lora: one of `adapters`.
+        json_schema: the answer is JSON that this JSON Schema accepts ({}: any JSON), unless max_tokens cuts it short;
+        needs the extra `json`. grammar: the same with a grammar from `llama3.constraint`. lora: a name in `adapters`.
+        on_prompt(done, total): called while the prompt is read. sampling: fields of `SamplingParams` (temperature,
+        top_p, top_k, min_p, seed, repetition_penalty, frequency_penalty, presence_penalty, logprobs).
 
-        sampling: the fields of `SamplingParams` (temperature, top_p, top_k, min_p, seed, repetition_penalty,
-        frequency_penalty, presence_penalty, logprobs). `on_prompt(done, total)` is called while the prompt is read.
         Raises RequestError before the first token if the prompt or a parameter is not acceptable.
         """
         unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
@@ -189,14 +189,14 @@ class Llama:
         grammar = schema_grammar(json_schema) if json_schema is not None else grammar
         if grammar is not None:
             constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
-            samples = request.samples  # and not the request: a circle would keep it until Python looks for circles
+            samples = request.samples  # not `request`: a reference cycle would delay its release until a collection
             request.mask = lambda: constraint.allowed([sample.token for sample in samples])
             request.forced = lambda: constraint.forced([sample.token for sample in samples])
         self._engine.submit(request)
         return Stream(self, request, text, on_prompt)
 
     def generate(self, prompt: str | Sequence[int], **parameters: Any) -> Completion:
-        """`stream`, run to its end."""
+        """`stream`, read to its end. Parameters as for `stream`."""
         return self.stream(prompt, **parameters).completion()
 
     def stream_chat(
@@ -206,22 +206,23 @@ class Llama:
         tool_choice: str = "auto",
         **parameters: Any,
     ) -> Stream:
-        """The assistant's answer to a dialogue, a token at a time. Parameters as for `stream`.
+        """The assistant's answer to a dialogue, one token at a time. Parameters as for `stream`.
 
-        tools: {"name", "description", "parameters": a JSON Schema}, or that as "function" of an object, as OpenAI has
-        it. The answer is then text or calls, which `llama3.tools.read_calls` reads; a call always names a tool and its
-        arguments always fit. tool_choice: "auto"; "none": text; "required": at least one call; or the tool to call.
+        tools: a list of {"name", "description", "parameters": a JSON Schema}, each alone or as the "function" of an
+        object, as OpenAI has it. The answer is then text, or calls that `llama3.tools.read_calls` reads; a call always
+        names one of the tools, and its arguments fit the schema. tool_choice: "auto"; "none": text; "required": at
+        least one call; or the name of the tool to call.
         """
         if tools:
             messages, parameters["grammar"] = prepare(tools, messages, tool_choice)
         return self.stream(self.encode_chat(messages), **parameters)
 
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Completion:
-        """`stream_chat`, run to its end."""
+        """`stream_chat`, read to its end. Parameters as for `stream_chat`."""
         return self.stream_chat(messages, **parameters).completion()
 
     def run(self, inputs: Any) -> "dict[str, Any] | Iterator[dict[str, Any]]":
-        """What Cloudflare Workers AI's hosted model takes, and what it gives: see `llama3.workers_ai`."""
+        """Answer an input object of Cloudflare Workers AI's hosted model: see `llama3.workers_ai.run`."""
         from llama3.workers_ai import run
 
         return run(self, inputs)
@@ -238,21 +239,21 @@ class Llama:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer: give token ids instead of text")
         return self.tokenizer
 
-    def _crank(self, news: Callable[[], bool]) -> None:
-        """One step for all requests; or, while another thread is in one, wait for what that brings this caller."""
+    def _step_until(self, ready: Callable[[], bool]) -> None:
+        """Run one step for all requests. While another thread runs one, wait until `ready` or until it is our turn."""
         me = threading.get_ident()
-        with self._turn:
-            while self._stepper not in (None, me):  # `me`: Ctrl-C has cut off this thread's last step
-                self._turn.wait()
-                if news():
+        with self._step_ended:
+            while self._stepping_thread not in (None, me):  # `me`: Ctrl-C interrupted this thread's last step
+                self._step_ended.wait()
+                if ready():
                     return
-            self._stepper = me
+            self._stepping_thread = me
         try:
             self._engine.step()
         finally:
-            with self._turn:
-                self._stepper = None
-                self._turn.notify_all()
+            with self._step_ended:
+                self._stepping_thread = None
+                self._step_ended.notify_all()
 
 
 def open_model(
@@ -262,7 +263,7 @@ def open_model(
     on_upload: Callable[[int, int], None] | None,
     adapters: Mapping[str, Adapter],
 ) -> tuple[str, Model]:
-    """What it runs on, and the model there. The two kinds have one face."""
+    """-> (the name of the device, the model on it). `CpuModel` and the CUDA model have the same interface."""
     if device != "cpu":
         from llama3.cuda.load import best_device, load_model
 

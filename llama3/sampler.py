@@ -4,8 +4,8 @@ A token's weight is exp((logit - highest logit) / temperature), in float64. Its 
 sum of the weights that are left. Every filter keeps the first tokens of one list: the tokens by logit, highest first,
 and equal ones by id, lowest first. The draw adds up the weights in the order of the ids.
 
-`plain.sample` computes the same in 30 lines. Here are the steps on whole arrays; `sampler_fast.py` has the filters and
-the draw, which do without sorting the vocabulary.
+`plain.sample` computes the same in 25 lines. Here are the sampler of a sequence and the order of the steps;
+`sampler_fast.py` has the filters and the draw, which avoid sorting the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Sample:
 
 
 class SequenceSampler:
-    """The sampler of one sequence: its parameters, its seed, and what of its tokens the penalties must know."""
+    """The sampler of one sequence: its parameters, its seed, and the counts of its tokens that the penalties need."""
 
     def __init__(
         self,
@@ -38,18 +38,18 @@ class SequenceSampler:
         vocab_size: int,
         mask: Callable[[], np.ndarray | None] | None = None,
     ):
-        """mask, asked before each draw, returns the allowed tokens, (vocab_size,) bool, or None: all are allowed."""
+        """mask: called before each draw; returns the allowed tokens, (vocab_size,) bool, or None if all are allowed."""
         self.params = params.with_seed()
         self.seed: int = self.params.seed  # type: ignore[assignment]
-        self.index = 0  # how many output tokens there are so far
+        self.index = 0  # number of output tokens so far
         self.mask = mask
-        self.seen = np.zeros(vocab_size, bool)  # is the token in the prompt or the output?
+        self.seen = np.zeros(vocab_size, bool)  # is this token in the prompt or the output?
         self.counts = np.zeros(vocab_size, np.int32)  # how often is it in the output?
         for token in prompt:
             self.seen[self._checked(token)] = True
 
     def accept(self, token: int) -> None:
-        """Append an output token, drawn or forced."""
+        """Count a token of the output, drawn or forced."""
         self.seen[self._checked(token)] = True
         self.counts[token] += 1
         self.index += 1
@@ -60,15 +60,15 @@ class SequenceSampler:
         return token
 
     def sample(self, logits: np.ndarray) -> Sample:
-        """Choose the next token from its raw logits, (vocab_size,) float32. Changes nothing: `accept` does.
+        """Choose the next token from its raw logits, (vocab_size,) float32. Only `accept` changes the sampler.
 
-        Raises LogitsError if a logit is NaN or +inf, or no token is left. A token whose logit is -inf is never chosen.
+        Raises LogitsError if a logit is NaN or +inf, or if no token is left. A logit of -inf is never chosen.
         """
         assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
         if not logits.max() < np.inf:  # NaN if one of them is
             token = int(np.flatnonzero(~(logits < np.inf))[0])
             raise bad_logit(token, logits[token])
-        with np.errstate(over="ignore"):  # a tiny temperature takes all but the highest logits to -inf
+        with np.errstate(over="ignore"):  # a tiny temperature makes all but the highest logits -inf
             token = self._choose(penalised(logits, self.params, self.seen, self.counts))
         if self.params.logprobs is None:
             return Sample(token)
@@ -85,7 +85,7 @@ class SequenceSampler:
 
 
 def sample_rows(logits: np.ndarray, samplers: Sequence[SequenceSampler]) -> list[Sample | LogitsError]:
-    """Choose a token for each row of logits (n, vocab_size). A row that fails gives its error; the others go on."""
+    """A token for each row of logits (n, vocab_size). A row that fails gives its error; the others go on."""
     samples: list[Sample | LogitsError] = []
     for row, sampler in zip(logits, samplers):
         try:
@@ -107,39 +107,39 @@ def no_token_left() -> LogitsError:
 
 
 def penalised(logits: np.ndarray, params: SamplingParams, seen: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The logits less the penalties, computed in float64 and rounded to float32 once.
+    """The logits minus the penalties, computed in float64 and rounded to float32 once.
 
-    seen, (vocab_size,) bool: is the token in the prompt or the output? counts, (vocab_size,): how often in the output?
+    seen (vocab_size,) bool: is the token in the prompt or the output? counts (vocab_size,): how often in the output?
     """
     repetition = params.repetition_penalty or 1.0
     if repetition == 1 and params.frequency_penalty == 0 and params.presence_penalty == 0:
         return logits
     ids = np.flatnonzero(seen)
     values = logits[ids].astype(np.float64)
-    values = np.where(values > 0, values / repetition, values * repetition)  # either way less likely
+    values = np.where(values > 0, values / repetition, values * repetition)  # less likely in both cases
     values -= params.frequency_penalty * counts[ids] + params.presence_penalty * (counts[ids] > 0)
     logits = logits.copy()
-    logits[ids] = np.minimum(values, np.finfo(np.float32).max)  # a tiny repetition penalty must not make infinity
+    logits[ids] = np.minimum(values, np.finfo(np.float32).max)  # a tiny repetition penalty must not overflow
     return logits
 
 
 def choose(logits: np.ndarray, params: SamplingParams, u: float) -> int:
-    """The place of the next token: greedy at temperature 0, else drawn from what the filters leave."""
+    """The index of the next token: the highest logit at temperature 0, else a draw from what the filters leave."""
     if len(logits) == 0 or logits.max() == -np.inf:
         raise no_token_left()
     if params.temperature == 0:
         return int(logits.argmax())  # the first among equals
-    places = survivors(logits, params)
-    if places is None:
+    kept = survivors(logits, params)
+    if kept is None:
         return draw(logits, params.temperature, u)
-    return int(places[draw(logits[places], params.temperature, u)])
+    return int(kept[draw(logits[kept], params.temperature, u)])
 
 
 def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The places that top_k, top_p and min_p leave, ascending; None: all. Each sees only what those before it left."""
+    """The indices that top_k, top_p and min_p leave, ascending; None: all. A filter sees what the one before left."""
     left = None
     for keep in (top_k, top_p, min_p):
-        places = keep(logits, params)
-        if places is not None:
-            logits, left = logits[places], places if left is None else left[places]
+        kept = keep(logits, params)
+        if kept is not None:
+            logits, left = logits[kept], kept if left is None else left[kept]
     return left

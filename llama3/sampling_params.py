@@ -13,17 +13,17 @@ HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest that Cloudflare Workers AI tak
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. Raises RequestError that names the parameter, what was found and the range."""
+    """How tokens are chosen. Raises RequestError with the parameter's name, what was found and the range."""
 
     temperature: float = 0.6  # 0: always the most likely token
     top_p: float | None = None  # the fewest tokens whose probabilities sum to at least top_p; None or 1: all
     top_k: int | None = None  # the top_k most likely tokens; None: all
     min_p: float | None = None  # tokens at least min_p times as likely as the most likely one; None or 0: all
-    seed: int | None = None  # None: one is drawn
+    seed: int | None = None  # None: a random one is drawn
     repetition_penalty: float = 1.0  # on tokens of prompt and output; 0 means 1: off
-    frequency_penalty: float = 0.0  # for each time a token is in the output
-    presence_penalty: float = 0.0  # once for a token that is in the output
-    logprobs: int | None = None  # n: report the chosen token's log-probability and the n most likely tokens
+    frequency_penalty: float = 0.0  # subtracted for each time a token is in the output
+    presence_penalty: float = 0.0  # subtracted once if a token is in the output
+    logprobs: int | None = None  # n: report the log-probability of the chosen token and of the n most likely ones
 
     def __post_init__(self) -> None:
         self._check("temperature", float, 0)
@@ -37,11 +37,11 @@ class SamplingParams:
         self._check("logprobs", int, 0)
 
     def with_seed(self) -> "SamplingParams":
-        """The same, with a seed drawn unless there is one."""
+        """The same parameters, with a random seed if they have none."""
         return self if self.seed is not None else replace(self, seed=1 + secrets.randbelow(HIGHEST_DRAWN_SEED))
 
     def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
-        """Refuse a wrong type, NaN, infinity and what is out of range; turn NumPy's numbers into Python's."""
+        """Refuse a wrong type, NaN, infinity and values out of range; turn NumPy's numbers into Python's."""
         value = getattr(self, name)
         value = value.item() if isinstance(value, np.generic) else value
         if value is None and type(self).__dataclass_fields__[name].default is None:

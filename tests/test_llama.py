@@ -224,8 +224,8 @@ def test_what_has_ended_is_let_go_without_a_search_for_circles(llama):
                 next(stream)
             del stream
             kept = sum(request() is not None for request in ended)
-            assert kept <= len(llama._engine.tenants)  # their prompts may be the beginning of the next
-        assert sum(isinstance(thing, SequenceSampler) for thing in gc.get_objects()) <= len(llama._engine.tenants)
+            assert kept <= len(llama._engine.slot_requests)  # their prompts may be the beginning of the next
+        assert sum(isinstance(thing, SequenceSampler) for thing in gc.get_objects()) <= len(llama._engine.slot_requests)
     finally:
         gc.enable()
 
@@ -265,7 +265,7 @@ def test_without_a_tokenizer_it_speaks_ids(speechless):
         (lambda llama: llama.generate("x", stop=5), "stop"),
         (lambda llama: llama.chat([{"role": "user"}]), "content is missing"),
         (lambda llama: llama.chat([]), "messages is empty"),
-        (lambda llama: llama.generate("a<|begin_of_text|>"), "<|begin_of_text|> behind its beginning"),
+        (lambda llama: llama.generate("a<|begin_of_text|>"), "<|begin_of_text|> after its beginning"),
         (lambda llama: llama.logits([]), "the prompt is empty"),
         (lambda llama: llama.logits([-1]), "is -1; expected an id"),
         (lambda llama: llama.logits([1] * 1025), "the context window holds 1024"),

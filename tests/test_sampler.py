@@ -13,7 +13,7 @@ from llama3 import plain
 from llama3.errors import Llama3Error, LogitsError, RequestError
 from llama3.philox import uniform
 from llama3.sampler import Sample, SequenceSampler, draw, penalised, survivors
-from llama3.sampler_fast import TOKENS_AT_ONCE
+from llama3.sampler_fast import CHUNK
 from llama3.sampling_params import SamplingParams
 
 VOCAB = 128_256
@@ -373,7 +373,7 @@ def test_a_token_without_weight_is_never_drawn_and_no_draw_falls_off_the_end(log
 # ---- the draw
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, TOKENS_AT_ONCE, TOKENS_AT_ONCE + 1])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, CHUNK, CHUNK + 1])
 def test_a_token_owns_its_lower_border(n):
     for token in {0, n // 2, n - 1}:
         u = token / n
@@ -390,7 +390,7 @@ def test_the_highest_u_draws_the_last_token_whichever_way_a_sum_is_rounded():
 @pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
 def test_next_to_every_border_the_draw_is_as_exact_as_float64(spread):
     rng = np.random.default_rng(8)
-    logits = (rng.standard_normal(3 * TOKENS_AT_ONCE + 100) * spread).astype(np.float32)
+    logits = (rng.standard_normal(3 * CHUNK + 100) * spread).astype(np.float32)
     shares = np.cumsum(np.exp((logits.astype(np.float64) - logits.max()) / 0.8))
     shares /= shares[-1]
     for token in rng.choice(len(logits) - 1, 100, replace=False):
