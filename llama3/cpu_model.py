@@ -17,22 +17,19 @@ class CpuModel(Transformer):
     prefill_chunk = 512  # tokens; a longer chunk makes no product faster, and each step would take seconds
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
-        """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
-        drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
-        logits = self.forward(batch, cache, batch.last_rows[drawing])  # (len(drawing), vocab_size)
-        samples: list[Sample | LogitsError | None] = [None] * len(samplers)
-        drawn = sample_rows(logits, [sampler for sampler in samplers if sampler is not None])
-        for i, sample in zip(drawing, drawn):
-            samples[i] = sample
-        return Pending(samples)
+        """Run the batch, then draw the next token of each sequence with a sampler. None: its prompt is not read yet."""
+        drawing = {i: sampler for i, sampler in enumerate(samplers) if sampler is not None}
+        logits = self.forward(batch, cache, batch.last_rows[list(drawing)])  # (len(drawing), vocab_size)
+        drawn = dict(zip(drawing, sample_rows(logits, list(drawing.values()))))
+        return Pending([drawn.get(i) for i in range(len(samplers))])
 
 
 @dataclass(frozen=True)
 class Pending:
-    """The result of a step. On the CPU it is there at once; the GPU's is waited for in `samples()`."""
+    """The result of a step. On the CPU it is complete at once; on a GPU `samples()` waits for it."""
 
     _samples: list[Sample | LogitsError | None]
 
     def samples(self) -> list[Sample | LogitsError | None]:
-        """For each sequence of the batch its token, the reason why none could be drawn, or None: none was asked for."""
+        """For each sequence of the batch: its token, the error if none could be drawn, or None if it had no sampler."""
         return self._samples

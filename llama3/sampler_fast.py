@@ -54,7 +54,7 @@ def min_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
 
 
 def highest_n(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
-    """The indices of the n highest logits, ascending. `lowest` is the n-th highest; of equal ones the first are kept."""
+    """The indices of the n highest logits, ascending. `lowest` is the n-th; of equal ones the first are kept."""
     keep = logits >= lowest
     surplus = np.count_nonzero(keep) - n
     if surplus:
@@ -96,9 +96,8 @@ def draw(logits: np.ndarray, temperature: float, u: float) -> int:
 def logprobs(logits: np.ndarray, token: int, n: int) -> tuple[float, tuple[tuple[int, float], ...]]:
     """The log-probability of a token, and the n most likely tokens with theirs: log-softmax in float64."""
     highest = logits.max()
-    log_total = float(highest) + math.log(
-        sum(np.exp(scaled(logits[part], highest, 1)).sum() for part in chunks(logits))
-    )
+    total = sum(np.exp(scaled(logits[part], highest, 1)).sum() for part in chunks(logits))
+    log_total = float(highest) + math.log(total)
     n = min(n, len(logits))
     top = highest_n(logits, n, np.partition(logits, -n)[-n]) if n else np.empty(0, int)
     top = top[np.argsort(-logits[top], kind="stable")]
