@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.server.clients.conftest import TOKEN
-from tests.server.test_serve import ROOT, Running
+from tests.server.running import ROOT, RunningServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
@@ -29,14 +29,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def open_server() -> Iterator[Running]:
+def open_server() -> Iterator[RunningServer]:
     """Without a token, as on one's own machine."""
-    with Running("--lora", f"rhyme={ROOT}/weights/rhyme") as running:
+    with RunningServer("--lora", f"rhyme={ROOT}/weights/rhyme") as running:
         yield running
 
 
 @pytest.fixture
-def page(browser: Browser, open_server: Running) -> Iterator[Page]:
+def page(browser: Browser, open_server: RunningServer) -> Iterator[Page]:
     context = browser.new_context()
     page = context.new_page()
     wrong: list[str] = []
@@ -113,7 +113,7 @@ def test_an_adapter_and_a_schema_are_used(page: Page):
     assert json.loads(answer(page)).keys() == {"known"}
 
 
-def test_a_call_is_a_card_and_the_next_message_is_its_result(page: Page, open_server: Running):
+def test_a_call_is_a_card_and_the_next_message_is_its_result(page: Page, open_server: RunningServer):
     """The demo calls no tool of itself: the call is put in the server's mouth."""
     call = {
         "index": 0,
@@ -186,9 +186,9 @@ def test_the_code_that_it_shows_runs(page: Page):
     assert "env.AI.run" in page.locator("#text").inner_text()
 
 
-def test_a_server_with_a_token_serves_the_page_and_asks_for_it(browser: Browser, served: Running):
+def test_a_server_with_a_token_serves_the_page_and_asks_for_it(browser: Browser, server: RunningServer):
     page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{served.port}/")
+    page.goto(f"http://127.0.0.1:{server.port}/")
     expect(page.locator("#status")).to_have_text("Authentication error (10000)")
     page.locator("#token").fill(TOKEN)
     ask(page, "What is RoPE?", max_tokens="5", temperature="0")
@@ -196,7 +196,7 @@ def test_a_server_with_a_token_serves_the_page_and_asks_for_it(browser: Browser,
     page.close()
 
 
-def test_it_loads_nothing_from_elsewhere_and_fits_a_phone(browser: Browser, open_server: Running):
+def test_it_loads_nothing_from_elsewhere_and_fits_a_phone(browser: Browser, open_server: RunningServer):
     page = browser.new_page(viewport={"width": 360, "height": 700})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
