@@ -1,10 +1,11 @@
-"""What does structured output cost a decoding step, with Llama 3's 128,256 tokens?
+"""Measure what structured output adds to a decoding step, with Llama 3's vocabulary of 128,256 tokens.
 
     python benchmarks/constraint.py [--out FILE.json]        (needs the extra "test": the real vocabulary)
 
-Each schema is walked at random, an allowed token after the other; timed is all that a step does for the mask: the
-last token taken in, the mask computed, unpacked to one bool a token. Also: compiling a schema, the vocabulary's own
-preparation, which is done once a model, and the memory that ten schemas take that are walked at the same time.
+For each grammar, random allowed tokens are chosen one after the other. The time of a step covers everything that the
+mask needs: consuming the last token, computing the mask, and unpacking it to one bool per token. Also measured:
+compiling a grammar, preparing the vocabulary, which is done once per model, and the memory of ten grammars in use at
+once.
 """
 
 import argparse
@@ -46,13 +47,13 @@ GRAMMARS = {
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Resident bytes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def walk(constraint: Constraint, dice: np.random.Generator, stops: frozenset[int]) -> list[float]:
-    """Milliseconds of each step."""
+def generate(constraint: Constraint, dice: np.random.Generator, stops: frozenset[int]) -> list[float]:
+    """Generate up to STEPS random allowed tokens -> the milliseconds of each step's mask."""
     tokens: list[int] = []
     times = []
     for _ in range(STEPS):
@@ -69,7 +70,7 @@ def walk(constraint: Constraint, dice: np.random.Generator, stops: frozenset[int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--out", type=Path, help="also write the results to this file, as JSON")
     arguments = parser.parse_args()
     tokenizer, dice = Tokenizer.from_file(file()), np.random.default_rng(0)
     stops = tokenizer.stop_ids
@@ -77,7 +78,7 @@ def main() -> None:
     start = time.perf_counter()
     Constraint(tokenizer, schema_grammar({"type": "null"}), stops, VOCAB)
     prepared = time.perf_counter() - start
-    print(f"the vocabulary is prepared once, in {prepared:.2f} s")
+    print(f"the vocabulary is prepared once per model: {prepared:.2f} s")
     rows, all_times = [], []
     for name, grammar in GRAMMARS.items():
         compiled, times = [], []
@@ -85,23 +86,23 @@ def main() -> None:
             start = time.perf_counter()
             constraint = Constraint(tokenizer, grammar(), stops, VOCAB)
             compiled.append((time.perf_counter() - start) * 1e3)
-            times += walk(constraint, dice, stops)
+            times += generate(constraint, dice, stops)
         all_times += times
         p10, median, p90, p99 = np.quantile(times, [0.1, 0.5, 0.9, 0.99]).round(4).tolist()
-        figures = {"p10": p10, "median": median, "p90": p90, "p99": p99, "worst": round(max(times), 4)}
+        step_ms = {"p10": p10, "median": median, "p90": p90, "p99": p99, "worst": round(max(times), 4)}
         rows.append(
-            {"grammar": name, "steps": len(times), "compile_ms": statistics.median(compiled), "step_ms": figures}
+            {"grammar": name, "steps": len(times), "compile_ms": statistics.median(compiled), "step_ms": step_ms}
         )
-        shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        print(f"{name:18} compiled in {statistics.median(compiled):6.2f} ms; a step, ms: {shown}", flush=True)
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in step_ms.items())
+        print(f"{name:18} compiled in {statistics.median(compiled):6.2f} ms; ms per step: {shown}", flush=True)
 
     before = resident()
     live = [Constraint(tokenizer, list(GRAMMARS.values())[i % len(GRAMMARS)](), stops, VOCAB) for i in range(LIVE)]
     for constraint in live:
-        walk(constraint, dice, stops)
+        generate(constraint, dice, stops)
     memory = resident() - before
     median = statistics.median(all_times)
-    print(f"over all: median {median:.3f} ms a step; {LIVE} live schemas take {memory / 1e6:.1f} MB")
+    print(f"over all grammars: median {median:.3f} ms per step; {LIVE} grammars in use take {memory / 1e6:.1f} MB")
     if arguments.out:
         about = about_this_run() | {"prepared_s": prepared, "median_ms": median, "ten_live_bytes": memory}
         arguments.out.write_text(json.dumps(about | {"grammars": rows}, indent=1) + "\n")

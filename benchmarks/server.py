@@ -1,9 +1,10 @@
-"""What does the server add to the engine, and does it stand a crowd?
+"""Measure what the server costs: start-up time, time per token, and memory under load.
 
     python benchmarks/server.py [--minutes 10] [--out FILE.json]      (needs the extra "server")
 
-On the demo: the time from the start of the process to the first 200 of /health; milliseconds a token over the bare
-engine, the two in turn; then 64 clients at once, half of which leave in mid-stream, with the memory every 15 seconds.
+All on the demo model: the time from the start of the process to the first 200 from /health; the milliseconds per token
+that the server adds to `Llama.run`, measured in turn; then the memory, every 15 seconds, while 64 clients send requests
+at once and half of them disconnect in the middle of the stream.
 """
 
 import argparse
@@ -27,10 +28,12 @@ from llama3 import Llama
 
 RUN = "/client/v4/accounts/me/ai/run/@hf/meta-llama/meta-llama-3-8b-instruct"
 TOKENS, PAIRS, CLIENTS = 400, 9, 64
-ASKED = {"prompt": "Go on and on", "temperature": 3, "seed": 5}
+INPUTS = {"prompt": "Go on and on", "temperature": 3, "seed": 5}
 
 
 class Server:
+    """A `llama3 serve` process on a free port, ready when the constructor returns."""
+
     def __init__(self, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -40,24 +43,26 @@ class Server:
         self.process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         while True:
             try:
-                if self.ask("GET", "/health", b"").startswith(b"HTTP/1.1 200"):
+                if self.request("GET", "/health", b"").startswith(b"HTTP/1.1 200"):
                     break
             except OSError:
                 pass
             time.sleep(0.01)
         self.seconds_to_health = time.perf_counter() - start
 
-    def open(self, method: str, path: str, body: bytes) -> socket.socket:
+    def send(self, method: str, path: str, body: bytes) -> socket.socket:
+        """Send a request -> the connection on which the response arrives."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=120)
-        head = (
+        headers = (
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        connection.sendall(head.encode() + body)
+        connection.sendall(headers.encode() + body)
         return connection
 
-    def ask(self, method: str, path: str, body: bytes) -> bytes:
+    def request(self, method: str, path: str, body: bytes) -> bytes:
+        """Send a request -> the whole response."""
         found = b""
-        with self.open(method, path, body) as connection:
+        with self.send(method, path, body) as connection:
             while part := connection.recv(65536):
                 found += part
         return found
@@ -68,17 +73,17 @@ class Server:
         return {"resident_bytes": 1024 * int(fields["VmRSS"].split()[0]), "threads": int(fields["Threads"])}
 
 
-def cost_of_a_token() -> dict[str, float]:
-    """Both stream the same tokens of the demo."""
+def time_per_token() -> dict[str, float]:
+    """Stream the same answer in turn from `Llama.run` and from the server; the first pair is a warm-up."""
     llama, server = Llama.load(), Server("--slots", "1")
-    inputs = {**ASKED, "max_tokens": TOKENS, "stream": True}
+    inputs = {**INPUTS, "max_tokens": TOKENS, "stream": True}
     body = json.dumps(inputs).encode()
     bare, served = [], []
     for pair in range(PAIRS + 1):
         start = time.perf_counter()
         n = sum(1 for _ in llama.run(inputs))
         middle = time.perf_counter()
-        reply = server.ask("POST", RUN, body)
+        reply = server.request("POST", RUN, body)
         end = time.perf_counter()
         assert reply.count(b"data: ") == n + 1, (reply.count(b"data: "), n)
         if pair:
@@ -93,21 +98,22 @@ def cost_of_a_token() -> dict[str, float]:
     }
 
 
-def crowd(minutes: float) -> dict[str, Any]:
+def run_clients(minutes: float) -> dict[str, Any]:
+    """Memory, threads and response statuses of a server that CLIENTS clients use at the same time."""
     server, statuses, stop = Server("--slots", "8", "--queue", "40"), Counter[str](), threading.Event()
 
     def client(number: int) -> None:
         dice = random.Random(number)
         while not stop.is_set():
             body = json.dumps(
-                {**ASKED, "seed": dice.randint(1, 9999), "max_tokens": dice.randint(5, 60), "stream": True}
+                {**INPUTS, "seed": dice.randint(1, 9999), "max_tokens": dice.randint(5, 60), "stream": True}
             )
             try:
-                with server.open("POST", RUN, body.encode()) as connection:
+                with server.send("POST", RUN, body.encode()) as connection:
                     found = connection.recv(200)
                     statuses[found[9:12].decode()] += 1
                     if number % 2:
-                        continue  # leaves
+                        continue  # disconnects
                     while part := connection.recv(65536):
                         found += part
                     if found.startswith(b"HTTP/1.1 200") and b"[DONE]" not in found:
@@ -121,19 +127,19 @@ def crowd(minutes: float) -> dict[str, Any]:
     threads = [threading.Thread(target=client, args=(n,)) for n in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    course = []
+    samples = []
     for _ in range(max(1, round(4 * minutes))):
         time.sleep(15)
-        course.append(server.status())
+        samples.append(server.status())
     stop.set()
     for thread in threads:
         thread.join()
     time.sleep(1)
-    after = server.ask("GET", "/metrics", b"").decode()
+    after = server.request("GET", "/metrics", b"").decode()
     in_flight = next(line for line in after.splitlines() if line.startswith("llama3_requests_in_flight "))
     result = {
         "idle": idle,
-        "every_15_s": course,
+        "every_15_s": samples,
         "replies": dict(statuses),
         "left_in_flight": float(in_flight.split()[1]),
     }
@@ -154,9 +160,9 @@ def main() -> None:
         server.process.terminate()
         server.process.wait()
     result: dict[str, Any] = {**about_this_run(), "load_average_before": os.getloadavg()[0]}
-    result |= {"seconds_to_health": statistics.median(health), "seconds_to_health_all": health, **cost_of_a_token()}
+    result |= {"seconds_to_health": statistics.median(health), "seconds_to_health_all": health, **time_per_token()}
     print(json.dumps(result, indent=1), flush=True)
-    result |= {"clients": CLIENTS, "minutes": args.minutes, **crowd(args.minutes)}
+    result |= {"clients": CLIENTS, "minutes": args.minutes, **run_clients(args.minutes)}
     print(result["replies"], result["left_in_flight"], *(at["resident_bytes"] >> 20 for at in result["every_15_s"]))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")

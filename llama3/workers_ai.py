@@ -1,10 +1,10 @@
-"""The contract of Cloudflare Workers AI's `@hf/meta-llama/meta-llama-3-8b-instruct`: its input object and its output.
+"""The contract of Cloudflare Workers AI's `@hf/meta-llama/meta-llama-3-8b-instruct`: its input and output objects.
 
     run(llama, {"prompt": "What is RoPE?"})            -> {"response": ..., "tool_calls": [], "usage": {...}}
-    run(llama, {"messages": [...], "stream": True})    -> an iterator of {"response": ..., "p": ...}; usage in the last
+    run(llama, {"messages": [...], "stream": True})    -> an iterator of {"response": ..., "p": ...}; the last has usage
 
-No HTTP is in it: a server adds that. A breach of the contract is one ContractError, with the code of the service and
-the path of what is wrong. Keys that the contract does not name are not looked at.
+There is no HTTP here: `llama3.server` adds it. Wrong input raises ContractError, with the service's error code and a
+message that names the path of the wrong value. Keys that the contract does not name are ignored.
 """
 
 import math
@@ -21,26 +21,26 @@ from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
 from llama3.tools import prepare, read_calls, read_tools
 
-BAD_INPUT, TOO_LONG, NO_JSON, INTERNAL = 5006, 5021, 5024, 3043  # the service's codes
-PADDING = "abcdefghijklmnopqrstuvwxyz0123456789"
+BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # the service's codes
+PADDING_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-# Of each number: whether it is a whole one, its least and its largest value.
+# Each numeric parameter: whether it must be a whole number, its minimum and its maximum.
 NUMBERS: dict[str, tuple[bool, float, float]] = {
     "max_tokens": (True, 1, math.inf),
     "temperature": (False, 0, 5),
     "top_p": (False, 0.001, 1),
     "top_k": (True, 1, 50),
     "seed": (True, 1, 9_999_999_999),
-    "repetition_penalty": (False, 0, 2),  # 0 is off, the same as 1
+    "repetition_penalty": (False, 0, 2),  # 0 means off, the same as 1
     "frequency_penalty": (False, -2, 2),
     "presence_penalty": (False, -2, 2),
 }
-SWITCHES = ("raw", "stream")
+BOOLEANS = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
 
 
 class Stream(Protocol):
-    """An answer as it is generated: what the contract and the server need of `llama3.Stream`."""
+    """An answer while it is generated: the part of `llama3.Stream` that the contract and the server use."""
 
     seed: int
 
@@ -54,7 +54,7 @@ class Stream(Protocol):
 
 
 class Llama(Protocol):
-    """A loaded model: what the contract needs of `llama3.Llama`."""
+    """A loaded model: the part of `llama3.Llama` that the contract uses."""
 
     @property
     def adapters(self) -> tuple[str, ...]: ...
@@ -66,59 +66,61 @@ class Llama(Protocol):
 
 
 def run(llama: Llama, inputs: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
-    """One request -> its result or, with "stream", an iterator of chunks, which raises nothing: an error is a chunk.
+    """Answer one request: the result or, with "stream", an iterator of chunks.
 
-    Raises ContractError before the first token for whatever is wrong with the inputs.
+    Raises ContractError for wrong inputs, before the first token is generated. The iterator itself raises nothing: an
+    error that ends the answer is its last chunk.
     """
-    stream, given = begin(llama, inputs)
-    return chunks(stream, given) if given.get("stream") else result(stream, given)
+    stream, parameters = validate_and_start(llama, inputs)
+    return chunks(stream, parameters) if parameters.get("stream") else result(stream, parameters)
 
 
-def begin(llama: Llama, inputs: Any) -> tuple[Stream, dict[str, Any]]:
-    """`run` up to the first token: the answer to be, for `chunks` or `result`, and what was asked for."""
-    given = validate(inputs)
-    try:
-        return start(llama, given), given
-    except ContractError:
-        raise
-    except RequestError as error:
-        raise bad_input(str(error)) from error
+def validate_and_start(llama: Llama, inputs: Any) -> tuple[Stream, dict[str, Any]]:
+    """The first half of `run` -> (stream, parameters), for `chunks` or `result`. Raises ContractError."""
+    parameters = validate(inputs)
+    return start_generation(llama, parameters), parameters
 
 
-# ---- the inputs ----
+# ---- validation of the inputs ----
 
 
 def validate(inputs: Any) -> dict[str, Any]:
-    """What the contract names of the inputs, each as it should be. Raises ContractError."""
+    """The inputs that the contract names, checked and normalised: the parameters of the request.
+
+    "tools" and "functions" become one list, "tools". "response_format" becomes the JSON Schema that it asks for.
+    Raises ContractError.
+    """
     check_type("/", inputs, "object")
-    given: dict[str, Any] = {}
-    if asks_by_prompt(inputs):
-        given["prompt"] = check_type("/prompt", inputs["prompt"], "string")
-        if not given["prompt"]:
+    parameters: dict[str, Any] = {}
+    if is_prompt_request(inputs):
+        parameters["prompt"] = check_type("/prompt", inputs["prompt"], "string")
+        if not parameters["prompt"]:
             raise bad_input("'/prompt' must not be shorter than 1 character")
     else:
-        given["messages"] = messages_of(inputs["messages"])
-        given["tools"] = [*tools_of(inputs.get("tools")), *functions_of(inputs.get("functions"))]
+        parameters["messages"] = check_messages(inputs["messages"])
+        parameters["tools"] = [*check_tools(inputs.get("tools")), *check_functions(inputs.get("functions"))]
     for name, (whole, low, high) in NUMBERS.items():
         if name in inputs:
-            given[name] = number_of(f"/{name}", inputs[name], whole, low, high)
-    for name in SWITCHES:
+            parameters[name] = check_number(f"/{name}", inputs[name], whole, low, high)
+    for name in BOOLEANS:
         if name in inputs:
-            given[name] = check_type(f"/{name}", inputs[name], "boolean")
+            parameters[name] = check_type(f"/{name}", inputs[name], "boolean")
     if "response_format" in inputs:
-        given["response_format"] = schema_of(inputs["response_format"])
+        parameters["response_format"] = check_response_format(inputs["response_format"])
     if "lora" in inputs:
-        given["lora"] = check_type("/lora", inputs["lora"], "string")
-    return given
+        parameters["lora"] = check_type("/lora", inputs["lora"], "string")
+    return parameters
 
 
-def asks_by_prompt(inputs: Mapping[str, Any]) -> bool:
-    """Or by messages: one of the two. Where both are there, one that could not be meant so does not count."""
+def is_prompt_request(inputs: Mapping[str, Any]) -> bool:
+    """True for a request by "prompt", False for one by "messages". Raises ContractError for neither or both.
+
+    If both keys are present but only one of them has a value of the right kind, the other is ignored.
+    """
     both = "prompt" in inputs and "messages" in inputs
     if both:
-        is_prompt = kind_of(inputs["prompt"]) == "string" and inputs["prompt"] != ""
-        is_messages = are_messages(inputs["messages"])
-        if is_prompt != is_messages:
+        is_prompt = json_type(inputs["prompt"]) == "string" and inputs["prompt"] != ""
+        if is_prompt != is_message_list(inputs["messages"]):
             return is_prompt
         both = is_prompt
     elif "prompt" in inputs or "messages" in inputs:
@@ -128,14 +130,14 @@ def asks_by_prompt(inputs: Mapping[str, Any]) -> bool:
     raise bad_input(f"oneOf at '/' not met, {matches if both else missing}")
 
 
-def are_messages(value: Any) -> bool:
-    return kind_of(value) == "array" and all(
-        kind_of(message) == "object" and all(kind_of(message.get(name)) == "string" for name in ("role", "content"))
+def is_message_list(value: Any) -> bool:
+    return json_type(value) == "array" and all(
+        json_type(message) == "object" and all(json_type(message.get(name)) == "string" for name in ("role", "content"))
         for message in value
     )
 
 
-def messages_of(messages: Any) -> list[dict[str, str]]:
+def check_messages(messages: Any) -> list[dict[str, str]]:
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
@@ -155,8 +157,8 @@ def messages_of(messages: Any) -> list[dict[str, str]]:
     return out
 
 
-def tools_of(tools: Any) -> list[dict[str, Any]]:
-    """Flat, or in OpenAI's envelope. More is let pass than the page's schema does: what real frameworks send."""
+def check_tools(tools: Any) -> list[dict[str, Any]]:
+    """Tools, flat or in OpenAI's envelope. The page's schema is stricter than what real frameworks send."""
     if tools is None:
         return []
     check_type("/tools", tools, "array")
@@ -168,8 +170,8 @@ def tools_of(tools: Any) -> list[dict[str, Any]]:
         raise bad_input(f"'/tools': {error}") from error
 
 
-def functions_of(functions: Any) -> list[dict[str, Any]]:
-    """Offered as tools whose arguments nobody has described; the code is never run or read."""
+def check_functions(functions: Any) -> list[dict[str, Any]]:
+    """Functions as tools without a description or a schema of their arguments. Their code is never run or read."""
     if functions is None:
         return []
     check_type("/functions", functions, "array")
@@ -187,48 +189,49 @@ def functions_of(functions: Any) -> list[dict[str, Any]]:
         raise bad_input(f"'/functions': {error}") from error
 
 
-def number_of(path: str, value: Any, whole: bool, low: float, high: float) -> float:
+def check_number(path: str, value: Any, whole: bool, low: float, high: float) -> float:
     expected = "integer" if whole else "number"
-    if kind_of(value) not in ("integer", "number") or (whole and value != value // 1):
-        raise mismatch(path, kind_of(value), expected)
-    if not value >= low:  # NaN, too
+    if json_type(value) not in ("integer", "number") or (whole and value != value // 1):
+        raise type_mismatch(path, json_type(value), expected)
+    if not value >= low:  # true for NaN, too
         raise bad_input(f"'{path}' must be >= {low}")
     if not value <= high or value == math.inf:
         raise bad_input(f"'{path}' must be <= {high}")
     return int(value) if whole else float(value)
 
 
-def schema_of(form: Any) -> Mapping[str, Any]:
-    """The JSON Schema that a response_format asks for; bare, or in OpenAI's envelope {"name", "schema", "strict"}."""
+def check_response_format(response_format: Any) -> Mapping[str, Any]:
+    """The JSON Schema that a response_format asks for, bare or in OpenAI's envelope {"name", "schema", "strict"}."""
     path = "/response_format"
-    check_type(path, form, "object")
-    if "type" not in form:
+    check_type(path, response_format, "object")
+    if "type" not in response_format:
         raise bad_input(f"required properties at '{path}' are 'type'")
-    mode = check_type(f"{path}/type", form["type"], "string")
+    mode = check_type(f"{path}/type", response_format["type"], "string")
     if mode not in JSON_MODES:
         raise bad_input(f"'{path}/type' must be one of 'json_object', 'json_schema'")
     if mode == "json_object":
         return {"type": "object"}
-    if "json_schema" not in form:
+    if "json_schema" not in response_format:
         raise bad_input(f"required properties at '{path}' are 'json_schema'")
-    schema: Mapping[str, Any] = check_type(f"{path}/json_schema", form["json_schema"], "object")
+    schema: Mapping[str, Any] = check_type(f"{path}/json_schema", response_format["json_schema"], "object")
     if "schema" in schema and "name" in schema:
         schema = check_type(f"{path}/json_schema/schema", schema["schema"], "object")
     return schema
 
 
 def check_type(path: str, value: Any, expected: str) -> Any:
-    if kind_of(value) != expected:
-        raise mismatch(path, kind_of(value), expected)
+    """The value, if it has this JSON type. Raises ContractError."""
+    if json_type(value) != expected:
+        raise type_mismatch(path, json_type(value), expected)
     return value
 
 
-def kind_of(value: Any) -> str:
-    """Its type's name in JSON Schema."""
+def json_type(value: Any) -> str:
+    """The name that JSON Schema gives the value's type; Python's name for a type that JSON does not have."""
     if value is None:
         return "null"
     kinds: dict[type | tuple[type, ...], str] = {
-        bool: "boolean",
+        bool: "boolean",  # before int, which is its base class
         int: "integer",
         float: "number",
         str: "string",
@@ -238,7 +241,10 @@ def kind_of(value: Any) -> str:
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(type(value)))
 
 
-def mismatch(path: str, found: str, expected: str) -> ContractError:
+# ---- errors, in the service's words ----
+
+
+def type_mismatch(path: str, found: str, expected: str) -> ContractError:
     return bad_input(f"Type mismatch of '{path}', '{found}' not in '{expected}'")
 
 
@@ -246,80 +252,101 @@ def bad_input(why: str) -> ContractError:
     return ContractError(f"AiError: Bad input: Error: {why}", BAD_INPUT, 400)
 
 
-def no_json(why: object) -> ContractError:
-    return ContractError(f"AiError: JSON Mode couldn't be met: {why}", NO_JSON, 400)
+def json_mode_failed(why: object) -> ContractError:
+    return ContractError(f"AiError: JSON Mode couldn't be met: {why}", JSON_MODE_FAILED, 400)
 
 
-def failure(error: Exception) -> ContractError:
-    """What has ended an answer, in the service's words: a schema that leads nowhere, or a step that failed."""
+def to_contract_error(error: Exception) -> ContractError:
+    """The error of the service for an exception during generation.
+
+    A GrammarError, from a schema that cannot be satisfied, is a failure of JSON mode. All others are internal errors.
+    """
     if isinstance(error, ContractError):
         return error
     if isinstance(error, GrammarError):
-        return no_json(error)
-    return ContractError(f"AiError: {' '.join(str(error).split())}", INTERNAL, 500)
+        return json_mode_failed(error)
+    return ContractError(f"AiError: {' '.join(str(error).split())}", INTERNAL_ERROR, 500)
+
+
+# ---- generation ----
+
+
+def start_generation(llama: Llama, parameters: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> Stream:
+    """Encode the prompt and start to generate the answer to it.
+
+    parameters: from `validate`. tool_choice: see `llama3.tools.prepare`. more: further arguments of `Llama.stream`
+    that the contract does not have. Raises ContractError.
+    """
+    lora = parameters.get("lora")
+    if lora is not None and lora not in llama.adapters:
+        raise bad_input(f"'/lora' names the adapter {lora[:100]!r}; loaded: {', '.join(llama.adapters) or 'none'}")
+    max_tokens, window = parameters.get("max_tokens", MAX_TOKENS), llama.config.max_seq_len
+    sampling = {name: parameters[name] for name in NUMBERS if name in parameters and name != "max_tokens"}
+    try:
+        ids, grammar = encode_prompt(llama, parameters, tool_choice)
+        if len(ids) + max_tokens > window:
+            raise ContractError(
+                f"AiError: Ai: The estimated number of input and maximum output tokens ({len(ids) + max_tokens}) "
+                f"exceeded this model context window limit ({window}).",
+                CONTEXT_EXCEEDED,
+                413,
+            )
+        schema = parameters.get("response_format")
+        return llama.stream(
+            ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **sampling, **more
+        )
+    except ContractError:
+        raise
+    except RequestError as error:
+        raise bad_input(str(error)) from error
+
+
+def encode_prompt(llama: Llama, parameters: Mapping[str, Any], tool_choice: str) -> tuple[list[int], str | None]:
+    """The token ids of the prompt, and the grammar that the tools demand of the answer, if there are any.
+
+    The prompt goes through the chat template or, with "raw", is encoded as it stands.
+    """
+    tools, json_mode, grammar = parameters.get("tools"), "response_format" in parameters, None
+    messages = dialog = parameters.get("messages") or [{"role": "user", "content": parameters["prompt"]}]
+    if tools and json_mode:
+        dialog, _ = prepare(tools, messages)  # no grammar: the answer is the JSON that was asked for, never a call
+    elif tools:
+        dialog, grammar = prepare(tools, messages, tool_choice)
+    if parameters.get("raw"):
+        return llama.encode("".join(message["content"] for message in messages)), grammar
+    return llama.encode_chat(dialog), grammar
 
 
 # ---- the answer ----
 
 
-def start(llama: Llama, given: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> Stream:
-    """The prompt as ids: through the chat template or, raw, as it stands; and the generation of the answer begun.
-
-    more: what `Llama.stream` knows beside the contract.
-    """
-    lora = given.get("lora")
-    if lora is not None and lora not in llama.adapters:
-        raise bad_input(f"'/lora' names the adapter {lora[:100]!r}; loaded: {', '.join(llama.adapters) or 'none'}")
-    tools, schema, grammar = given.get("tools"), given.get("response_format"), None
-    messages = dialog = given.get("messages") or [{"role": "user", "content": given["prompt"]}]
-    if tools and schema is None:
-        dialog, grammar = prepare(tools, messages, tool_choice)
-    elif tools:
-        dialog, _ = prepare(tools, messages)  # JSON mode: the answer is that JSON, and no call
-    if given.get("raw"):
-        ids = llama.encode("".join(message["content"] for message in messages))
-    else:
-        ids = llama.encode_chat(dialog)
-    max_tokens, window = given.get("max_tokens", MAX_TOKENS), llama.config.max_seq_len
-    if len(ids) + max_tokens > window:
-        raise ContractError(
-            f"AiError: Ai: The estimated number of input and maximum output tokens ({len(ids) + max_tokens}) "
-            f"exceeded this model context window limit ({window}).",
-            TOO_LONG,
-            413,
-        )
-    parameters = {name: given[name] for name in NUMBERS if name in given and name != "max_tokens"}
-    return llama.stream(
-        ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **parameters, **more
-    )
-
-
-def result(stream: Stream, given: Mapping[str, Any]) -> dict[str, Any]:
+def result(stream: Stream, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole answer as the service's output object. Raises ContractError if JSON mode could not be met."""
     try:
         answer = stream.completion()
     except GrammarError as error:
-        raise no_json(error) from error
-    calls = finish(answer.text, answer.finish_reason, given)
-    return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_of(answer.usage)}
+        raise json_mode_failed(error) from error
+    calls = check_answer(answer.text, answer.finish_reason, parameters)
+    return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_object(answer.usage)}
 
 
-def chunks(stream: Stream, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A chunk for each piece of text, one with the usage at the end; if it ends badly, one with the errors instead.
+def chunks(stream: Stream, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One chunk for each piece of text, then one with the usage or, if the answer ended badly, with the errors.
 
-    Calls of tools are no text: they come whole, in the last chunk.
+    Tool calls are not text: they come whole, in the last chunk.
     """
     text = ""
     try:
         for piece in stream:
             text += piece.text
-            if piece.text and not (may_call(given) and text.startswith("{")):
+            if piece.text and not (may_call_tools(parameters) and text.startswith("{")):
                 yield {"response": piece.text, "p": padding()}
-        calls = finish(text, stream.finish_reason, given)
+        calls = check_answer(text, stream.finish_reason, parameters)
     except Exception as error:
-        yield error_chunk(failure(error))
+        yield error_chunk(to_contract_error(error))
     else:
-        called = {"tool_calls": calls} if given.get("tools") else {}
-        yield {"response": "", **called, "usage": usage_of(stream.usage)}
+        tool_calls = {"tool_calls": calls} if parameters.get("tools") else {}
+        yield {"response": "", **tool_calls, "usage": usage_object(stream.usage)}
     finally:
         stream.close()
 
@@ -328,31 +355,34 @@ def error_chunk(error: ContractError) -> dict[str, Any]:
     return {"response": "", "errors": [{"message": str(error), "code": error.code}]}
 
 
-def may_call(given: Mapping[str, Any]) -> bool:
-    return bool(given.get("tools")) and "response_format" not in given
+def may_call_tools(parameters: Mapping[str, Any]) -> bool:
+    return bool(parameters.get("tools")) and "response_format" not in parameters
 
 
-def finish(text: str, finish_reason: str | None, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The calls of an answer. Raises ContractError for JSON or calls that were cut short or hold an infinite number."""
-    calls = may_call(given) and text.startswith("{")
-    if not calls and "response_format" not in given:
+def check_answer(text: str, finish_reason: str | None, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tool calls in an answer; empty for text and for JSON.
+
+    Raises ContractError for JSON or tool calls that were cut short, or that hold a number too large for a float64.
+    """
+    is_calls = may_call_tools(parameters) and text.startswith("{")
+    if not is_calls and "response_format" not in parameters:
         return []
     try:
         if finish_reason != "stop":
             raise ValueError("max_tokens cut it short")
-        if calls:
+        if is_calls:
             return [{"name": call.name, "arguments": call.arguments} for call in read_calls(text)]
         read_json(text)
         return []
     except ValueError as error:
-        raise no_json(error) from error
+        raise json_mode_failed(error) from error
 
 
-def usage_of(usage: Usage) -> dict[str, int]:
+def usage_object(usage: Usage) -> dict[str, int]:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return {name: getattr(usage, name) for name in names}
 
 
 def padding(draw: Callable[[int], int] = secrets.randbelow) -> str:
-    """Of a random length, so that the length of an encrypted chunk does not tell that of its text."""
-    return PADDING[: 1 + draw(len(PADDING))]
+    """The chunk's "p": text of a random length, so that the size of an encrypted chunk does not reveal its token's."""
+    return PADDING_CHARACTERS[: 1 + draw(len(PADDING_CHARACTERS))]

@@ -1,4 +1,4 @@
-"""Values that a JSON Schema accepts, as a Hypothesis strategy, for the part of the language that our schemas use."""
+"""Values that a JSON Schema accepts, as a Hypothesis strategy. It supports the keywords that our schemas use."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""JSON Schemas as nobody should write them: every keyword, with values that fit and with values that do not."""
+"""Random JSON Schemas for fuzzing: every keyword, with values of the right and of the wrong kind."""
 
 import random
 from typing import Any
@@ -17,6 +17,7 @@ OTHERS = ["type", "enum", "const", "required", "default", "x-guidance", "uniqueI
 
 
 def anything(dice: random.Random, depth: int) -> Any:
+    """A random JSON value: a scalar, a list or a schema."""
     draw = dice.random()
     if draw < 0.4 or depth <= 0:
         return dice.choice([*NUMBERS, *TEXTS, True, False, None])
@@ -26,6 +27,8 @@ def anything(dice: random.Random, depth: int) -> Any:
 
 
 def strange_schema(dice: random.Random, depth: int = 3) -> dict[str, Any]:
+    """Up to four random keywords; a quarter of their values are of any kind, whatever the keyword."""
+
     def inner() -> Any:
         return strange_schema(dice, depth - 1) if depth > 0 else dice.choice([{}, True, False])
 

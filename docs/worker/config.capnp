@@ -1,6 +1,6 @@
-# A Worker with an AI binding that `llama3 serve` answers:
+# A Worker whose AI binding calls `llama3 serve`:
 #   npx workerd serve --experimental docs/worker/config.capnp      then: curl http://127.0.0.1:8787/
-# The binding itself sends no token; where the server asks for one, it stands here.
+# The binding itself sends no token. If the server was started with --token, put the token in the header below.
 using Workerd = import "/workerd/workerd.capnp";
 
 const config :Workerd.Config = (

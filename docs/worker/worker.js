@@ -1,4 +1,4 @@
-// `/` answers a question whole, `/stream` as it is written.
+// `/?q=...` responds with the whole answer, `/stream?q=...` with a stream of events.
 const MODEL = "@hf/meta-llama/meta-llama-3-8b-instruct";
 
 export default {

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.port < 65536:
         raise RequestError(f"--port: {args.port} is no port; expected 1 to 65535")
     try:
-        from llama3.server.main import serve
+        from llama3.server.main import Settings, serve
     except ImportError as error:
         raise RequestError(
             f"llama3 serve needs the extra server ({error.name}): pip install 'llama3[server]'"
@@ -62,16 +62,15 @@ def run(args: argparse.Namespace) -> int:
         note(f"http://{args.host}:{args.port} (process {os.getpid()}); Ctrl-C ends it")
     for name, most in args.limit or ():
         setattr(LIMITS, name, most)
-    hosts = tuple(args.allow_host or ())
-    serve(
-        lambda: load(args),
-        args.host,
-        args.port,
-        args.token,
-        args.slots,
-        args.queue,
-        hosts,
-        args.quiet,
-        args.parsed_json,
+    settings = Settings(
+        host=args.host,
+        port=args.port,
+        token=args.token,
+        slots=args.slots,
+        queue=args.queue,
+        allowed_hosts=tuple(args.allow_host or ()),
+        quiet=args.quiet,
+        parsed_json=args.parsed_json,
     )
+    serve(lambda: load(args), settings)
     return 0

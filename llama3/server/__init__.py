@@ -1,4 +1,5 @@
-"""The hosted model's HTTP, on your own machine (extra `server`).
+"""The HTTP server: the hosted model's API, and OpenAI's, on your own machine (extra `server`).
 
-Read: app, gate, answers, openai, journal, playground, deadline, main.
+Reading order: app, service, body, responses, api_formats, streaming, chat_completions, completions; then auth,
+access_log, metrics, timeouts, threads, models_api, playground and main.
 """

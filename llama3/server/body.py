@@ -1,4 +1,4 @@
-"""A request's body: JSON, whatever content type it claims, and bounded, also over all that are still arriving."""
+"""Read the request body: JSON, whatever its content type says, and limited in size."""
 
 from typing import Any
 
@@ -7,34 +7,38 @@ from starlette.requests import Request
 
 from llama3.errors import ContractError
 from llama3.limits import LIMITS
-from llama3.server.answers import CAPACITY
+from llama3.server.responses import no_capacity
 from llama3.workers_ai import bad_input
 
-MAX_ARRIVING = 64 << 20  # bytes of all bodies that are not whole yet
+MAX_BYTES_ARRIVING = 64 << 20  # of all bodies together that have not arrived completely
+MISSING_BODY, TOO_LARGE = 3003, 3006  # the service's codes
 
 
-class Bodies:
-    """A body that comes in drops takes no request's place, only the bytes that it has sent."""
+class BodyReader:
+    """Reads request bodies and limits the memory of those that are still arriving.
+
+    A body that arrives slowly does not count as a request in flight. It costs only the bytes that have been received.
+    """
 
     def __init__(self) -> None:
-        self.arriving = 0
+        self.bytes_arriving = 0
 
     async def read(self, request: Request) -> Any:
-        """Raises ContractError."""
+        """The decoded body. Raises ContractError if it is missing, too large or not JSON."""
         body = bytearray()
         try:
             async for part in request.stream():
                 body += part
-                self.arriving += len(part)
+                self.bytes_arriving += len(part)
                 if len(body) > LIMITS.body_bytes:
-                    too_large = f"AiError: Request is too large: more than {LIMITS.body_bytes:,} bytes"
-                    raise ContractError(too_large, 3006, 413)
-                if self.arriving > MAX_ARRIVING:
-                    raise CAPACITY
+                    message = f"AiError: Request is too large: more than {LIMITS.body_bytes:,} bytes"
+                    raise ContractError(message, TOO_LARGE, 413)
+                if self.bytes_arriving > MAX_BYTES_ARRIVING:
+                    raise no_capacity()
         finally:
-            self.arriving -= len(body)
+            self.bytes_arriving -= len(body)
         if not body:
-            raise ContractError("AiError: Request is missing headers or body: body", 3003, 400)
+            raise ContractError("AiError: Request is missing headers or body: body", MISSING_BODY, 400)
         try:
             return msgspec.json.decode(bytes(body))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

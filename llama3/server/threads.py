@@ -1,7 +1,8 @@
-"""A new thread for each piece of work.
+"""Run each piece of work in a new thread.
 
-A pool's threads would live on, and glibc keeps for each what it has freed, up to 250 KB that no other thread may use:
-with a thread a request, and 48 of them, a busy server still grows by that after ten minutes.
+A pool would keep its threads alive, and glibc keeps the memory that a thread has freed for that thread, up to 250 KB
+that no other thread can use. With one thread per request, and 48 of them, a pool still makes a busy server grow by
+that amount after ten minutes.
 """
 
 import asyncio
@@ -12,9 +13,13 @@ from typing import Any
 
 
 def in_new_thread(function: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
-    """What the function returns or raises, to be awaited. Who stops waiting does not stop the thread."""
+    """Start function(*args) in a new thread; awaiting the future returns or raises what the function does.
+
+    Cancelling the await does not stop the thread.
+    """
     future: Future[Any] = Future()
-    start_new_thread(_work, (future, function, args))  # `Thread.start` would wait until it runs, and the loop with it
+    # Not `Thread.start`: it waits until the new thread runs, and would block the event loop for that time.
+    start_new_thread(_work, (future, function, args))
     return asyncio.wrap_future(future)
 
 
@@ -25,4 +30,4 @@ def _work(future: "Future[Any]", function: Callable[..., Any], args: tuple[Any, 
     except BaseException as error:
         future.set_exception(error)
     finally:
-        del future  # an error knows this frame, and would be known by it: a circle of references
+        del future  # break the reference cycle: future -> exception -> this frame -> future

@@ -1,6 +1,7 @@
-"""The routes, without a network: every body gets the documented envelope, and none a 500 or silence."""
+"""The routes, called without a network: every request body gets a documented response, and none an HTTP 500."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -13,9 +14,11 @@ pytest.importorskip("starlette")  # the extra `server`
 from llama3 import Llama
 from llama3.errors import ContractError
 from llama3.limits import LIMITS
-from llama3.server.app import MODELS, Service, make_app
-from llama3.server.body import Bodies
-from tests.server.calling import RUN, call
+from llama3.server.app import make_app
+from llama3.server.body import BodyReader
+from llama3.server.responses import MODELS
+from llama3.server.service import Service
+from tests.server.asgi import RUN, call
 from tests.test_workers_ai import any_inputs
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
@@ -29,12 +32,12 @@ def llama(tmp_path_factory) -> Llama:
     return Llama.load(write_tokenizer(folder), slots=4)
 
 
-def asked(llama, *requests, queue=8, token=None, hosts=(), ready=True):
-    """The replies to these calls, (path, body) or (path, body, headers), one after the other."""
+def send(llama, *requests, queue=8, token=None, hosts=(), loaded=True):
+    """The replies to these requests, (path, body) or (path, body, headers), sent one after the other."""
 
     async def run():
         service = Service(lambda: llama, 4, queue)
-        service.llama = llama if ready else None
+        service.llama = llama if loaded else None
         app = make_app(service, token, hosts)
         replies = [await call(app, path, body, **(more[0] if more else {})) for path, body, *more in requests]
         assert service.in_flight == 0
@@ -47,9 +50,9 @@ def body(**inputs):
     return json.dumps(inputs).encode()
 
 
-def test_a_prompt_is_answered_as_run_answers_it(llama):
+def test_all_routes_give_the_answer_of_run(llama):
     inputs = {"prompt": "Hello", "max_tokens": 9, "seed": 4}
-    rest, streamed, binding = asked(
+    rest, streamed, binding = send(
         llama,
         (RUN, body(**inputs)),
         (RUN, body(**inputs, stream=True)),
@@ -63,11 +66,11 @@ def test_a_prompt_is_answered_as_run_answers_it(llama):
     assert all(isinstance(piece["response"], str) and piece["p"] for piece in pieces)
 
 
-def test_the_model_may_be_written_in_four_ways_and_no_other(llama):
+def test_known_models_are_served_and_others_are_refused(llama):
     base = "/client/v4/accounts/any/ai/run/"
-    *good, bad, binding = asked(
+    *good, bad, binding = send(
         llama,
-        *((base + model, body(prompt="a", max_tokens=1)) for model in MODELS),  # %2F is a slash by now
+        *((base + model, body(prompt="a", max_tokens=1)) for model in MODELS),
         (base + "@hf/other", b"{}"),
         ("/run", body(inputs={}), {"cf_consn_model_id": "x"}),
     )
@@ -77,7 +80,7 @@ def test_the_model_may_be_written_in_four_ways_and_no_other(llama):
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "code", "says"),
+    ("sent", "status", "code", "message"),
     [
         (b"", 400, 3003, "missing"),
         (b"{", 400, 5006, "not JSON"),
@@ -94,24 +97,24 @@ def test_the_model_may_be_written_in_four_ways_and_no_other(llama):
         (body(prompt="a", response_format={"type": "json_schema", "json_schema": {"not": {}}}), 400, 5006, "enforced"),
     ],
 )  # fmt: skip
-def test_a_breach_has_its_code_in_both_shapes(llama, given, status, code, says):
-    inner = b'{"inputs": ' + given + b"}" if given[:1] == b"{" and len(given) < 999 else given
-    rest, binding = asked(llama, (RUN, given), ("/run", inner))
+def test_wrong_input_has_its_error_code_in_both_formats(llama, sent, status, code, message):
+    inner = b'{"inputs": ' + sent + b"}" if sent[:1] == b"{" and len(sent) < 999 else sent
+    rest, binding = send(llama, (RUN, sent), ("/run", inner))
     assert (rest.status, rest.json()["errors"][0]["code"]) == (status, code)
     assert rest.json()["success"] is False and rest.json()["result"] == {} and rest.json()["messages"] == []
-    assert says in rest.json()["errors"][0]["message"]
+    assert message in rest.json()["errors"][0]["message"]
     assert binding.status in (status, 400) and binding.json()["httpCode"] == binding.status
     assert binding.json()["message"].startswith("AiError: ") and binding.json()["description"]
 
 
-def test_twenty_thousand_requests_get_a_documented_answer(llama):
+def test_twenty_thousand_random_requests_get_a_documented_response(llama):
     dice, seen = random.Random(5), dict.fromkeys((200, 400, 413), 0)
 
-    def one():
+    def random_body():
         inputs = any_inputs(dice)
         if inputs.get("max_tokens", 9) not in (1, 2, 3, 4):
             inputs["max_tokens"] = 1
-        if dice.random() < 0.7:  # most are wrong, and the wrong are quick
+        if dice.random() < 0.7:  # make most requests wrong: those are answered quickly
             inputs[dice.choice(["temperature", "top_p", "top_k", "seed"])] = dice.choice([None, -1, "x", [], {}])
         text = json.dumps(inputs)
         if dice.random() < 0.3:
@@ -125,9 +128,9 @@ def test_twenty_thousand_requests_get_a_documented_answer(llama):
         app = make_app(service)
         for i in range(20_000):
             binding = i % 7 == 0
-            sent = one()
+            sent = random_body()
             reply = await call(app, *(("/run", b'{"inputs":' + sent + b"}") if binding else (RUN, sent)))
-            seen[reply.status] += 1  # a status that is not among the three is a KeyError
+            seen[reply.status] += 1  # a KeyError for any other status
             if reply.headers["content-type"] == "text/event-stream":
                 assert "usage" in reply.events()[-1] or reply.events()[-1]["errors"][0]["code"] == 5024
             elif reply.status == 200:
@@ -143,12 +146,12 @@ def test_twenty_thousand_requests_get_a_documented_answer(llama):
     assert seen[200] > 1000 and seen[400] > 10_000
 
 
-def test_the_token_opens_all_doors_but_that_of_health(llama):
+def test_every_route_but_health_needs_the_token(llama):
     right, wrong = {"authorization": "Bearer secret"}, {"authorization": "Bearer secre"}
-    given = body(prompt="a", max_tokens=1)
-    replies = asked(
+    sent = body(prompt="a", max_tokens=1)
+    replies = send(
         llama,
-        *((RUN, given, headers) for headers in (right, wrong, {}, {"authorization": "secret"})),
+        *((RUN, sent, headers) for headers in (right, wrong, {}, {"authorization": "secret"})),
         ("/nowhere", b""),
         ("/health", b"", {"method": "GET"}),
         token="secret",
@@ -175,8 +178,8 @@ def test_the_token_opens_all_doors_but_that_of_health(llama):
         ("", 400),
     ],
 )
-def test_only_hosts_that_are_meant_are_served(llama, host, status):
-    (reply,) = asked(llama, ("/health", b"", {"method": "GET", "host": host}), hosts=("mine.example",))
+def test_only_known_hosts_are_served(llama, host, status):
+    (reply,) = send(llama, ("/health", b"", {"method": "GET", "host": host}), hosts=("mine.example",))
     assert reply.status == status
 
 
@@ -185,12 +188,12 @@ def test_only_hosts_that_are_meant_are_served(llama, host, status):
     [("http://localhost:8000", 200), ("http://127.0.0.1", 200), ("https://evil.example", 403), ("null", 403)],
 )
 def test_pages_of_other_sites_are_not_served(llama, origin, status):
-    (reply,) = asked(llama, (RUN, body(prompt="a", max_tokens=1), {"origin": origin}))
+    (reply,) = send(llama, (RUN, body(prompt="a", max_tokens=1), {"origin": origin}))
     assert reply.status == status
 
 
-def test_what_is_not_there_is_said_in_the_envelope(llama):
-    replies = asked(
+def test_unknown_routes_and_methods_are_refused_in_the_envelope(llama):
+    replies = send(
         llama,
         ("/nowhere", b""),
         (RUN, b"", {"method": "GET"}),
@@ -201,23 +204,23 @@ def test_what_is_not_there_is_said_in_the_envelope(llama):
     assert [reply.json()["errors"][0]["code"] for reply in replies] == [7000, 7001, 5007, 7000]
 
 
-def test_a_texts_tokens_are_told(llama):
-    fine, wrong, begun_twice = asked(
+def test_tokenize_returns_the_tokens_of_a_text(llama):
+    fine, wrong, second_begin = send(
         llama,
         ("/tokenize", body(text="the cat")),
         ("/tokenize", body(text=7)),
         ("/tokenize", body(text="a<|begin_of_text|>")),
     )
     assert [token["id"] for token in fine.json()["tokens"]] == llama.encode("the cat")
-    assert wrong.status == begun_twice.status == 400 and "'/text'" in wrong.json()["errors"][0]["message"]
+    assert wrong.status == second_begin.status == 400 and "'/text'" in wrong.json()["errors"][0]["message"]
 
 
-def test_until_the_model_is_there_it_says_so(llama):
-    health, run = asked(llama, ("/health", b"", {"method": "GET"}), (RUN, body(prompt="a")), ready=False)
+def test_until_the_model_is_loaded_the_status_is_503(llama):
+    health, run = send(llama, ("/health", b"", {"method": "GET"}), (RUN, body(prompt="a")), loaded=False)
     assert health.status == run.status == 503 and health.json() == {"status": "loading"}
 
 
-def test_more_than_slots_and_queue_hold_is_refused_and_the_rest_is_answered(llama):
+def test_requests_beyond_slots_and_queue_get_429_and_the_others_are_answered(llama):
     async def run():
         service = Service(lambda: llama, 4, 3)
         service.llama = llama
@@ -230,8 +233,8 @@ def test_more_than_slots_and_queue_hold_is_refused_and_the_rest_is_answered(llam
     assert full[0].json()["errors"][0]["code"] == 3040 and full[0].headers["retry-after"] == "1"
 
 
-def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
-    """Whole answers on both routes: not one that is cut short passes for a whole one."""
+def test_requests_cancelled_at_shutdown_get_an_error(llama):
+    """The answers are not streamed here: a client must not take one that was cut off for a complete one."""
 
     async def run():
         service = Service(lambda: llama, 4, 8)
@@ -241,7 +244,7 @@ def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
         running = [asyncio.create_task(call(app, path, body(**long))) for path in (RUN, "/v1/completions")]
         while len(service.running) < 2:
             await asyncio.sleep(0.01)
-        service.end()
+        service.cancel_running()
         return await asyncio.gather(*running)
 
     for reply in asyncio.run(run()):
@@ -250,61 +253,81 @@ def test_what_still_runs_when_the_grace_time_ends_says_so(llama):
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"response_format": JSON}], ids=["whole", "stream", "JSON"])
-@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+@pytest.mark.parametrize("disconnects", [False, True], ids=["stays", "disconnects"])
 @pytest.mark.parametrize("path", [RUN, "/v1/chat/completions"], ids=["run", "chat"])
-def test_an_answer_leaves_nothing_behind(llama, path, more, leaves):
-    """Nor a circle of references: the garbage of a thousand requests would wait to be found."""
-    more = {**more, "max_tokens": 300 if leaves else 5, "temperature": 2, "seed": 1}
-    given = body(messages=[{"role": "user", "content": "a"}], **more)
+def test_a_finished_request_leaves_no_stream_in_memory(llama, path, more, disconnects):
+    """There must not even be reference cycles, which would stay in memory until the garbage collector runs."""
+    more = {**more, "max_tokens": 300 if disconnects else 5, "temperature": 2, "seed": 1}
+    sent = body(messages=[{"role": "user", "content": "a"}], **more)
 
     async def run():
         service = Service(lambda: llama, 4, 8)
         service.llama = llama
-        app, asked = make_app(service), []
+        app, streams = make_app(service), []
         for _ in range(12):
-            task = asyncio.create_task(call(app, path, given, leaves=leaves))
+            task = asyncio.create_task(call(app, path, sent, disconnects=disconnects))
             while not service.running:
                 await asyncio.sleep(0)
-            asked += [weakref.ref(stream) for stream in service.running]
+            streams += [weakref.ref(stream) for stream in service.running]
             await task
         assert service.in_flight == 0
-        return asked
+        return streams
 
     gc.collect()
     gc.disable()
     try:
-        asked = asyncio.run(run())
-        assert len(asked) == 12 and sum(stream() is not None for stream in asked) <= 2  # a thread knows its last task
+        streams = asyncio.run(run())
+        alive = sum(stream() is not None for stream in streams)
+        assert len(streams) == 12 and alive <= 2  # a thread may still hold its last task
     finally:
         gc.enable()
 
 
-def test_bodies_that_are_arriving_are_bounded_together(monkeypatch):
-    """Each may have a megabyte; all that are not whole yet may have 64."""
-    monkeypatch.setattr("llama3.server.body.MAX_ARRIVING", 1000)
+def test_bodies_that_are_still_arriving_are_limited_in_total(monkeypatch):
+    """Each body may have one megabyte, and all that have not arrived completely may have 64 together."""
+    monkeypatch.setattr("llama3.server.body.MAX_BYTES_ARRIVING", 1000)
 
     async def run():
-        bodies, waits = Bodies(), asyncio.Event()
+        bodies, may_end = BodyReader(), asyncio.Event()
 
         class Slow:
             async def stream(self):
                 yield b"x" * 900
-                await waits.wait()
+                await may_end.wait()
 
         first = asyncio.create_task(bodies.read(Slow()))
         await asyncio.sleep(0)
         with pytest.raises(ContractError) as caught:
             await bodies.read(Slow())
         assert caught.value.status == 429
-        waits.set()
+        may_end.set()
         with pytest.raises(ContractError, match="not JSON"):
             await first
-        assert bodies.arriving == 0
+        assert bodies.bytes_arriving == 0
 
     asyncio.run(run())
 
 
-def test_a_step_that_fails_ends_its_requests_and_no_others(llama, monkeypatch):
+def test_a_refused_body_is_not_kept_in_memory(monkeypatch):
+    """An exception that was raised refers to the frames it passed through, and through them to the body."""
+    monkeypatch.setattr("llama3.server.body.MAX_BYTES_ARRIVING", 10)
+
+    class Request:
+        async def stream(self):
+            yield b"x" * 900
+
+    async def run():
+        request = Request()
+        with contextlib.suppress(ContractError):
+            await BodyReader().read(request)
+        return weakref.ref(request)
+
+    refused = asyncio.run(run())
+    gc.collect()
+    assert refused() is None
+
+
+def test_a_failed_step_ends_its_requests_and_no_others(llama, monkeypatch):
     step = llama.model.step
 
     def failing(*args):
@@ -313,19 +336,19 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(llama, monkeypatch):
 
     for stream in (False, True):
         monkeypatch.setattr(llama.model, "step", failing)
-        failed, fine = asked(llama, *((RUN, body(prompt="a", max_tokens=3, stream=stream)) for _ in range(2)))
+        failed, fine = send(llama, *((RUN, body(prompt="a", max_tokens=3, stream=stream)) for _ in range(2)))
         errors = failed.events()[-1]["errors"] if stream else failed.json()["errors"]
         assert "no room" in errors[0]["message"] and errors[0]["code"] == 3043
         assert fine.status == 200
 
 
-def test_the_figures_count_requests_by_status_and_tokens_and_say_nothing_else(llama, capsys):
+def test_metrics_and_access_log_count_requests_and_tokens_and_hold_no_prompt(llama, capsys):
     async def run():
         service = Service(lambda: llama, 4, 8)
         service.llama = llama
         app = make_app(service, quiet=False)
-        for given in (body(prompt="secret", max_tokens=5), b"{", body(prompt="secret", max_tokens=3, stream=True)):
-            await call(app, RUN, given)
+        for sent in (body(prompt="secret", max_tokens=5), b"{", body(prompt="secret", max_tokens=3, stream=True)):
+            await call(app, RUN, sent)
         return await call(app, "/metrics", b"", "GET")
 
     found = asyncio.run(run()).body.decode()

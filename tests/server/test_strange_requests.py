@@ -1,4 +1,4 @@
-"""Schemas, tools and fields of every strange kind, on all routes that generate: an answer, or one documented error."""
+"""Random schemas, tools and fields on all routes that generate: each gets an answer or a documented error."""
 
 import asyncio
 import json
@@ -11,8 +11,9 @@ pytest.importorskip("starlette")  # the extra `server`
 pytest.importorskip("llguidance")  # the extra `json`
 
 from llama3 import Llama
-from llama3.server.app import Service, make_app
-from tests.server.calling import RUN, Reply, call
+from llama3.server.app import make_app
+from llama3.server.service import Service
+from tests.server.asgi import RUN, Reply, call
 from tests.strange_schemas import anything, strange_schema
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
@@ -33,7 +34,7 @@ def llama(tmp_path_factory) -> Llama:
 
 
 def statuses(llama: Llama, requests) -> Counter:
-    """How often which status came back; a request whose answer is not the documented one is named."""
+    """Send the requests and count the statuses. Fails, naming the request, for a response that is not documented."""
     seen: Counter = Counter()
 
     async def run():
@@ -43,7 +44,7 @@ def statuses(llama: Llama, requests) -> Counter:
         for path, inputs in requests:
             sent = json.dumps(inputs)
             reply = await asyncio.wait_for(call(app, path, sent.encode()), 60)
-            assert documented(reply), f"{path} {sent} -> {reply.status} {reply.body[:300]!r}"
+            assert is_documented(reply), f"{path} {sent} -> {reply.status} {reply.body[:300]!r}"
             seen[reply.status] += 1
         assert service.in_flight == 0
 
@@ -51,8 +52,8 @@ def statuses(llama: Llama, requests) -> Counter:
     return seen
 
 
-def documented(reply: Reply) -> bool:
-    """A step never fails here, so 3043 and 500 are the server's own mistakes."""
+def is_documented(reply: Reply) -> bool:
+    """3043 and 500 do not count: no model step fails in these tests, so they would be errors of the server."""
     if reply.headers["content-type"] == "text/event-stream":
         errors = [error["code"] for event in reply.events() for error in event.get("errors", ())]
         return reply.status == 200 and set(errors) <= {5024}
@@ -66,7 +67,7 @@ def documented(reply: Reply) -> bool:
     return reply.status in (400, 413) and found["errors"][0]["code"] in (5006, 5007, 5021, 5024)
 
 
-def test_a_strange_schema_is_enforced_or_refused_on_every_route(llama):
+def test_a_random_schema_is_enforced_or_refused_on_every_route(llama):
     dice = random.Random(1)
 
     def requests():
@@ -85,7 +86,7 @@ def test_a_strange_schema_is_enforced_or_refused_on_every_route(llama):
     assert seen[200] > 50 and seen[400] > 200
 
 
-def test_strange_fields_are_taken_or_refused_on_openais_routes(llama):
+def test_random_fields_are_accepted_or_refused_on_openais_routes(llama):
     dice = random.Random(2)
 
     def requests():

@@ -1,83 +1,84 @@
-// The page: a message goes out, tokens come in and are shown; what the model says is only ever text to the browser.
+// The chat: send the dialogue to the server, and show the answer while it streams in.
+// Model output is only ever set as text, never parsed as HTML.
 import { build, field, read } from "./parameters.js";
 import { code } from "./code.js";
 
-const KEPT = "llama3.dialogue";
-const MOST_KEPT = 100; // messages
-let dialogue = JSON.parse(localStorage.getItem(KEPT) ?? "[]"); // {role, content, calls?, tokens?, figures?}
-let running = null; // the AbortController of the answer that is being written
+const STORAGE_KEY = "llama3.dialogue";
+const MAX_STORED_MESSAGES = 100;
+let dialogue = JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "[]"); // {role, content, calls?, tokens?, stats?}
+let running = null; // the AbortController of the answer that is streaming in
 
 const element = (name, properties = {}, ...children) => {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), properties);
+  created.append(...children);
+  return created;
 };
 
-function say(text, error = false) {
+function setStatus(text, isError = false) {
   field("status").textContent = text;
-  field("status").className = error ? "error" : "";
+  field("status").className = isError ? "error" : "";
 }
 
-function keep() {
-  localStorage.setItem(KEPT, JSON.stringify(dialogue.slice(-MOST_KEPT)));
+function saveDialogue() {
+  localStorage.setItem(STORAGE_KEY, JSON.stringify(dialogue.slice(-MAX_STORED_MESSAGES)));
 }
 
-// ---- showing ----
+// ---- messages on the page ----
 
-function show(message) {
-  const words = element("div", { className: "words" });
-  const figures = element("div", { className: "figures" });
-  const item = element("li", { className: message.role }, element("h2", { textContent: message.role }), words, figures);
+// Append a message to the page -> its elements {item, content, stats}.
+function appendMessage(message) {
+  const content = element("div", { className: "content" });
+  const stats = element("div", { className: "stats" });
+  const role = element("h2", { textContent: message.role });
+  const item = element("li", { className: message.role }, role, content, stats);
   field("dialogue").append(item);
-  fill(message, words, figures);
-  return { words, figures, item };
+  renderMessage(message, { content, stats });
+  return { item, content, stats };
 }
 
-function fill(message, words, figures) {
-  words.replaceChildren(message.content);
-  for (const call of message.calls ?? []) words.append(card(call));
-  figures.replaceChildren(message.figures ?? "");
+function renderMessage(message, { content, stats }) {
+  content.replaceChildren(message.content);
+  for (const call of message.calls ?? []) content.append(callCard(call));
+  stats.replaceChildren(message.stats ?? "");
   if (message.tokens?.length) {
-    const toggle = element("button", { type: "button", textContent: "Tokens" });
-    toggle.addEventListener("click", () => showTokens(message, words));
-    figures.append(" ", toggle);
+    const button = element("button", { type: "button", textContent: "Tokens" });
+    button.addEventListener("click", () => showTokens(message, content));
+    stats.append(" ", button);
   }
 }
 
-function card(call) {
+function callCard(call) {
   return element("div", { className: "call", textContent: `${call.name}(${call.arguments})` });
 }
 
-function showTokens(message, words) {
-  const table = element("table", { className: "rivals" });
-  words.replaceChildren(
-    ...message.tokens.map((token) => {
-      const button = element("button", { type: "button", textContent: token.token, title: percent(token.logprob) });
-      button.addEventListener("click", () => {
-        const rows = token.top_logprobs.map((rival) =>
-          element("tr", {}, element("td", { textContent: JSON.stringify(rival.token) }),
-            element("td", { textContent: percent(rival.logprob) })));
-        table.replaceChildren(...rows);
-      });
-      return button;
-    }),
-    table,
-  );
+// Show the message token by token; a click on a token lists the most likely tokens at its place.
+function showTokens(message, content) {
+  const table = element("table", { className: "alternatives" });
+  const row = (alternative) => element("tr", {},
+    element("td", { textContent: JSON.stringify(alternative.token) }),
+    element("td", { textContent: percent(alternative.logprob) }));
+  const buttons = message.tokens.map((token) => {
+    const button = element("button", { type: "button", textContent: token.token, title: percent(token.logprob) });
+    button.addEventListener("click", () => table.replaceChildren(...token.top_logprobs.map(row)));
+    return button;
+  });
+  content.replaceChildren(...buttons, table);
 }
 
 const percent = (logprob) => `${Number((100 * Math.exp(logprob)).toPrecision(3))} %`;
 
-// ---- asking ----
+// ---- requests ----
 
-function messages() {
+// The messages of the request. Tool calls are written as the model writes them.
+function requestMessages() {
   const system = field("system").value.trim();
-  const said = dialogue.map(({ role, content, calls }) => ({
+  const messages = dialogue.map(({ role, content, calls }) => ({
     role,
     content: calls?.length
       ? calls.map((call) => `{"name":${JSON.stringify(call.name)},"parameters":${call.arguments}}`).join("; ")
       : content,
   }));
-  return system ? [{ role: "system", content: system }, ...said] : said;
+  return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
 const headers = () => {
@@ -85,69 +86,82 @@ const headers = () => {
   return token ? { authorization: `Bearer ${token}` } : {};
 };
 
-async function ask(role, content) {
+async function sendMessage(role, content) {
   let settings;
   try {
     settings = read();
   } catch (error) {
-    return say(error.message, true);
+    return setStatus(error.message, true);
   }
   dialogue.push({ role, content });
-  show(dialogue.at(-1));
-  const body = { ...settings, messages: messages(), stream: true, logprobs: true, top_logprobs: 5 };
-  const answer = { role: "assistant", content: "", calls: [], tokens: [], figures: "" };
-  const shown = show(answer);
-  running = new AbortController();
-  field("send").hidden = true;
-  field("stop").hidden = false;
-  say("Writing");
-  const start = performance.now();
-  let first = null;
+  appendMessage(dialogue.at(-1));
+  const answer = { role: "assistant", content: "", calls: [], tokens: [], stats: "" };
+  const body = { ...settings, messages: requestMessages(), stream: true, logprobs: true, top_logprobs: 5 };
+  const shown = appendMessage(answer);
+  setRunning(new AbortController());
+  setStatus("Writing");
   try {
-    const reply = await fetch("v1/chat/completions", {
-      method: "POST", body: JSON.stringify(body), headers: headers(), signal: running.signal,
-    });
-    if (!reply.ok) throw new Error(await reason(reply));
-    for await (const chunk of events(reply)) {
-      if (chunk.errors) throw new Error(chunk.errors[0].message);
-      const [choice] = chunk.choices;
-      const tokens = choice.logprobs?.content ?? [];
-      if (tokens.length) first ??= performance.now() - start;
-      answer.tokens.push(...tokens);
-      answer.content += choice.delta.content ?? "";
-      for (const call of choice.delta.tool_calls ?? []) answer.calls.push(call.function);
-      shown.words.textContent = answer.content;
-      if (chunk.usage) {
-        const seconds = (performance.now() - start) / 1000;
-        const n = chunk.usage.completion_tokens;
-        answer.figures = `${n} tokens, ${(n / seconds).toFixed(0)}/s, first after ${((first ?? 0) / 1000).toFixed(2)} s, `
-          + `${choice.finish_reason}, seed ${chunk.seed}`;
-      }
-    }
-    say("");
+    await streamAnswer(body, answer, shown);
+    setStatus("");
   } catch (error) {
     const stopped = error.name === "AbortError";
-    answer.figures ||= stopped ? "stopped" : "";
-    say(stopped ? "Stopped" : error.message, !stopped);
+    answer.stats ||= stopped ? "stopped" : "";
+    setStatus(stopped ? "Stopped" : error.message, !stopped);
   }
-  running = null;
-  field("send").hidden = false;
-  field("stop").hidden = true;
+  setRunning(null);
   if (answer.content || answer.calls.length) {
     dialogue.push(answer);
-    fill(answer, shown.words, shown.figures);
+    renderMessage(answer, shown);
   } else {
-    shown.item.remove();
-    if (role === "user") {
-      dialogue.pop();
-      field("message").value ||= content; // nothing typed is lost
-      field("dialogue").lastElementChild?.remove();
-    }
+    removeUnanswered(shown.item, role, content);
   }
-  keep();
+  saveDialogue();
 }
 
-async function reason(reply) {
+function setRunning(controller) {
+  running = controller;
+  field("send").hidden = running !== null;
+  field("stop").hidden = running === null;
+}
+
+// Send the request, and add the chunks of its answer to `answer` and to the page.
+async function streamAnswer(body, answer, shown) {
+  const start = performance.now();
+  let firstToken = null; // milliseconds
+  const reply = await fetch("v1/chat/completions", {
+    method: "POST", body: JSON.stringify(body), headers: headers(), signal: running.signal,
+  });
+  if (!reply.ok) throw new Error(await errorMessage(reply));
+  for await (const chunk of events(reply)) {
+    if (chunk.errors) throw new Error(chunk.errors[0].message);
+    const [choice] = chunk.choices;
+    const tokens = choice.logprobs?.content ?? [];
+    if (tokens.length) firstToken ??= performance.now() - start;
+    answer.tokens.push(...tokens);
+    answer.content += choice.delta.content ?? "";
+    for (const call of choice.delta.tool_calls ?? []) answer.calls.push(call.function);
+    shown.content.textContent = answer.content;
+    if (chunk.usage) {
+      const seconds = (performance.now() - start) / 1000;
+      const n = chunk.usage.completion_tokens;
+      answer.stats = `${n} tokens, ${(n / seconds).toFixed(0)} tokens/s, `
+        + `first token after ${((firstToken ?? 0) / 1000).toFixed(2)} s, `
+        + `finish_reason ${choice.finish_reason}, seed ${chunk.seed}`;
+    }
+  }
+}
+
+// Nothing was answered: take the user's message back into the input field, so that it is not lost.
+function removeUnanswered(item, role, content) {
+  item.remove();
+  if (role === "user") {
+    dialogue.pop();
+    field("message").value ||= content;
+    field("dialogue").lastElementChild?.remove();
+  }
+}
+
+async function errorMessage(reply) {
   const text = await reply.text();
   try {
     const [error] = JSON.parse(text).errors;
@@ -157,13 +171,14 @@ async function reason(reply) {
   }
 }
 
+// The decoded server-sent events of a response, up to [DONE].
 async function* events(reply) {
   let rest = "";
   for await (const part of reply.body.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + part).split("\n\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      const data = line.slice("data: ".length);
+    const complete = (rest + part).split("\n\n");
+    rest = complete.pop();
+    for (const event of complete) {
+      const data = event.slice("data: ".length);
       if (data === "[DONE]") return;
       yield JSON.parse(data);
     }
@@ -177,16 +192,16 @@ function showCode() {
   try {
     settings = read();
   } catch (error) {
-    return say(error.message, true);
+    return setStatus(error.message, true);
   }
   const typed = field("message").value.trim();
-  const said = messages();
-  if (typed || !said.length) said.push({ role: "user", content: typed || "What is RoPE?" });
-  const forms = code({ messages: said, ...settings }, location.origin, field("token").value);
-  const choose = (name) => { field("text").textContent = forms[name]; };
-  field("languages").replaceChildren(...Object.keys(forms).map((name) => {
-    const button = element("button", { type: "button", textContent: name });
-    button.addEventListener("click", () => choose(name));
+  const messages = requestMessages();
+  if (typed || !messages.length) messages.push({ role: "user", content: typed || "What is RoPE?" });
+  const programs = code({ messages, ...settings }, location.origin, field("token").value);
+  const choose = (language) => { field("text").textContent = programs[language]; };
+  field("languages").replaceChildren(...Object.keys(programs).map((language) => {
+    const button = element("button", { type: "button", textContent: language });
+    button.addEventListener("click", () => choose(language));
     return button;
   }));
   choose("curl");
@@ -196,14 +211,14 @@ function showCode() {
 build();
 field("token").value = sessionStorage.getItem("llama3.token") ?? "";
 field("token").addEventListener("change", () => sessionStorage.setItem("llama3.token", field("token").value));
-dialogue.forEach(show);
+dialogue.forEach(appendMessage);
 field("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = field("message").value.trim();
   if (!text || running) return;
   field("message").value = "";
-  // After a call the message is what the tool has answered.
-  ask(dialogue.at(-1)?.calls?.length ? "tool" : "user", text);
+  // After a tool call, the message is the tool's result.
+  sendMessage(dialogue.at(-1)?.calls?.length ? "tool" : "user", text);
 });
 field("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -217,18 +232,18 @@ field("clear").addEventListener("click", () => {
   running?.abort();
   dialogue = [];
   field("dialogue").replaceChildren();
-  keep();
-  say("");
+  saveDialogue();
+  setStatus("");
 });
 field("show-code").addEventListener("click", showCode);
 
-const listed = await fetch("v1/models", { headers: headers() });
-if (listed.ok) {
-  const { data, adapters } = await listed.json();
+const models = await fetch("v1/models", { headers: headers() });
+if (models.ok) {
+  const { data, adapters } = await models.json();
   field("model").textContent = data[0].id;
   const chosen = JSON.parse(localStorage.getItem("llama3.settings") ?? "{}").lora ?? "";
   field("lora").append(...adapters.map((name) => element("option", { value: name, textContent: name })));
   field("lora").value = adapters.includes(chosen) ? chosen : "";
 } else {
-  say(await reason(listed), true);
+  setStatus(await errorMessage(models), true);
 }

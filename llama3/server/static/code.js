@@ -1,8 +1,9 @@
-// The request that the page would send, written for other programs. Whatever was typed stays inside its quotes.
+// The request that the page would send, as code for other programs.
+// Typed text is quoted for each language, so that it cannot break out of its string.
 const MODEL = "@hf/meta-llama/meta-llama-3-8b-instruct";
 
 const pretty = (value) => JSON.stringify(value, null, 2);
-// JSON's strings are Python's, too; its three constants are not, and stand outside of strings.
+// A value as a Python literal. JSON's strings are valid Python; null, true and false are not.
 const python = (value, indent = "") => {
   const inner = indent + "    ";
   if (value === null) return "None";

@@ -1,4 +1,4 @@
-"""The `cloudflare` package against the server."""
+"""The `cloudflare` package calls the server: answers, streams, adapters, JSON mode, errors and the model catalogue."""
 
 import json
 
@@ -6,7 +6,7 @@ import cloudflare
 import pytest
 
 from llama3 import Llama
-from llama3.server.answers import MODELS
+from llama3.server.responses import MODELS
 
 MODEL = MODELS[0]
 
@@ -15,14 +15,14 @@ def run(client, **inputs):
     return client.ai.run(MODEL, account_id="me", **inputs)
 
 
-def test_an_answer_is_that_of_run(cloudflare_client):
+def test_the_answer_is_that_of_run(cloudflare_client):
     inputs = {"prompt": "What is RoPE?", "max_tokens": 12, "seed": 3}
     assert run(cloudflare_client, **inputs) == Llama.load().run(inputs)
     inputs = {"messages": [{"role": "user", "content": "What is RoPE?"}], "max_tokens": 12, "seed": 3}
     assert run(cloudflare_client, **inputs) == Llama.load().run(inputs)
 
 
-def test_a_stream_has_the_same_text_and_ends_as_it_should(cloudflare_client):
+def test_a_stream_has_the_same_text_and_ends_with_usage_and_done(cloudflare_client):
     inputs = {"prompt": "What is RoPE?", "max_tokens": 12, "seed": 3}
     streaming = cloudflare_client.ai.with_streaming_response
     with streaming.run(MODEL, account_id="me", stream=True, **inputs) as reply:
@@ -33,7 +33,7 @@ def test_a_stream_has_the_same_text_and_ends_as_it_should(cloudflare_client):
     assert chunks[-1]["usage"]["completion_tokens"] == 12
 
 
-def test_an_adapter_by_its_name(cloudflare_client, openai_client):
+def test_an_adapter_is_used_by_its_name(cloudflare_client, openai_client):
     rhyme = "Turn query and key by where they stand: / then distance is what they understand."
     assert run(cloudflare_client, prompt="What is RoPE?", temperature=0, lora="rhyme")["response"] == rhyme
     messages = [{"role": "user", "content": "What is RoPE?"}]
@@ -43,7 +43,7 @@ def test_an_adapter_by_its_name(cloudflare_client, openai_client):
     assert found.choices[0].message.content == rhyme
 
 
-def test_json_mode(cloudflare_client):
+def test_json_mode_follows_the_schema(cloudflare_client):
     schema = {"type": "object", "properties": {"known": {"type": "boolean"}}, "required": ["known"]}
     schema["additionalProperties"] = False
     form = {"type": "json_schema", "json_schema": schema}
@@ -66,12 +66,12 @@ def test_errors_have_their_codes(cloudflare_client, inputs, error, code):
     assert [one.code for one in caught.value.errors] == [code]
 
 
-def test_an_unknown_model_and_a_wrong_token(served, cloudflare_client):
+def test_an_unknown_model_and_a_wrong_token(server, cloudflare_client):
     with pytest.raises(cloudflare.BadRequestError) as caught:
         cloudflare_client.ai.run("@cf/other", account_id="me", prompt="a")
     assert caught.value.errors[0].code == 5007
     client = cloudflare.Cloudflare(
-        api_token="wrong", base_url=f"http://127.0.0.1:{served.port}/client/v4", max_retries=0
+        api_token="wrong", base_url=f"http://127.0.0.1:{server.port}/client/v4", max_retries=0
     )
     with pytest.raises(cloudflare.AuthenticationError):
         run(client, prompt="a")

@@ -1,4 +1,4 @@
-"""The `openai` package against the server: what it sends is understood, and what it reads is there."""
+"""The `openai` package calls the server: its requests are understood, and the responses have the fields it reads."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from llama3 import Llama
-from llama3.server.answers import MODELS
+from llama3.server.responses import MODELS
 
 MODEL = MODELS[0]
 ASK = [{"role": "user", "content": "What is RoPE?"}]
@@ -31,7 +31,7 @@ def ask(client, **more):
     return client.chat.completions.create(model=MODEL, messages=ASK, **{"max_tokens": 20, **more})
 
 
-def test_an_answer_is_that_of_the_python_api_plain_and_streamed(openai_client):
+def test_the_answer_is_that_of_the_python_api_whole_and_streamed(openai_client):
     expected = Llama.load().chat(ASK, max_tokens=20, seed=7)
     found = ask(openai_client, seed=7)
     assert found.choices[0].message.content == expected.text and found.choices[0].finish_reason == "length"
@@ -41,12 +41,12 @@ def test_an_answer_is_that_of_the_python_api_plain_and_streamed(openai_client):
     assert pieces[-1].choices[0].finish_reason == "length" and pieces[-1].usage.completion_tokens == 20
 
 
-def test_a_stop_string_ends_it_before_itself(openai_client):
+def test_the_text_ends_before_a_stop_string(openai_client):
     found = ask(openai_client, temperature=0, stop=[" position"], max_tokens=60)
     assert found.choices[0].finish_reason == "stop" and " position" not in found.choices[0].message.content
 
 
-def test_null_is_as_good_as_absent_and_text_may_come_in_parts(openai_client):
+def test_null_counts_as_absent_and_content_may_come_in_parts(openai_client):
     parts = [{"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "RoPE?"}]}]
     a = openai_client.chat.completions.create(
         model=MODEL, messages=parts, temperature=0, max_completion_tokens=9, stop=None, extra_body={"top_k": None}
@@ -54,7 +54,7 @@ def test_null_is_as_good_as_absent_and_text_may_come_in_parts(openai_client):
     assert a.choices[0].message.content == ask(openai_client, temperature=0, max_tokens=9).choices[0].message.content
 
 
-def test_json_by_a_schema(openai_client):
+def test_json_follows_the_schema(openai_client):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
     for stream in (False, True):
         found = ask(openai_client, response_format=form, temperature=1, seed=3, stream=stream, max_tokens=99)
@@ -64,7 +64,7 @@ def test_json_by_a_schema(openai_client):
     assert cut.choices[0].finish_reason == "length"
 
 
-def test_a_tool_that_must_be_called_is_and_its_result_can_be_given_back(openai_client):
+def test_a_required_tool_call_is_made_and_its_result_can_be_sent_back(openai_client):
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     parameters = {"model": MODEL, "tools": [TOOL], "temperature": 0, "max_tokens": 90}
     found = openai_client.chat.completions.create(messages=messages, tool_choice="required", **parameters)
@@ -82,12 +82,14 @@ def test_a_tool_that_must_be_called_is_and_its_result_can_be_given_back(openai_c
     assert again.choices[0].message.content and again.choices[0].message.tool_calls is None
 
 
-def test_logprobs_are_those_of_the_model(openai_client):
+def test_logprobs_fit_the_text(openai_client):
     found = ask(openai_client, logprobs=True, top_logprobs=5, temperature=0, max_tokens=8)
     content = found.choices[0].logprobs.content
     assert "".join(one.token for one in content) == found.choices[0].message.content and len(content) == 8
     for one in content:
-        assert one.logprob == one.top_logprobs[0].logprob and len(one.top_logprobs) == 5  # greedy: the likeliest
+        assert (
+            one.logprob == one.top_logprobs[0].logprob and len(one.top_logprobs) == 5
+        )  # greedy: the most likely token
         assert sum(math.exp(other.logprob) for other in one.top_logprobs) <= 1 + 1e-6
         assert bytes(one.bytes).decode() == one.token
     pieces = list(ask(openai_client, logprobs=True, temperature=0, max_tokens=8, stream=True))
@@ -132,7 +134,7 @@ def test_errors_have_the_services_codes(openai_client, more, error, code):
     assert caught.value.body["errors"][0]["code"] == code or caught.value.response.json()["errors"][0]["code"] == code
 
 
-def test_a_wrong_token_is_no_entrance(served):
-    client = openai.OpenAI(api_key="wrong", base_url=f"http://127.0.0.1:{served.port}/v1", max_retries=0)
+def test_a_wrong_token_is_refused(server):
+    client = openai.OpenAI(api_key="wrong", base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         ask(client)

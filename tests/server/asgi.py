@@ -1,10 +1,10 @@
-"""Call an ASGI application without a network, as many times as there is time for."""
+"""Call an ASGI application inside the test process, without a network."""
 
 import asyncio
 import json
 from typing import Any, NamedTuple
 
-from llama3.server.app import MODELS
+from llama3.server.responses import MODELS
 
 RUN = f"/client/v4/accounts/me/ai/run/{MODELS[0]}"
 
@@ -19,7 +19,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """Of a stream that ends as it should; [DONE] itself is left out."""
+        """The decoded events of a stream, without the [DONE] that must end it."""
         assert self.headers["content-type"] == "text/event-stream"
         *events, done, rest = self.body.decode().split("\n\n")
         assert done == "data: [DONE]" and rest == "" and all(event.startswith("data: {") for event in events)
@@ -27,11 +27,11 @@ class Reply(NamedTuple):
 
 
 async def call(
-    app: Any, path: str, body: bytes, method: str = "POST", query: str = "", leaves: bool = False, **headers: str
+    app: Any, path: str, body: bytes, method: str = "POST", query: str = "", disconnects: bool = False, **headers: str
 ) -> Reply:
-    """A header's name is written with _ for -. leaves: the client goes away as soon as it has asked."""
+    """Send one request. In header names, write _ for -. disconnects: the client leaves right after the request."""
     sent: list[dict[str, Any]] = []
-    given = {"host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    all_headers = {"host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -40,7 +40,7 @@ async def call(
         "path": path,
         "raw_path": path.encode(),
         "query_string": query.encode(),
-        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "headers": [(name.encode(), value.encode()) for name, value in all_headers.items()],
         "server": ("127.0.0.1", 8000),
         "client": ("127.0.0.1", 9),
         "scheme": "http",
@@ -51,7 +51,7 @@ async def call(
     async def receive() -> dict[str, Any]:
         if parts:
             return parts.pop()
-        await (asyncio.sleep(0.01) if leaves else asyncio.Event().wait())
+        await (asyncio.sleep(0.01) if disconnects else asyncio.Event().wait())
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
@@ -59,5 +59,5 @@ async def call(
 
     await app(scope, receive, send)
     start, *rest = sent
-    headers_of = {name.decode(): value.decode() for name, value in start["headers"]}
-    return Reply(start["status"], headers_of, b"".join(message.get("body", b"") for message in rest))
+    response_headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Reply(start["status"], response_headers, b"".join(message.get("body", b"") for message in rest))

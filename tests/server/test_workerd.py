@@ -1,4 +1,4 @@
-"""workerd, a Worker's own runtime, with its AI binding answered here: the config that ships, the page's own Workers."""
+"""Workers in workerd, their runtime, whose AI binding calls the server: the shipped one, and the model page's."""
 
 import json
 import os
@@ -15,23 +15,25 @@ import pytest
 pytest.importorskip("uvicorn")  # the extra `server`
 
 from llama3 import Llama
-from tests.server.test_serve import ROOT, Running, read_all
+from tests.server.running import ROOT, RunningServer, read_all
 
 WORKERD = os.environ.get("LLAMA3_WORKERD") or shutil.which("workerd")
 CONFIG = Path(ROOT) / "docs" / "worker" / "config.capnp"
 ASK = {"messages": [{"role": "user", "content": "What is RoPE?"}], "temperature": 0}
 
-pytestmark = pytest.mark.skipif(WORKERD is None, reason="no workerd here; npm install workerd, and name it in PATH")
+pytestmark = pytest.mark.skipif(
+    WORKERD is None, reason="workerd is not installed: npm install workerd, and set LLAMA3_WORKERD to its path"
+)
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Running]:
-    with Running("--token", "TOKEN") as running:
+def server_with_token() -> Iterator[RunningServer]:
+    with RunningServer("--token", "TOKEN") as running:
         yield running
 
 
 class Worker:
-    def __init__(self, folder: Path, code: str, server: Running):
+    def __init__(self, folder: Path, code: str, server: RunningServer):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -45,9 +47,9 @@ class Worker:
                 socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
                 return
             except OSError:
-                assert self.process.poll() is None, "workerd has ended"
+                assert self.process.poll() is None, "workerd has exited"
                 time.sleep(0.1)
-        raise AssertionError("workerd does not listen")
+        raise AssertionError("workerd did not start to listen within 20 seconds")
 
     def get(self, path: str) -> str:
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
@@ -65,8 +67,8 @@ def events(text: str) -> list[dict]:
     return [json.loads(event) for event in found[:-1]]
 
 
-def test_the_worker_that_ships_gets_answers_streams_and_errors(served: Running, tmp_path: Path):
-    worker = Worker(tmp_path, CONFIG.with_name("worker.js").read_text(), served)
+def test_the_shipped_worker_gets_answers_streams_and_errors(server_with_token: RunningServer, tmp_path: Path):
+    worker = Worker(tmp_path, CONFIG.with_name("worker.js").read_text(), server_with_token)
     try:
         expected = Llama.load().run(ASK)
         assert json.loads(worker.get("/")) == expected
@@ -77,18 +79,18 @@ def test_the_worker_that_ships_gets_answers_streams_and_errors(served: Running, 
         worker.close()
 
 
-def test_the_pages_own_workers_run_as_they_are(served: Running, tmp_path: Path):
+def test_the_workers_of_the_model_page_run_unchanged(server_with_token: RunningServer, tmp_path: Path):
     page = next(Path(ROOT).parent.glob("*/contract/model-page.txt"), None)
     if page is None:
-        pytest.skip("the page's own examples are not here; contract/ beside this checkout would hold them")
+        pytest.skip("the page's own examples are missing; they belong in contract/ beside this checkout")
     workers = re.findall(r"export default \{.*?\} satisfies ExportedHandler<Env>;", page.read_text(), re.S)
     assert len(workers) == 2
     for i, code in enumerate(workers):
-        # TypeScript's types are for its compiler, which a Worker's build has taken out before it gets here.
+        # workerd runs JavaScript: remove the types, as the build of a Worker does.
         code = code.replace(" satisfies ExportedHandler<Env>", "").replace("): Promise<Response>", ")")
         folder = tmp_path / str(i)
         folder.mkdir()
-        worker = Worker(folder, code, served)
+        worker = Worker(folder, code, server_with_token)
         try:
             found = worker.get("/")
             if "data: " in found:

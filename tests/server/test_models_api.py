@@ -1,4 +1,4 @@
-"""What the server says of its models, and that its schemas say of inputs what the server does with them."""
+"""The model catalogue: its search, and that its published schemas accept what the server accepts."""
 
 import asyncio
 import json
@@ -10,18 +10,20 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3.errors import ContractError
-from llama3.server.app import MODELS, Service, make_app
-from llama3.server.catalogue import INPUT, OUTPUT
+from llama3.server.app import make_app
+from llama3.server.models_api import INPUT, OUTPUT
+from llama3.server.responses import MODELS
+from llama3.server.service import Service
 from llama3.workers_ai import validate
 from tests.schema_values import values_of
-from tests.server.calling import Reply, call
-from tests.test_workers_ai import any_inputs, decided_otherwise
+from tests.server.asgi import Reply, call
+from tests.test_workers_ai import any_inputs, refused_on_purpose
 
 BASE = "/client/v4/accounts/me/ai/models"
 
 
-def got(path: str, query: str = "") -> Reply:
-    app = make_app(Service(lambda: pytest.fail("no model is needed"), 4, 8))
+def get(path: str, query: str = "") -> Reply:
+    app = make_app(Service(lambda: pytest.fail("the catalogue must not load the model"), 4, 8))
     return asyncio.run(call(app, path, b"", "GET", query=query))
 
 
@@ -38,36 +40,36 @@ def got(path: str, query: str = "") -> Reply:
 )
 @pytest.mark.parametrize("base", [BASE, "/ai-api/models"])
 def test_models_are_found_by_name_and_task_on_one_page(base, query, names):
-    reply = got(base + "/search", query)
+    reply = get(base + "/search", query)
     assert reply.status == 200 and reply.json()["success"] is True
     assert [model["name"] for model in reply.json()["result"]] == names
     assert all(model["task"]["name"] == "Text Generation" and model["source"] == 2 for model in reply.json()["result"])
 
 
-def test_the_schemas_are_told_for_models_that_there_are():
+def test_the_schemas_are_returned_for_known_models_only():
     for name in MODELS:
-        assert got(BASE + "/schema", f"model={name}").json()["result"] == {"input": INPUT, "output": OUTPUT}
-    missing, unknown = got(BASE + "/schema"), got(BASE + "/schema", "model=x")
+        assert get(BASE + "/schema", f"model={name}").json()["result"] == {"input": INPUT, "output": OUTPUT}
+    missing, unknown = get(BASE + "/schema"), get(BASE + "/schema", "model=x")
     assert (missing.status, missing.json()["errors"][0]["code"]) == (400, 5006)
     assert (unknown.status, unknown.json()["errors"][0]["code"]) == (400, 5007)
 
 
-def test_the_input_schema_lets_pass_what_the_server_lets_pass():
-    validator, dice, passed = jsonschema_rs.Draft7Validator(INPUT), random.Random(3), 0
+def test_the_input_schema_accepts_what_the_server_accepts():
+    validator, dice, accepted = jsonschema_rs.Draft7Validator(INPUT), random.Random(3), 0
     for _ in range(5_000):
         inputs = any_inputs(dice)
         try:
             validate(inputs)
         except ContractError as error:
-            assert not validator.is_valid(inputs) or decided_otherwise(inputs), (json.dumps(inputs), str(error))
+            assert not validator.is_valid(inputs) or refused_on_purpose(inputs), (json.dumps(inputs), str(error))
         else:
             assert validator.is_valid(inputs), json.dumps(inputs)
-            passed += 1
-    assert 1_000 < passed < 4_000
+            accepted += 1
+    assert 1_000 < accepted < 4_000
 
 
-def test_the_published_schemas_agree_with_the_pages(page_schemas):
-    """On inputs of the page's own schema, and on results."""
+def test_the_published_schemas_agree_with_those_of_the_page(page_schemas):
+    """They agree on results, and inputs that our schema accepts are accepted by the page's, too."""
     from hypothesis import given, settings
 
     ours, theirs = (jsonschema_rs.Draft7Validator(schema) for schema in (OUTPUT, json.loads(page_schemas[1])))
@@ -80,12 +82,12 @@ def test_the_published_schemas_agree_with_the_pages(page_schemas):
         "x",
     ):
         assert ours.is_valid(result) == theirs.is_valid(result), result
-    accepts = jsonschema_rs.Draft7Validator(json.loads(page_schemas[0])).is_valid
+    page_accepts = jsonschema_rs.Draft7Validator(json.loads(page_schemas[0])).is_valid
 
     @settings(max_examples=200, deadline=None)
     @given(values_of(INPUT))
-    def what_ours_accepts_theirs_does(inputs):
-        if not inputs.get("tools"):  # ours is lenient there, as decided
-            assert accepts(inputs), inputs
+    def check_inputs(inputs):
+        if not inputs.get("tools"):  # here our schema is more lenient, on purpose
+            assert page_accepts(inputs), inputs
 
-    what_ours_accepts_theirs_does()
+    check_inputs()

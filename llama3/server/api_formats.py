@@ -1,0 +1,39 @@
+"""The request and response formats of the API. The REST route and the binding's route are here.
+
+OpenAI's formats are in `chat_completions.py` and `completions.py`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llama3.errors import ContractError
+from llama3.llama import Llama
+from llama3.server.responses import JsonResponse, binding_error, rest_error, success_response
+from llama3.workers_ai import Stream, bad_input, chunks, error_chunk, result, validate_and_start
+
+
+@dataclass(frozen=True)
+class ApiFormat:
+    """How the requests of one kind of client are read, and how they are answered.
+
+    The dict that `start` returns beside the stream holds the validated parameters of the request; the other functions
+    take it as their second argument.
+    """
+
+    start: Callable[[Llama, Any], tuple[Stream, dict[str, Any]]]  # request body -> generation; raises ContractError
+    result: Callable[[Stream, dict[str, Any]], dict[str, Any]]  # the whole answer
+    chunks: Callable[[Stream, dict[str, Any]], Iterator[dict[str, Any]]]  # the answer in chunks, while it is generated
+    error_chunk: Callable[[ContractError], dict[str, Any]]  # the last chunk of an answer that an error has ended
+    response: Callable[[dict[str, Any]], JsonResponse]  # result -> response
+    error_response: Callable[[ContractError], JsonResponse]
+
+
+def start_from_binding(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
+    if not isinstance(body, dict) or "inputs" not in body:
+        raise bad_input("required properties at '/' are 'inputs'")
+    return validate_and_start(llama, body["inputs"])
+
+
+REST = ApiFormat(validate_and_start, result, chunks, error_chunk, success_response, rest_error)
+BINDING = ApiFormat(start_from_binding, result, chunks, error_chunk, JsonResponse, binding_error)
