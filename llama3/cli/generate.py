@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,13 @@ def run(args: argparse.Namespace) -> int:
     if args.tools and (args.raw or args.json_schema):
         raise RequestError(f"--tools does not go with {'--raw' if args.raw else '--json-schema'}")
     parameters = answer_parameters(args)
-    tools, parameters["grammar"] = read_shape(args)
     check_parameter("logprobs", args.logprobs)
     prompt = read_prompt(args.words)
+    messages, parameters["grammar"] = prepare_chat(prompt, args)
     llama = load(args)
+    ids = llama.encode(prompt) if args.raw else llama.encode_chat(messages)
     answer = Answer(args.quiet, silent=args.json)
-    stream = llama.stream(
-        encode(llama, prompt, args, tools), on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters
-    )
-    answer.write(stream)
+    answer.write(llama.stream(ids, on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters))
     if args.json:
         print_json(as_dict(llama, answer, args))
     if not args.quiet:
@@ -91,29 +90,20 @@ def read_file(path: str) -> Any:
         raise RequestError(f"{path} is not JSON: {error}") from None
 
 
-def read_shape(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]:
-    """The tools on offer, and what the answer may be as a grammar; None: any text."""
+def prepare_chat(prompt: str, args: argparse.Namespace) -> tuple[Sequence[Mapping[str, str]], str | None]:
+    """The dialogue, with --tools in it, and the grammar that the answer must follow; None: any text."""
     from llama3.constraint import schema_grammar
-    from llama3.tools import choice_grammar, read_tools
+    from llama3.tools import prepare
 
+    system = [{"role": "system", "content": args.system}] if args.system is not None else []
+    messages = [*system, {"role": "user", "content": prompt}]
     name = "tools" if args.tools else "json_schema"
     try:
         if args.tools:
-            tools = read_tools(read_file(args.tools))
-            return tools, choice_grammar(tools)
-        return [], schema_grammar(read_file(args.json_schema)) if args.json_schema else None
+            return prepare(read_file(args.tools), messages)
+        return messages, schema_grammar(read_file(args.json_schema)) if args.json_schema else None
     except RequestError as error:
         raise RequestError(f"{args.source[name]}: {error}") from None
-
-
-def encode(llama: "Llama", prompt: str, args: argparse.Namespace, tools: list[dict[str, Any]]) -> list[int]:
-    from llama3.tools import with_tools
-
-    if args.raw:
-        return llama.encode(prompt)
-    system = [{"role": "system", "content": args.system}] if args.system is not None else []
-    messages = [*system, {"role": "user", "content": prompt}]
-    return llama.encode_chat(with_tools(messages, tools) if tools else messages)
 
 
 def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
