@@ -17,38 +17,47 @@ if TYPE_CHECKING:
     from llama3.llama import Llama
 
 DESCRIPTION = """\
-Answer one prompt. It goes through the chat template as a user's message; the answer streams
-to standard output, and everything else to standard error.
+Answer one prompt. The chat template presents it to the model as a user's message. The answer
+streams to standard output; everything else goes to standard error.
 
-Standard input, unless it is a terminal, follows the prompt behind an empty line (its last
-newline is dropped). Without a prompt, or with "-", standard input is the prompt."""
+If standard input is not a terminal, its text is added to the prompt after an empty line,
+without its last newline. Without a prompt, or with "-", standard input is the prompt."""
 
 
 def parser() -> Parser:
     parser = Parser('llama3 [generate] [OPTIONS] "PROMPT"', DESCRIPTION)
     option = parser.group("prompt")
-    option("--system", metavar="TEXT", help="how to answer: the system message before the prompt")
-    option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
-    option("--json-schema", metavar="FILE", help="answer with JSON that the JSON Schema in FILE accepts")
-    option("--tools", metavar="FILE", help="offer the tools of FILE, a JSON list: the answer is text, or calls of them")
+    option("--system", metavar="TEXT", help="the system message, which says how to answer")
+    option(
+        "--raw",
+        help="continue the prompt as plain text, without the chat template; names like <|eot_id|> are special tokens",
+    )
+    option("--json-schema", metavar="FILE", help="answer with JSON that fits the JSON Schema in FILE")
+    option(
+        "--tools",
+        metavar="FILE",
+        help="offer the tools in FILE, a JSON list; the answer is text or calls of these tools",
+    )
     answer_options(parser)
-    option = common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
+    option = common_options(
+        parser, json="print one JSON object at the end: text, tokens, finish_reason, usage, seed, model, device"
+    )
     option(
         "--logprobs",
         metavar="N",
         type=whole_number,
-        help="with --json: log-probability of each token, and of the N likeliest",
+        help="with --json: add the log-probability of each token and of the N most likely ones",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None and args.source["system"] == "--system":
-        raise RequestError("--raw has no system message: write it into the prompt, or leave out --raw")
+        raise RequestError("--raw takes no system message: write it into the prompt, or leave out --raw")
     if args.logprobs is not None and not args.json:
-        raise RequestError("--logprobs is shown with --json only")
+        raise RequestError("--logprobs needs --json")
     if args.tools and (args.raw or args.json_schema):
-        raise RequestError(f"--tools does not go with {'--raw' if args.raw else '--json-schema'}")
+        raise RequestError(f"--tools cannot be combined with {'--raw' if args.raw else '--json-schema'}")
     parameters = answer_parameters(args)
     check_parameter("logprobs", args.logprobs)
     prompt = read_prompt(args.words)
@@ -67,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(words: list[str]) -> str:
-    """The words of the command line, then standard input; either may be missing."""
+    """The words of the command line, then standard input. Raises RequestError if both are empty."""
     given = " ".join(words)
     if given == "-":
         prompt = read_stdin().removesuffix("\n")
@@ -81,7 +90,7 @@ def read_prompt(words: list[str]) -> str:
 
 
 def read_file(path: str) -> Any:
-    """What a file of JSON holds."""
+    """The value in a JSON file. Raises RequestError if the file cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text())
     except OSError as error:
@@ -91,7 +100,7 @@ def read_file(path: str) -> Any:
 
 
 def prepare_chat(prompt: str, args: argparse.Namespace) -> tuple[Sequence[Mapping[str, str]], str | None]:
-    """The dialogue, with --tools in it, and the grammar that the answer must follow; None: any text."""
+    """Apply --tools or --json-schema -> (the messages, the grammar that the answer must follow; None: any text)."""
     from llama3.constraint import schema_grammar
     from llama3.tools import prepare
 
@@ -107,6 +116,7 @@ def prepare_chat(prompt: str, args: argparse.Namespace) -> tuple[Sequence[Mappin
 
 
 def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
+    """The object that --json prints."""
     from llama3.tools import read_calls
 
     stream, usage = answer.stream, answer.stream.usage
@@ -140,5 +150,6 @@ def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[st
 
 def logprob(llama: "Llama", token: int, value: float | None) -> dict[str, Any]:
     tokenizer = llama.tokenizer
-    known = tokenizer is not None and token in tokenizer  # an embedding may have more rows than there are tokens
+    # The model may give ids that the tokenizer lacks: its embedding may have more rows than there are tokens.
+    known = tokenizer is not None and token in tokenizer
     return {"token": token, "text": tokenizer.decode([token]) if tokenizer and known else "", "logprob": value}
