@@ -92,7 +92,7 @@ def read_prompt(words: list[str]) -> str:
 def read_file(path: str) -> Any:
     """The value in a JSON file. Raises RequestError if the file cannot be read or is not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

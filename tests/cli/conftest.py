@@ -1,6 +1,7 @@
 """The model of these tests, "talker": random weights and a small vocabulary; its answers are letters and never end."""
 
 import base64
+import importlib.util
 import os
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from llama3.tokenizer_file import LLAMA3_SPECIAL
 from tests.tiny import random_tensors, tiny_config, write_hf
+
+if importlib.util.find_spec("pty") is None:  # Windows: tests/cli/running.py needs a pseudo-terminal
+    collect_ignore = ["test_chat.py", "test_generate.py", "test_main.py", "test_tokenize.py"]
 
 WORDS = ("What", " is", " Ro", "PE", "He", "ll", "o", " the")
 

@@ -55,6 +55,7 @@ def test_a_model_without_a_tokenizer_is_described_too(tmp_path: Path, capsys: py
     assert "there is no tokenizer" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux has /proc, which tells a process's peak memory")
 def test_the_published_8b_is_described_without_reading_it(tmp_path: Path) -> None:
     """The files are sparse, 16 GB long; the process that describes them must stay below 0.3 GB."""
     LLAMA_3_8B.write(tmp_path)
