@@ -9,7 +9,7 @@ from llama3.cli.loading import load
 from llama3.cli.options import Parser, adapter, common_options, positive, whole_number
 from llama3.cli.terminal import note
 from llama3.errors import RequestError
-from llama3.limits import LIMITS
+from llama3.limits import LIMITS, Limits
 
 DESCRIPTION = """\
 Answer over HTTP as Cloudflare Workers AI does for @hf/meta-llama/meta-llama-3-8b-instruct:
@@ -21,7 +21,7 @@ OpenAI's routes are under http://127.0.0.1:8000/v1, and http://127.0.0.1:8000/ i
 chat on. Without --token, only this machine can connect. Ctrl-C or SIGTERM stops the server."""
 
 
-LIMIT_NAMES = ", ".join(f"{name} ({most:,})" for name, most in asdict(LIMITS).items())
+LIMIT_NAMES = ", ".join(f"{name} ({most:,})" for name, most in asdict(Limits()).items())
 
 
 def limit(text: str) -> tuple[str, int]:
