@@ -1,6 +1,7 @@
-"""The command line: find the command, run it, and say in one line what went wrong.
+"""The command line: find the command, run it, and report an error in one line.
 
-Modules are imported where they are used: `--help` waits for none, and Ctrl-C meets `main` at any moment.
+Other modules are imported inside functions. `--help` is then quick, since it does not load NumPy, and `main` handles
+Ctrl-C even while modules are being imported.
 """
 
 import os
@@ -8,7 +9,10 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command -> its exit code. Without arguments, those of the process, which then ends. Never raises."""
+    """Run one command -> its exit code. Never raises.
+
+    argv: the arguments; None means those of this process, which must then exit: from here on it ignores Ctrl-C.
+    """
     try:
         try:
             code = dispatch(sys.argv[1:] if argv is None else argv)
@@ -16,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
             return code
         except BaseException as error:
             return explain(error)
-    except KeyboardInterrupt:  # a second one
+    except KeyboardInterrupt:  # Ctrl-C again, while the first one was being handled
         return 130
     finally:
         if argv is None:
@@ -26,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """A command is the module of that name, with `parser()` and `run(args)`."""
+    """Run the command that `argv` names, or else `generate`.
+
+    Each command is a module of this package with two functions, `parser()` and `run(args)`.
+    """
     prepare_streams()
     from importlib import import_module
 
@@ -48,7 +55,7 @@ def dispatch(argv: list[str]) -> int:
     args = parser.read(argv[1:] if named else argv)
     if not named and len(args.words) == 1 and args.words[0] in COMMANDS and "--" not in argv:
         word = args.words[0]
-        raise RequestError(f"a command comes first: llama3 {word} ...; {word!r} as a prompt: llama3 -- {word}")
+        raise RequestError(f"a command comes first: llama3 {word} ...; if {word!r} is the prompt: llama3 -- {word}")
     if not named and not args.words and is_terminal(sys.stdin):
         print(opening() + "\n\nllama3 --help lists the options.", file=sys.stderr)
         return 2
@@ -57,8 +64,8 @@ def dispatch(argv: list[str]) -> int:
 
 
 def prepare_streams() -> None:
-    """No character that the terminal's encoding lacks may end the program, and no stream may be missing."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
+    """Replace closed streams, and escape what the terminal's encoding lacks, so that neither of them is an error."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
@@ -66,7 +73,7 @@ def prepare_streams() -> None:
 
 
 def explain(error: BaseException) -> int:
-    """Say what went wrong on standard error -> the exit code (`help.py` lists them)."""
+    """Report an error on standard error -> the exit code (`help.py` lists the codes)."""
     import contextlib
 
     from llama3.errors import DownloadError, Llama3Error, RequestError
@@ -75,7 +82,7 @@ def explain(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, SystemExit):  # argparse, after --help
+    if isinstance(error, SystemExit):  # raised by argparse after --help
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, KeyboardInterrupt):
         return 130
@@ -83,18 +90,21 @@ def explain(error: BaseException) -> int:
         forget_output()
         return 141
     if isinstance(error, DownloadError):
-        message = str(error)  # two lines, if the licence has to be accepted first
+        message = str(error)  # two lines if a licence must be accepted first
     elif isinstance(error, Llama3Error):
         message = str(error).replace("\n", "\\n")
     elif isinstance(error, ImportError):
-        message = f"{error}; install llama3 with what it needs: pip install . in its folder"
+        message = f"{error}; a dependency is missing: run `pip install .` in the folder of llama3's source"
     elif isinstance(error, MemoryError):
-        message = f"out of memory ({error or 'no more to be had'}); a shorter prompt or a smaller model needs less"
+        detail = f" ({error})" if str(error) else ""
+        message = f"out of memory{detail}; try a shorter prompt or a smaller model"
     elif isinstance(error, OSError):
         message = f"{error.filename or 'input or output'}: {error.strerror}" if error.strerror else str(error)
         forget_output()
     else:
-        message = f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())} (LLAMA3_DEBUG=1 shows where)"
+        message = (
+            f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())} (LLAMA3_DEBUG=1 shows a traceback)"
+        )
     with contextlib.suppress(OSError):
         shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
         print(f"llama3: {shown}", file=sys.stderr, flush=True)
@@ -102,7 +112,7 @@ def explain(error: BaseException) -> int:
 
 
 def forget_output() -> None:
-    """Whatever still waits to be written cannot be, and Python would try again at the very end."""
+    """Drop buffered output that cannot be written. Otherwise Python would try to write it again at exit, and fail."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""`python -m llama3.cli` is `llama3`."""
+"""`python -m llama3.cli` is the command `llama3`."""
 
 import sys
 

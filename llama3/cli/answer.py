@@ -1,4 +1,4 @@
-"""Write a stream of pieces to standard output as they come, and keep the time."""
+"""Write an answer to standard output while it is generated, and measure how long it takes."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """One answer on its way. If Ctrl-C ends `write`, `text` and the figures hold what there was until then."""
+    """One answer while it is generated. If Ctrl-C ends `write`, `text` and the figures cover what was shown."""
 
     def __init__(self, quiet: bool, silent: bool = False):
-        """quiet: no bar while the prompt is read; silent: no text on standard output either."""
+        """quiet: show no progress bar while the prompt is read. silent: write no text to standard output."""
         self.quiet, self.silent = quiet, silent
         self.text = ""
         self.pieces: list[Piece] = []
@@ -25,16 +25,16 @@ class Answer:
         self._report: Callable[[int], None] = lambda done: None
 
     def on_prompt(self, done: int, total: int) -> None:
-        """For `Llama.stream`."""
+        """Update the progress bar of the prompt: the callback for `Llama.stream`."""
         self._report(done)
 
     def write(self, stream: "Stream") -> None:
-        """Run the stream to its end. The text ends with a newline whatever happens."""
+        """Run the stream to its end. The output ends with a newline, even after an error or Ctrl-C."""
         from llama3.engine import PREFILL_CHUNK
 
         self.stream, prompt_tokens = stream, stream.usage.prompt_tokens
         self.started = perf_counter()
-        if prompt_tokens > PREFILL_CHUNK:  # one that is read in a single step needs no bar
+        if prompt_tokens > PREFILL_CHUNK:  # a shorter prompt is read in a single step
             bar = progress("reading the prompt", prompt_tokens, " tokens", self.quiet)
             self._report = self._bar.enter_context(bar)
         try:
@@ -55,22 +55,22 @@ class Answer:
 
     @property
     def answer_rate(self) -> str:
-        """Of all tokens but the first, which comes with the prompt."""
+        """Tokens per second. The first token is left out, since its time is that of reading the prompt."""
         return per_second(len(self.pieces) - 1, self.last - self.first)
 
     def short_figures(self) -> str:
-        """For a dialogue, where most of the prompt is known from before."""
+        """One line for `chat`. It leaves out the prompt, most of which is already in the KV cache."""
         rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
         ended = {"length": "; cut off by max_tokens", "cancelled": "; stopped"}.get(str(self.stream.finish_reason), "")
         return f"({self.stream.usage.completion_tokens} tokens{rate}, seed {self.stream.seed}{ended})"
 
     def figures(self, model: str) -> str:
-        """Two short lines for standard error."""
+        """Two lines for standard error: token counts and speeds; then finish reason, seed and model."""
         usage, first = self.stream.usage, self.first - self.started
         rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
         reason = self.stream.finish_reason
         return (
             f"prompt {usage.prompt_tokens} tokens, {per_second(usage.prompt_tokens, first)}; "
-            f"answer {usage.completion_tokens} tokens{rate}; first after {first:.2f} s\n"
+            f"answer {usage.completion_tokens} tokens{rate}; first token after {first:.2f} s\n"
             f"finished: {reason}{' (--max-tokens)' if reason == 'length' else ''}; seed {self.stream.seed}; {model}"
         )

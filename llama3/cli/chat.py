@@ -1,4 +1,4 @@
-"""`llama3 chat`: a conversation. Lines come from the keyboard, or from a pipe; answers go to standard output."""
+"""`llama3 chat`: a conversation. It reads lines from the keyboard or a pipe, and writes answers to standard output."""
 
 import argparse
 import sys
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from llama3.llama import Llama
 
 DESCRIPTION = """\
-Talk. The dialogue so far is part of every question; /help lists what else can be typed.
-Lines may come from a pipe, too: one message a line, one answer each."""
+Hold a conversation. Each question is sent together with the dialogue so far. Type /help for
+a list of commands. Input may also come from a pipe: each line is a message and gets an answer."""
 
 HELP = {
-    "/system TEXT": "how to answer from now on; /system alone shows it, /system off removes it",
-    "/set NAME VALUE": "a parameter: /set temperature 0, /set seed off; /set alone shows all",
-    "/clear": "forget the dialogue; system text and parameters stay",
-    "/help": "this list",
-    "/bye": "quit, as Ctrl-D does",
-    QUOTES: "begins and ends a message of several lines",
-    "Ctrl-C": "stops an answer; what it said so far stays in the dialogue",
+    "/system TEXT": "set the system message: how to answer; /system alone shows it, /system off removes it",
+    "/set NAME VALUE": "set a parameter: /set temperature 0, /set seed off; /set alone shows all parameters",
+    "/clear": "forget the dialogue; the system message and the parameters stay",
+    "/help": "show this list",
+    "/bye": "quit; so does Ctrl-D",
+    QUOTES: "begin and end a message of several lines",
+    "Ctrl-C": "stop an answer; the part that was shown stays in the dialogue",
 }
 
 
 def parser() -> Parser:
     parser = Parser("llama3 chat [OPTIONS]", DESCRIPTION)
-    parser.group("prompt")("--system", metavar="TEXT", help="how to answer: the system message before the dialogue")
+    parser.group("prompt")("--system", metavar="TEXT", help="the system message, which says how to answer")
     answer_options(parser)
     common_options(parser)
     return parser
@@ -51,25 +51,30 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     if args.words:
-        raise RequestError(f"chat takes no prompt ({' '.join(args.words)!r}): start it, then type")
+        raise RequestError(f"chat takes no prompt ({' '.join(args.words)!r}): start it, then type the prompt")
     parameters = answer_parameters(args)
     chat = Chat(load(args), args.system, parameters, args.quiet)
     if not is_terminal(sys.stdin):
         return chat.read_all(piped_line)
     if not args.quiet:
-        note(f"{which(chat.llama, args)}; /help lists what you can type, Ctrl-D quits")
+        note(f"{which(chat.llama, args)}; /help lists the commands, Ctrl-D quits")
     with line_editing():
         return chat.read_all(typed_line)
 
 
 class Chat:
+    """A conversation: the dialogue so far, the system message, and the parameters of the next answer."""
+
     def __init__(self, llama: "Llama", system: str | None, parameters: dict[str, Any], quiet: bool):
         self.llama, self.system, self.parameters, self.quiet = llama, system, parameters, quiet
-        self.dialogue: list[dict[str, str]] = []  # user and assistant in turn
+        self.dialogue: list[dict[str, str]] = []  # messages of user and assistant, alternating
         self.failed = False
 
     def read_all(self, read: Callable[[str], str]) -> int:
-        """Until the lines end -> the exit code. `read(prompt)` returns a line, or raises EOFError."""
+        """Handle messages until the input ends or /bye -> the exit code.
+
+        read: shows its argument as a prompt and returns a line, or raises EOFError; `typed_line` or `piped_line`.
+        """
         typed = read is typed_line
         while True:
             try:
@@ -92,7 +97,7 @@ class Chat:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """What is wrong with one message ends neither the dialogue nor those that follow."""
+        """Print an error and go on: a bad message must not end the dialogue."""
         try:
             yield
         except Llama3Error as error:
@@ -100,7 +105,7 @@ class Chat:
             print(f"llama3: {error}", file=sys.stderr, flush=True)
 
     def ask(self, message: str) -> None:
-        """One turn. It enters the dialogue once the answer has begun."""
+        """Answer one message. It becomes part of the dialogue only if the answer has begun."""
         turn = [{"role": "user", "content": message}]
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         prompt = self.llama.encode_chat([*system, *self.dialogue, *turn])
@@ -108,20 +113,23 @@ class Chat:
         try:
             stream = self.llama.stream(prompt, on_prompt=answer.on_prompt, **self.parameters)
         except RequestError as error:
-            raise RequestError(f"{error} (/clear forgets the dialogue; /set max_tokens N)") from None
+            raise RequestError(
+                f"{error} (/clear forgets the dialogue; /set max_tokens N shortens the answer)"
+            ) from None
         try:
             answer.write(stream)
         except KeyboardInterrupt:
             if not is_terminal(sys.stdin):
                 raise
             if not answer.text:
-                note("(stopped before the answer began: the question is forgotten)")
+                note("(stopped before the answer began; the question is not kept)")
         if answer.text:
             self.dialogue += [*turn, {"role": "assistant", "content": answer.text}]
         if answer.pieces and is_terminal(sys.stdin) and not self.quiet:
             note(answer.short_figures() + "\n")
 
     def obey(self, command: str, text: str) -> None:
+        """Run a /command. Raises RequestError if it is unknown or its text is wrong."""
         if command == "/system":
             self.set_system(text)
         elif command == "/set":
@@ -132,14 +140,18 @@ class Chat:
         elif command in ("/help", "/?"):
             self.say(columns(list(HELP.items())))
         else:
-            raise RequestError(f"there is no {command}; /help lists what there is, {QUOTES}/...{QUOTES} is a message")
+            raise RequestError(
+                f"there is no {command}; /help lists the commands, and {QUOTES}/...{QUOTES} sends a message"
+            )
 
     def set_system(self, text: str) -> None:
+        """Change the system message if there is a text ("off" removes it), then show it."""
         if text:
             self.system = None if text == "off" else text
-        self.say("no system text" if self.system is None else f"system text: {self.system}")
+        self.say("no system message" if self.system is None else f"system message: {self.system}")
 
     def set(self, name: str | None = None, value: str | None = None) -> None:
+        """Change a parameter if there is a value, then show it; without a name, show all parameters."""
         from llama3.engine import MAX_TOKENS
         from llama3.sampling_params import SamplingParams
 
@@ -155,7 +167,7 @@ class Chat:
         self.say(columns([(name, "off" if values[name] is None else str(values[name])) for name in names]))
 
     def change(self, name: str, value: str) -> None:
-        """`off` goes back to the default."""
+        """Set a parameter, or return to its default if the value is "off"."""
         if value in ("off", "none", "default"):
             self.parameters.pop(name, None)
             return
@@ -172,5 +184,6 @@ class Chat:
         self.parameters[name] = parsed
 
     def say(self, text: str) -> None:
+        """Print a note, unless --quiet was given."""
         if not self.quiet:
             note(text)

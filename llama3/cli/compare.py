@@ -1,4 +1,4 @@
-"""`llama3 compare FILE`: are a model's logits those of the reference file? The measuring is in `llama3/parity/`."""
+"""`llama3 compare FILE`: compare a model's logits with those of a reference file. `llama3/parity/` does the work."""
 
 import argparse
 
@@ -7,8 +7,9 @@ from llama3.cli.terminal import prepare_hub, print_json
 from llama3.errors import RequestError
 
 DESCRIPTION = """\
-Run a reference file's tokens through a model, and compare logits and activations; or compare
-another reference file with it. docs/parity.md describes the files. Exit code 3: a limit is broken.
+Run the tokens of a reference file through a model, and compare logits and activations. With a
+second file, compare the two files instead. docs/parity.md describes the files. The exit code is
+3 if a limit is exceeded.
 
   llama3 compare reference.safetensors --model FOLDER
   llama3 compare reference.safetensors other.safetensors"""
@@ -21,24 +22,29 @@ def parser() -> Parser:
         "--rtol",
         metavar="X",
         type=number,
-        help="relative error of every row (default by the file's dtype; float32: 1e-5)",
+        help="largest relative error of any row (default: by the file's dtype; 1e-5 for float32)",
     )
-    option("--max-kl", metavar="X", type=number, help="KL divergence at every position, in nats (default: no limit)")
     option(
-        "--min-top1", metavar="X", type=number, help="share of positions with the same likeliest token (default: none)"
+        "--max-kl", metavar="X", type=number, help="largest KL divergence at any position, in nats (default: no limit)"
     )
-    common_options(parser, json="the whole report as one JSON object")
+    option(
+        "--min-top1",
+        metavar="X",
+        type=number,
+        help="smallest share of positions that agree on the most likely token, 0 to 1 (default: no limit)",
+    )
+    common_options(parser, json="print the whole report as one JSON object")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if len(args.words) not in (1, 2):
-        raise RequestError("compare takes a reference file, and perhaps another one: llama3 compare FILE [OTHER]")
+        raise RequestError("compare takes a reference file, and optionally another one: llama3 compare FILE [OTHER]")
     prepare_hub(args.quiet)
     from llama3.parity import Limits, compare_files, compare_model, read_reference
 
     limits = {name: getattr(args, name) for name in ("rtol", "max_kl", "min_top1")}
-    Limits(**limits)  # raises before a model is loaded
+    Limits(**limits)  # raises RequestError for a bad limit, before a model is loaded
     reference = read_reference(args.words[0])
     if len(args.words) == 2:
         report = compare_files(args.words[1], reference, **limits)

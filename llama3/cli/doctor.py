@@ -1,4 +1,4 @@
-"""`llama3 doctor`: can this machine run the model on its GPU, and if not, what is missing?"""
+"""`llama3 doctor`: check whether this machine can run the model on its GPU, and say what is missing."""
 
 import argparse
 from dataclasses import asdict
@@ -8,8 +8,8 @@ from llama3.cli.terminal import columns, prepare_hub, print_json
 from llama3.errors import RequestError
 
 DESCRIPTION = """\
-Look at what the GPU path needs, one thing after another: the model's shape, CuPy, its
-compiler, cuBLAS, the driver, the GPU, its memory. Exit code 1 if something is missing.
+Check everything that running on a GPU needs: the model's shape, CuPy, its compiler, cuBLAS,
+the driver, the GPU and its memory. The exit code is 1 if something is missing.
 
   llama3 doctor
   llama3 doctor meta-llama/Meta-Llama-3-8B-Instruct --device cuda:1 --slots 8"""
@@ -17,17 +17,15 @@ compiler, cuBLAS, the driver, the GPU, its memory. Exit code 1 if something is m
 
 def parser() -> Parser:
     parser = Parser("llama3 doctor [MODEL] [OPTIONS]", DESCRIPTION)
-    option = parser.group("what is to run")
-    option(
-        "--slots", metavar="N", type=positive, default=1, help="sequences at once, each with a full context (default 1)"
-    )
-    common_options(parser, json="the same as one JSON object")
+    option = parser.group("batch")
+    option("--slots", metavar="N", type=positive, default=1, help="sequences at once, with full contexts (default 1)")
+    common_options(parser, json="print the same as one JSON object")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if len(args.words) > 1:
-        raise RequestError(f"doctor takes one model, and got {len(args.words)}: {' '.join(args.words)}")
+        raise RequestError(f"doctor takes one model, but got {len(args.words)}: {' '.join(args.words)}")
     prepare_hub(args.quiet)
     from llama3.checkpoint import load_folder, resolve
     from llama3.cuda.doctor import examine
@@ -47,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
         if check.mend:
             rows.append(("", f"-> {check.mend}"))
     print(columns(rows))
-    print(f"\nThe model runs on {device}." if ok else f"\nThe model does not run on {device}. On the CPU it does.")
+    print(f"\nThe model runs on {device}." if ok else f"\nThe model does not run on {device}; it runs on the CPU.")
     return 0 if ok else 1

@@ -1,4 +1,4 @@
-"""`llama3 download OWNER/NAME`: fetch a checkpoint, and say how to run it."""
+"""`llama3 download OWNER/NAME`: fetch a checkpoint, and show how to run it."""
 
 import argparse
 import shlex
@@ -8,21 +8,21 @@ from llama3.cli.terminal import note, prepare_hub
 from llama3.errors import RequestError
 
 DESCRIPTION = """\
-Fetch a checkpoint from the Hugging Face hub: into the hub's cache, or into a folder. An
-interrupted download goes on where it stopped when the command is given again. Standard output
-gets the folder's path, alone.
+Fetch a checkpoint from the Hugging Face hub, into the hub's cache or into a folder. To resume
+an interrupted download, give the same command again. Only the folder's path goes to standard
+output.
 
   llama3 download meta-llama/Meta-Llama-3-8B-Instruct
   llama3 download meta-llama/Meta-Llama-3-8B-Instruct --to weights/8b
 
-Meta's models ask for your consent on their page at huggingface.co, and for a key of yours in
-HF_TOKEN."""
+For Meta's models, first accept the licence on the model's page at huggingface.co, then put an
+access token of your account into the variable HF_TOKEN."""
 
 
 def parser() -> Parser:
     parser = Parser("llama3 download OWNER/NAME [OPTIONS]", DESCRIPTION)
     option = parser.group("download")
-    option("--to", metavar="FOLDER", help="a folder to put it into, such as weights/NAME (default: the hub's cache)")
+    option("--to", metavar="FOLDER", help="the folder to put it into, such as weights/NAME (default: the hub's cache)")
     option("--revision", metavar="NAME", help="a branch, a tag or a commit (default main)")
     output_options(parser)
     return parser
@@ -30,7 +30,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     if len(args.words) != 1:
-        raise RequestError("download takes one name: llama3 download meta-llama/Meta-Llama-3-8B-Instruct")
+        raise RequestError("download takes one name, such as: llama3 download meta-llama/Meta-Llama-3-8B-Instruct")
     prepare_hub(args.quiet)
     from llama3.checkpoint import download
 
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     folder = download(repo, to=args.to, revision=args.revision)
     print(folder)
     if not args.quiet:
-        model = args.to or (folder if args.revision else repo)  # without --to, a name means the main revision
+        model = args.to or (folder if args.revision else repo)  # --model OWNER/NAME would load the main revision
         note(f'run it: llama3 --model {shlex.quote(str(model))} "What is RoPE?"')
     return 0

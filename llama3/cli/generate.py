@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,48 +17,55 @@ if TYPE_CHECKING:
     from llama3.llama import Llama
 
 DESCRIPTION = """\
-Answer one prompt. It goes through the chat template as a user's message; the answer streams
-to standard output, and everything else to standard error.
+Answer one prompt. The chat template presents it to the model as a user's message. The answer
+streams to standard output; everything else goes to standard error.
 
-Standard input, unless it is a terminal, follows the prompt behind an empty line (its last
-newline is dropped). Without a prompt, or with "-", standard input is the prompt."""
+If standard input is not a terminal, its text is added to the prompt after an empty line,
+without its last newline. Without a prompt, or with "-", standard input is the prompt."""
 
 
 def parser() -> Parser:
     parser = Parser('llama3 [generate] [OPTIONS] "PROMPT"', DESCRIPTION)
     option = parser.group("prompt")
-    option("--system", metavar="TEXT", help="how to answer: the system message before the prompt")
-    option("--raw", help="continue the prompt as it is, without a chat template; <|...|> names are special tokens")
-    option("--json-schema", metavar="FILE", help="answer with JSON that the JSON Schema in FILE accepts")
-    option("--tools", metavar="FILE", help="offer the tools of FILE, a JSON list: the answer is text, or calls of them")
+    option("--system", metavar="TEXT", help="the system message, which says how to answer")
+    option(
+        "--raw",
+        help="continue the prompt as plain text, without the chat template; names like <|eot_id|> are special tokens",
+    )
+    option("--json-schema", metavar="FILE", help="answer with JSON that fits the JSON Schema in FILE")
+    option(
+        "--tools",
+        metavar="FILE",
+        help="offer the tools in FILE, a JSON list; the answer is text or calls of these tools",
+    )
     answer_options(parser)
-    option = common_options(parser, json="one JSON object at the end: text, tokens, finish_reason, usage, seed, model")
+    option = common_options(
+        parser, json="print one JSON object at the end: text, tokens, finish_reason, usage, seed, model, device"
+    )
     option(
         "--logprobs",
         metavar="N",
         type=whole_number,
-        help="with --json: log-probability of each token, and of the N likeliest",
+        help="with --json: add the log-probability of each token and of the N most likely ones",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None and args.source["system"] == "--system":
-        raise RequestError("--raw has no system message: write it into the prompt, or leave out --raw")
+        raise RequestError("--raw takes no system message: write it into the prompt, or leave out --raw")
     if args.logprobs is not None and not args.json:
-        raise RequestError("--logprobs is shown with --json only")
+        raise RequestError("--logprobs needs --json")
     if args.tools and (args.raw or args.json_schema):
-        raise RequestError(f"--tools does not go with {'--raw' if args.raw else '--json-schema'}")
+        raise RequestError(f"--tools cannot be combined with {'--raw' if args.raw else '--json-schema'}")
     parameters = answer_parameters(args)
-    tools, parameters["grammar"] = read_shape(args)
     check_parameter("logprobs", args.logprobs)
     prompt = read_prompt(args.words)
+    messages, parameters["grammar"] = prepare_chat(prompt, args)
     llama = load(args)
+    ids = llama.encode(prompt) if args.raw else llama.encode_chat(messages)
     answer = Answer(args.quiet, silent=args.json)
-    stream = llama.stream(
-        encode(llama, prompt, args, tools), on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters
-    )
-    answer.write(stream)
+    answer.write(llama.stream(ids, on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters))
     if args.json:
         print_json(as_dict(llama, answer, args))
     if not args.quiet:
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(words: list[str]) -> str:
-    """The words of the command line, then standard input; either may be missing."""
+    """The words of the command line, then standard input. Raises RequestError if both are empty."""
     given = " ".join(words)
     if given == "-":
         prompt = read_stdin().removesuffix("\n")
@@ -82,41 +90,33 @@ def read_prompt(words: list[str]) -> str:
 
 
 def read_file(path: str) -> Any:
-    """What a file of JSON holds."""
+    """The value in a JSON file. Raises RequestError if the file cannot be read or is not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON: {error}") from None
 
 
-def read_shape(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]:
-    """The tools on offer, and what the answer may be as a grammar; None: any text."""
+def prepare_chat(prompt: str, args: argparse.Namespace) -> tuple[Sequence[Mapping[str, str]], str | None]:
+    """Apply --tools or --json-schema -> (the messages, the grammar that the answer must follow; None: any text)."""
     from llama3.constraint import schema_grammar
-    from llama3.tools import choice_grammar, read_tools
+    from llama3.tools import prepare
 
+    system = [{"role": "system", "content": args.system}] if args.system is not None else []
+    messages = [*system, {"role": "user", "content": prompt}]
     name = "tools" if args.tools else "json_schema"
     try:
         if args.tools:
-            tools = read_tools(read_file(args.tools))
-            return tools, choice_grammar(tools)
-        return [], schema_grammar(read_file(args.json_schema)) if args.json_schema else None
+            return prepare(read_file(args.tools), messages)
+        return messages, schema_grammar(read_file(args.json_schema)) if args.json_schema else None
     except RequestError as error:
         raise RequestError(f"{args.source[name]}: {error}") from None
 
 
-def encode(llama: "Llama", prompt: str, args: argparse.Namespace, tools: list[dict[str, Any]]) -> list[int]:
-    from llama3.tools import with_tools
-
-    if args.raw:
-        return llama.encode(prompt)
-    system = [{"role": "system", "content": args.system}] if args.system is not None else []
-    messages = [*system, {"role": "user", "content": prompt}]
-    return llama.encode_chat(with_tools(messages, tools) if tools else messages)
-
-
 def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[str, Any]:
+    """The object that --json prints."""
     from llama3.tools import read_calls
 
     stream, usage = answer.stream, answer.stream.usage
@@ -150,5 +150,6 @@ def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[st
 
 def logprob(llama: "Llama", token: int, value: float | None) -> dict[str, Any]:
     tokenizer = llama.tokenizer
-    known = tokenizer is not None and token in tokenizer  # an embedding may have more rows than there are tokens
+    # The model may give ids that the tokenizer lacks: its embedding may have more rows than there are tokens.
+    known = tokenizer is not None and token in tokenizer
     return {"token": token, "text": tokenizer.decode([token]) if tokenizer and known else "", "logprob": value}

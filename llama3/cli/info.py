@@ -1,4 +1,4 @@
-"""`llama3 info`: what a checkpoint is. The files' headers say it all; no weight is read."""
+"""`llama3 info`: describe a checkpoint. Only the headers of its files are read, not the weights."""
 
 import argparse
 from dataclasses import asdict
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from llama3.checkpoint import Checkpoint
 
 DESCRIPTION = """\
-Describe a checkpoint: the demo, or the one named. Only the files' headers are read; one on
-the hub is fetched first.
+Describe a checkpoint; without MODEL, the demo. A checkpoint on the Hugging Face hub is
+downloaded first. Only the headers of its files are read, not the weights.
 
   llama3 info
   llama3 info meta-llama/Meta-Llama-3-8B-Instruct"""
@@ -21,13 +21,13 @@ the hub is fetched first.
 
 def parser() -> Parser:
     parser = Parser("llama3 info [MODEL] [OPTIONS]", DESCRIPTION)
-    common_options(parser, device=False, json="the same as one JSON object")
+    common_options(parser, device=False, json="print the same as one JSON object")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if len(args.words) > 1:
-        raise RequestError(f"info takes one model, and got {len(args.words)}: {' '.join(args.words)}")
+        raise RequestError(f"info takes one model, but got {len(args.words)}: {' '.join(args.words)}")
     prepare_hub(args.quiet)
     from llama3.checkpoint import load_folder, resolve
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The object that --json prints. Sizes are in bytes; parameters are counted, not measured."""
     from llama3.model.kv_cache import KVCache
 
     config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
@@ -77,6 +78,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
+    """What `describe` returns, as two columns for the terminal."""
     c, cache, vocabulary = facts["config"], facts["kv_cache_bytes"], facts["vocabulary"]
     total = facts["parameters"]["total"]
     dtypes = [name if n == total else f"{name} ({n / total:.1%})" for name, n in facts["dtypes"].items()]
@@ -84,16 +86,19 @@ def as_text(facts: dict[str, Any]) -> str:
     scaling = c["rope_scaling"]
     rows = [
         ("path", facts["path"]),
-        ("files", f"{plural(len(facts['files']), 'file')}, {in_bytes(facts['bytes'])}, {facts['layout']} names"),
+        (
+            "files",
+            f"{plural(len(facts['files']), 'file')}, {in_bytes(facts['bytes'])}, {facts['layout']} tensor names",
+        ),
         ("dtype", ", ".join(dtypes)),
         ("parameters", f"{total:,}"),
         *((f"  {part}", f"{n:>14,}  {n / total:6.1%}") for part, n in facts["parameters"].items() if part != "total"),
         ("shape", ", ".join(f"{name} {c[name]}" for name in shape)),
-        ("output", "the embedding table again (tied)" if c["tied_embeddings"] else "a matrix of its own"),
+        ("output", "the embedding matrix (tied)" if c["tied_embeddings"] else "a separate matrix"),
         ("norm_eps", f"{c['norm_eps']:g}"),
         ("rope_theta", f"{c['rope_theta']:,.0f}" + (f", scaled: {show_scaling(scaling)}" if scaling else "")),
         ("context", f"{c['max_seq_len']:,} tokens"),
-        ("KV cache", f"{in_bytes(cache['per_token'])} a token, {in_bytes(cache['full_context'])} at full context"),
+        ("KV cache", f"{in_bytes(cache['per_token'])} per token, {in_bytes(cache['full_context'])} for a full context"),
         ("vocabulary", show_vocabulary(vocabulary)),
     ]
     if special := vocabulary["special"]:
@@ -107,9 +112,9 @@ def as_text(facts: dict[str, Any]) -> str:
 def show_vocabulary(vocabulary: dict[str, Any]) -> str:
     rows, text, special = (vocabulary[name] for name in ("embedding_rows", "text_tokens", "special_tokens"))
     if text is None:
-        return f"{rows:,} ids; no tokenizer is there, so it speaks ids only"
+        return f"{rows:,} ids; there is no tokenizer, so the model takes and gives token ids only"
     surplus = f"; the embedding has {rows:,} rows" if rows != text + special else ""
-    return f"{text:,} tokens of text, {special:,} special{surplus}"
+    return f"{text:,} text tokens, {special:,} special tokens{surplus}"
 
 
 def show_scaling(scaling: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Messages for `chat`, from a keyboard with line editing and a history, or from a pipe."""
+"""Read messages for `chat`: from the keyboard, with line editing and a history, or from a pipe."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ HISTORY_LINES = 1000
 
 
 def read_message(read: Callable[[str], str]) -> tuple[str, str]:
-    '''A line, or what stands between two """ -> the /command that it begins with or "", and its text.'''
+    '''Read a line, or all lines between two """ -> (the /command at its beginning or "", the rest of the text).'''
     line = read(">>> ").strip()
     command, _, text = line.partition(" ") if line.startswith("/") else ("", "", line)
     text = text.strip()
@@ -23,13 +23,13 @@ def read_message(read: Callable[[str], str]) -> tuple[str, str]:
     while QUOTES not in lines[-1]:
         try:
             lines.append(read("... "))
-        except EOFError:  # the end of input ends the message, too
+        except EOFError:  # the end of the input also ends the message
             break
     return command, "\n".join(lines).partition(QUOTES)[0].strip()
 
 
 def typed_line(prompt: str) -> str:
-    """From the keyboard. The prompt belongs to the screen, not to an answer that is written to a file."""
+    """Read a line from the keyboard. The prompt goes to the screen even if answers are redirected to a file."""
     try:
         if is_terminal(sys.stdout):
             return input(prompt)
@@ -41,6 +41,7 @@ def typed_line(prompt: str) -> str:
 
 
 def piped_line(prompt: str) -> str:
+    """Read a line from standard input, without showing the prompt. Raises EOFError at the end."""
     try:
         line = sys.stdin.readline() if sys.stdin else ""
     except UnicodeDecodeError as error:
@@ -52,10 +53,10 @@ def piped_line(prompt: str) -> str:
 
 @contextmanager
 def line_editing() -> Iterator[None]:
-    """Arrow keys, and a history that outlives the program where it can be written."""
+    """Line editing, with a history that is kept in a file between runs if that file can be written."""
     try:
         import readline
-    except ImportError:  # not on every system
+    except ImportError:  # some systems, such as Windows, have no readline
         yield
         return
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
@@ -68,5 +69,5 @@ def line_editing() -> Iterator[None]:
     finally:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch(mode=0o600)  # what was asked is nobody else's business
+            file.touch(mode=0o600)  # private: it holds what the user asked
             readline.write_history_file(file)

@@ -1,4 +1,4 @@
-"""Load the model that the options name, and read large weights ahead, so that the first token is no silent wait."""
+"""Load the model that the options name. Large weights are read ahead with a progress bar, before the first token."""
 
 import argparse
 import os
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from llama3.llama import Llama
     from llama3.model.weights import Weights
 
-LARGE = 1 << 30  # bytes of weights from which on reading them takes noticeable time
-CHUNK = 1 << 26  # bytes between two updates of the bar, and the longest that Ctrl-C has to wait
-PAGE = 4096
+LARGE = 1 << 30  # bytes; smaller weights are read in a moment
+CHUNK = 1 << 26  # bytes between two updates of the progress bar; Ctrl-C waits for at most one chunk
+PAGE = 4096  # bytes of a memory page
 
 
 def load(args: argparse.Namespace) -> "Llama":
-    """Raises RequestError for a model without a tokenizer: the command line speaks text."""
+    """Load --model onto --device, with the adapters of --lora.
+
+    Raises RequestError for a model without a tokenizer, since the command line reads and writes text.
+    """
     prepare_hub(args.quiet)
     from llama3.llama import Llama
 
@@ -30,14 +33,16 @@ def load(args: argparse.Namespace) -> "Llama":
 
         def on_upload(done: int, total: int) -> None:
             nonlocal show
-            show = show or stack.enter_context(progress("weights to the GPU", 2 * total, "B", args.quiet))
-            show(2 * done)  # bfloat16
+            show = show or stack.enter_context(progress("copying weights to the GPU", 2 * total, "B", args.quiet))
+            show(2 * done)  # a bfloat16 parameter has 2 bytes
 
         given = getattr(args, "lora", None) or []
         lora = dict(given)
         if len(lora) < len(given):
             names = ", ".join(name for name, _ in given)
-            raise RequestError(f"{args.source['lora']}: the names are {names}; expected each adapter under its own")
+            raise RequestError(
+                f"{args.source['lora']}: two adapters have the same name ({names}); expected a different one for each"
+            )
         slots = getattr(args, "slots", 1)
         llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora)
     if llama.tokenizer is None:
@@ -52,7 +57,7 @@ def load(args: argparse.Namespace) -> "Llama":
     if size > memory:
         if not args.quiet:
             note(
-                f"the weights have {in_bytes(size)}, this machine {in_bytes(memory)} of memory: "
+                f"the weights have {in_bytes(size)}, but this machine has {in_bytes(memory)} of memory: "
                 "each token reads them from disk again"
             )
     elif size > LARGE:
@@ -61,14 +66,14 @@ def load(args: argparse.Namespace) -> "Llama":
 
 
 def which(llama: "Llama", args: argparse.Namespace) -> str:
-    """The model in a word or two, and what it runs on: "demo on cpu"."""
+    """A short name of the model, and the device it runs on: "demo on cpu"."""
     path = llama.checkpoint.path
-    cached = "snapshots" in path.parts  # the hub's cache: the folder's own name is a commit's
+    cached = "snapshots" in path.parts  # in the hub's cache, where the folder is named after a commit
     return f"{args.model if cached else path.absolute().name} on {llama.device}"
 
 
 def all_arrays(weights: "Weights") -> "list[np.ndarray]":
-    """Every array of the weights, once, in the order in which a forward pass needs them."""
+    """Every array of the weights, in the order in which a forward pass uses them; a tied output matrix only once."""
     arrays = [weights.tok_embeddings]
     for layer in weights.layers:
         arrays += vars(layer).values()
@@ -76,7 +81,7 @@ def all_arrays(weights: "Weights") -> "list[np.ndarray]":
 
 
 def read_ahead(arrays: "list[np.ndarray]", quiet: bool) -> None:
-    """Touch a byte of every page: the mapped files come into memory now, in order and with a bar."""
+    """Touch one byte of every page, so that the mapped files are read into memory now, with a progress bar."""
     import numpy as np
 
     done = 0
@@ -90,7 +95,7 @@ def read_ahead(arrays: "list[np.ndarray]", quiet: bool) -> None:
 
 
 def physical_memory() -> float:
-    """Bytes; infinite where the system does not tell."""
+    """Bytes of memory in this machine; infinity if the system does not report it."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):

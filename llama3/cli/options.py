@@ -1,4 +1,4 @@
-"""Options: argparse, with one line for an error and a variable LLAMA3_NAME of the environment behind every --name."""
+"""Command line options, built on argparse. The environment variable LLAMA3_NAME can also set an option --name."""
 
 import argparse
 import difflib
@@ -10,19 +10,21 @@ from typing import Any, NamedTuple, NoReturn
 from llama3.cli.terminal import reflow
 from llama3.errors import RequestError
 
-SAMPLING = {  # name -> (whole number?, help); the defaults are those of SamplingParams
-    "temperature": (False, "0: always the likeliest token; higher: more varied (default 0.6)"),
-    "top_p": (False, "only the likeliest tokens that together have probability X"),
-    "top_k": (True, "only the N likeliest tokens"),
-    "min_p": (False, "only tokens at least X times as likely as the likeliest"),
-    "seed": (True, "repeat an answer: the seed is shown below each"),
-    "repetition_penalty": (False, "above 1: what prompt and answer hold becomes less likely"),
-    "frequency_penalty": (False, "above 0: less likely for each time it is in the answer"),
-    "presence_penalty": (False, "above 0: less likely once it is in the answer"),
+SAMPLING = {  # name -> (is it a whole number?, help); `SamplingParams` holds the defaults
+    "temperature": (False, "0: always the most likely token; higher: more varied (default 0.6)"),
+    "top_p": (False, "use only the most likely tokens that together have probability X"),
+    "top_k": (True, "use only the N most likely tokens"),
+    "min_p": (False, "use only tokens at least X times as likely as the most likely one"),
+    "seed": (True, "repeat an answer; its seed is shown below it"),
+    "repetition_penalty": (False, "above 1: tokens of the prompt and the answer become less likely"),
+    "frequency_penalty": (False, "above 0: a token becomes less likely each time it is used in the answer"),
+    "presence_penalty": (False, "above 0: a token becomes less likely once it is used in the answer"),
 }
 
 
 class Option(NamedTuple):
+    """One option: its name, its flag on the command line, and how its value is read."""
+
     name: str
     flag: str
     convert: Callable[[str], Any]
@@ -31,10 +33,11 @@ class Option(NamedTuple):
 
     @property
     def variable(self) -> str:
+        """The environment variable that sets this option."""
         return "LLAMA3_" + self.name.upper()
 
     def from_environment(self) -> Any:
-        """None if the variable is unset or empty. A repeatable option takes one value a line."""
+        """The value in the environment; None if it is unset or empty. A repeatable option takes one value a line."""
         value = os.environ.get(self.variable)
         if not value:
             return None
@@ -45,6 +48,8 @@ class Option(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
+    """An argument parser that reports errors as RequestError and reads missing options from the environment."""
+
     def __init__(self, usage: str, description: str):
         super().__init__(
             prog="llama3",
@@ -58,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
 
     def group(self, title: str) -> Callable[..., None]:
-        """A function that adds an option under this title: (*flags, help, [metavar, type, default, repeat])."""
+        """Start a group of options -> a function that adds one: (*flags, help, [metavar, type, default, repeat])."""
         group = self.add_argument_group(title)
 
         def option(
@@ -69,7 +74,7 @@ class Parser(argparse.ArgumentParser):
             default: Any = None,
             repeat: bool = False,
         ) -> None:
-            # The default waits for `read`, which must see whether an option was given. Without a metavar: yes or no.
+            # argparse gets no default, so that `read` can see whether the option was given. No metavar: a switch.
             settings: dict[str, Any] = {"help": help, "default": None}
             if metavar is None:
                 settings |= {"action": "store_const", "const": True}
@@ -82,7 +87,10 @@ class Parser(argparse.ArgumentParser):
         return option
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse; the environment fills in what was not given. `args.source` says where each value comes from."""
+        """Parse arguments, then fill in missing options from the environment. Raises RequestError.
+
+        `args.source` maps each option's name to where its value comes from: the flag or the variable.
+        """
         argv, literal = split_at_dashes(argv)
         args, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
@@ -102,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def format_options(self) -> str:
-        """The options alone, without usage and description."""
+        """The help of the options, without usage and description."""
         usage, description, self.usage, self.description = self.usage, self.description, argparse.SUPPRESS, None
         try:
             return self.format_help().strip()
@@ -114,18 +122,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands behind `--` is no option, whatever it looks like."""
+    """Split at the first `--` -> (arguments before it, words after it, which are never options)."""
     end = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:end]), list(argv[end + 1 :])
 
 
 def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> Callable[..., None]:
-    """--model, and --device for whoever computes; then `output_options`."""
+    """Add --model, --device if the command computes, and `output_options`, whose function is returned."""
     option = parser.group("model")
     option(
         "--model",
         metavar="MODEL",
-        help="a folder, or owner/name on the Hugging Face hub (default: the demo that ships)",
+        help="a folder, or OWNER/NAME on the Hugging Face hub (default: the included demo)",
     )
     if device:
         option(
@@ -133,34 +141,40 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
             metavar="DEVICE",
             type=device_name,
             default="auto",
-            help="cpu, cuda, cuda:1 for the second GPU, or auto: a GPU if the model can run there (default)",
+            help="cpu, cuda, cuda:1 for the second GPU, or auto (default): a GPU if the model can run there",
         )
     return output_options(parser, json)
 
 
 def output_options(parser: Parser, json: str | None = None) -> Callable[..., None]:
-    """--json, if its help is given; --quiet and --help. Returns a function that adds another one beside --json."""
+    """Add --json (if its help is given), --quiet and --help -> a function that adds an option to the output group."""
     option = parser.group("output")
     if json:
         option("--json", help=json)
-    option("--quiet", help="nothing on standard error but errors")
-    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
+    option("--quiet", help="write nothing but errors to standard error")
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this help and exit")
     return option
 
 
 def answer_options(parser: Parser) -> None:
-    """How an answer is chosen, and where it ends."""
+    """Add the options that control how tokens are chosen and where the answer ends."""
     option = parser.group("answer")
     option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (default 256)")
-    option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; may be given several times")
-    option("--lora", metavar="NAME=FOLDER", type=adapter, repeat=True, help="a LoRA adapter; the first one answers")
+    option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; repeatable")
+    option(
+        "--lora",
+        metavar="NAME=FOLDER",
+        type=adapter,
+        repeat=True,
+        help="answer with a LoRA adapter; if repeated, with the first one",
+    )
     for name, (whole, help) in SAMPLING.items():
         convert, metavar = (whole_number, "N") if whole else (number, "X")
         option("--" + name.replace("_", "-"), metavar=metavar, type=convert, help=help)
 
 
 def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given of `answer_options`, checked, as keywords of `Llama.stream`. Raises RequestError."""
+    """The given `answer_options`, checked, as keyword arguments of `Llama.stream`. Raises RequestError."""
     given = {name: value for name in ("max_tokens", "stop", *SAMPLING) if (value := getattr(args, name)) is not None}
     for name, value in given.items():
         try:
@@ -171,17 +185,17 @@ def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_parameter(name: str, value: Any) -> None:
-    """Raises RequestError now, and not after the minutes that a large model takes to load."""
+    """Raise RequestError for a bad value now, not after the minutes that loading a large model takes."""
     from llama3.sampling_params import SamplingParams
     from llama3.text import check_stops
 
     if name == "stop":
         check_stops(value)
-    elif name != "max_tokens":  # that one is checked by `positive`, and against the context window by the engine
+    elif name != "max_tokens":  # `positive` checks max_tokens, and the engine compares it with the context window
         SamplingParams(**{name: value})
 
 
-# Converters of one value. argparse wants this exception for a message of one's own.
+# Converters for argparse, which shows the message of an ArgumentTypeError only.
 
 
 def number(value: str) -> float:
@@ -213,6 +227,7 @@ def boolean(value: str) -> bool:
 
 
 def adapter(value: str) -> tuple[str, str]:
+    """NAME=FOLDER -> (name, folder)."""
     name, equals, folder = text(value).partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{value!r} is not NAME=FOLDER")
@@ -229,7 +244,7 @@ def device_name(value: str) -> str:
 
 
 def text(value: str) -> str:
-    """Python hands bytes that are not UTF-8 on as lone surrogates; they are stopped here."""
+    """Refuse lone surrogates, which is how Python passes on bytes that are not UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:

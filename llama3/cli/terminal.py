@@ -1,4 +1,4 @@
-"""What the screen gets: notes and bars on standard error, text without control codes, columns that fit."""
+"""Output for the terminal: notes and progress bars on standard error, safe text, and columns that fit the width."""
 
 import json
 import os
@@ -11,46 +11,47 @@ from typing import TextIO
 
 from llama3.errors import RequestError
 
-# A model's answer must not drive the terminal: ESC and the like are shown, not sent.
+# Control characters in a model's answer could take control of the terminal, so they are shown as escapes.
 VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def is_terminal(stream: TextIO | None) -> bool:
+    """Whether the stream is an open terminal; False for None, which Python uses for a closed standard stream."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def paint(text: str, code: str, stream: TextIO) -> str:
-    """Text in an ANSI style ("2": dim, "36": cyan), if the stream is a terminal that wants it (https://no-color.org)."""
+    """Add an ANSI style ("2": dim, "36": cyan) if the stream is a terminal that wants colours (https://no-color.org)."""
     plain = not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\033[{code}m{text}\033[0m"
 
 
 def note(text: str) -> None:
-    """A line on standard error, in the background."""
+    """Print a line on standard error, dimmed."""
     print(paint(text, "2", sys.stderr), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """A part of the answer, at once."""
+    """Write a part of the answer to standard output at once. A terminal gets no control characters."""
     sys.stdout.write(text.translate(VISIBLE) if is_terminal(sys.stdout) else text)
     sys.stdout.flush()
 
 
 def prepare_hub(quiet: bool) -> None:
-    """The hub's own bars, like ours, are for a terminal. To be called before huggingface_hub is imported."""
+    """Turn off the hub's progress bars unless stderr is a terminal. Call this before importing huggingface_hub."""
     if quiet or not is_terminal(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def print_json(value: object) -> None:
-    """One line. Escapes keep it JSON where standard output cannot show every character."""
+    """Print one line of JSON. Non-ASCII characters are escaped unless standard output is UTF-8."""
     utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
     print(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, if that is a terminal; call the function with how much is done."""
+    """A progress bar on standard error, if that is a terminal. Yields a function that takes the amount done so far."""
     if quiet or not is_terminal(sys.stderr):
         yield lambda done: None
         return
@@ -66,7 +67,7 @@ def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callabl
 
 
 def read_stdin() -> str:
-    """All of standard input, nothing if it is closed. Raises RequestError if it is not text."""
+    """All of standard input; empty if it is closed. Raises RequestError if it is not text in its encoding."""
     try:
         return "" if sys.stdin is None else sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -74,27 +75,32 @@ def read_stdin() -> str:
 
 
 def not_text(error: UnicodeDecodeError) -> RequestError:
+    """The error to raise when standard input cannot be decoded."""
     byte = error.object[error.start]
     return RequestError(f"standard input is not {error.encoding} text: byte {byte:#04x} at {error.start}")
 
 
 def reflow(text: str) -> str:
-    """Paragraphs broken anew for this terminal; indented ones, which are examples, stay as they are."""
+    """Wrap paragraphs to the width of the terminal. Indented paragraphs are examples and stay as they are."""
     width = min(shutil.get_terminal_size().columns, 100) - 1
     paragraphs = text.split("\n\n")
-    return "\n\n".join(p if p.startswith(" ") else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
+    return "\n\n".join(p if p.startswith(" ") else "\n".join(wrap(" ".join(p.split()), width)) for p in paragraphs)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break a text into lines. Words stay whole, so that a path or a name can be copied."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> str:
-    """Two columns, the second one wrapped; in a narrow terminal it goes below the first."""
+    """Lay out two columns and wrap the second one. In a narrow terminal the second goes below the first."""
     width = min(shutil.get_terminal_size().columns, 100)
     left = max(len(first) for first, _ in rows) + 4
     below = width - left < 28
     indent = 6 if below else left
     lines = []
     for first, second in rows:
-        # A path that is broken could not be copied.
-        wrapped = textwrap.wrap(second, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
+        wrapped = wrap(second, max(width - indent, 20))
         if below or len(first) + 4 > indent:
             lines += [f"  {first}", *(" " * indent + line for line in wrapped)]
         else:
@@ -104,7 +110,7 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def in_bytes(n: float) -> str:
-    """16_060_522_496 -> "16.1 GB" """
+    """A size in decimal units: 16_060_522_496 -> "16.1 GB"."""
     value = float(n)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 999.5 or unit == "GB":
@@ -114,5 +120,6 @@ def in_bytes(n: float) -> str:
 
 
 def per_second(n: int, seconds: float) -> str:
+    """A rate, rounded for people: (9000, 2) -> "4,500/s"."""
     rate = n / max(seconds, 1e-9)
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2g}/s"

@@ -1,4 +1,4 @@
-"""`llama3 tokenize TEXT`: ids and pieces; and back."""
+"""`llama3 tokenize TEXT`: show a text as token ids and pieces, or turn ids back into text."""
 
 import argparse
 import re
@@ -13,28 +13,31 @@ if TYPE_CHECKING:
     from llama3.tokenizer import Tokenizer
 
 DESCRIPTION = """\
-Show the tokens of a text: a line each, its id and its piece. \\xNN is a byte of a character that
-is not whole. "-" as the text, or no text, means standard input, all of it.
+Show the tokens of a text, one per line: the id and the piece of text. A token may hold only
+some bytes of a character; these are shown as \\xNN. With "-" or no text, the text is all of
+standard input.
 
   llama3 tokenize "What is RoPE?"
-  llama3 tokenize --chat "What is RoPE?"      as the model gets it in a chat
+  llama3 tokenize --chat "What is RoPE?"      as the model sees it in a chat
   llama3 tokenize --decode 3923 374 12811"""
-COLOURS = ("30;46", "30;43")  # black on cyan, black on yellow, in turn
+COLOURS = ("30;46", "30;43")  # black on cyan and black on yellow, alternating
 
 
 def parser() -> Parser:
     parser = Parser("llama3 tokenize [OPTIONS] TEXT", DESCRIPTION)
     option = parser.group("text")
-    option("--chat", help="put the chat template around it, as a user's message")
-    option("--special", help="<|...|> names in the text are special tokens, not text")
-    option("--decode", help="the other way: ids to text")
-    common_options(parser, device=False, json="one JSON object: count, ids, and of each token id, text and bytes (hex)")
+    option("--chat", help="put the text into the chat template, as a user's message")
+    option("--special", help="read names like <|eot_id|> in the text as special tokens")
+    option("--decode", help="turn ids into text")
+    common_options(
+        parser, device=False, json="print one JSON object: count, ids, and the id, text and bytes (hex) of each token"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if args.chat + args.special + args.decode > 1:
-        raise RequestError("only one of --chat, --special and --decode makes sense at a time")
+        raise RequestError("only one of --chat, --special and --decode may be given")
     given = " ".join(args.words)
     if not given and (sys.stdin is None or is_terminal(sys.stdin)):
         raise RequestError('there is no text; try: llama3 tokenize "What is RoPE?"')
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_tokenizer(args: argparse.Namespace) -> "Tokenizer":
+    """The tokenizer of --model. Raises RequestError if the checkpoint has none."""
     prepare_hub(args.quiet)
     from llama3.checkpoint import load_folder, resolve
 
@@ -72,7 +76,7 @@ def load_tokenizer(args: argparse.Namespace) -> "Tokenizer":
 
 
 def parse_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """Ids between spaces or commas; a JSON list will do."""
+    """Read ids that are separated by spaces or commas; a JSON list is accepted too. Raises RequestError."""
     words = re.findall(r"[^\s,\[\]]+", text)
     wrong = [word for word in words if not (word.isascii() and word.isdigit())]
     if wrong:
@@ -86,22 +90,23 @@ def parse_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
 
 
 def show_table(tokenizer: "Tokenizer", ids: list[int]) -> None:
+    """Print the tokens one per line; on a terminal with colours, first print the text with its tokens coloured."""
     special = set(tokenizer.special.values())
     pieces = [readable(tokenizer.token_bytes(i)) for i in ids]
     in_colours = [paint(piece, COLOURS[n % 2], sys.stdout) for n, piece in enumerate(pieces)]
     if pieces and in_colours != pieces:
-        # The text as it stands, its tokens in turn in two colours; a line ends where the text's does.
+        # A piece that ends in a newline, which `readable` has escaped, also ends the line on the screen.
         print("".join(c + "\n" * p.endswith("\\n") for p, c in zip(pieces, in_colours)) + "\n")
     for i, piece in zip(ids, pieces):
         print(f"{i:>7}  " + (paint(piece, "35", sys.stdout) if i in special else f'"{piece}"'))
 
 
 def readable(piece: bytes) -> str:
-    r"""Text as it is; \xNN for a byte of half a character, \n, \t, \u.... for what a screen would not show."""
+    r"""A token's bytes as printable text: \xNN for a byte of an incomplete character; \n, \t or \uNNNN otherwise."""
     text = piece.replace(b"\\", b"\\\\").replace(b'"', b'\\"').decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else escape(c) for c in text)
 
 
 def escape(c: str) -> str:
-    """Of one character. \\xa0 would be half a character's byte, so U+00A0 is \\u00a0."""
+    """Escape one character. U+00A0 becomes \\u00a0, since \\xa0 stands for a byte of an incomplete character."""
     return f"\\u{ord(c):04x}" if 0x80 <= ord(c) <= 0xFF else c.encode("unicode_escape").decode()

@@ -1,6 +1,7 @@
-"""A checkpoint that talks: random weights, a small vocabulary, an answer of printable letters that never ends."""
+"""The model of these tests, "talker": random weights and a small vocabulary; its answers are letters and never end."""
 
 import base64
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 from llama3.tokenizer_file import LLAMA3_SPECIAL
 from tests.tiny import random_tensors, tiny_config, write_hf
 
+if importlib.util.find_spec("pty") is None:  # Windows: tests/cli/running.py needs a pseudo-terminal
+    collect_ignore = ["test_chat.py", "test_generate.py", "test_main.py", "test_tokenize.py"]
+
 WORDS = ("What", " is", " Ro", "PE", "He", "ll", "o", " the")
 
 
 def ranks() -> list[bytes]:
-    """256 bytes, then what merges to WORDS."""
+    """The tokens by rank: 256 bytes, then the merges that lead to WORDS."""
     tokens = [bytes([byte]) for byte in range(256)]
     for word in WORDS:
         for end in range(2, len(word) + 1):
@@ -24,6 +28,7 @@ def ranks() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the talker's checkpoint."""
     tokens = ranks()
     config = tiny_config(vocab_size=len(tokens) + len(LLAMA3_SPECIAL), max_seq_len=2048)
     tensors = random_tensors(config, seed=1)
@@ -38,8 +43,8 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, talker: Path) -> None:
-    """No variable of whoever runs the tests; the talker is the model unless a test says otherwise."""
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")  # so that it is unset again if the program sets it
+    """Remove the user's environment variables; the talker is the model unless a test chooses another one."""
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")  # so that pytest removes it again if the program sets it
     for name in list(os.environ):
         if name.startswith(("LLAMA3_", "HF_")) or name in ("NO_COLOR", "COLUMNS"):
             monkeypatch.delenv(name)

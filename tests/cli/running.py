@@ -1,4 +1,4 @@
-"""Ways to run the command line: inside this process, as a program, and at a terminal of its own."""
+"""Run the command line in three ways: inside this process, as a program, and as a program at a pseudo-terminal."""
 
 import fcntl
 import io
@@ -17,16 +17,17 @@ from typing import Any
 import pytest
 
 PROGRAM = (sys.executable, "-m", "llama3.cli")
-PATIENCE = 120  # seconds until a program counts as stuck, on a machine however busy
+PATIENCE = 120  # seconds after which a program counts as stuck, even on a busy machine
 
 
 def give_stdin(monkeypatch: pytest.MonkeyPatch, data: str | bytes) -> None:
-    """What a pipe would bring, for `main` in this process."""
+    """Make `data` the standard input of `main` in this process, as if it came from a pipe."""
     data = data.encode() if isinstance(data, str) else data
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
 def run(*argv: str, env: dict[str, str] | None = None, **settings: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line as a program, without standard input unless `settings` for `subprocess.run` give one."""
     settings = {"stdin": subprocess.DEVNULL} | settings
     return subprocess.run(
         [*PROGRAM, *argv], capture_output=True, env=os.environ | (env or {}), timeout=PATIENCE, **settings
@@ -34,7 +35,7 @@ def run(*argv: str, env: dict[str, str] | None = None, **settings: Any) -> subpr
 
 
 class Screen:
-    """The program at a terminal: type, and wait for what it shows."""
+    """The program at a pseudo-terminal of 80 columns: type text, and wait for what the program shows."""
 
     def __init__(self, argv: Sequence[str], env: dict[str, str] | None = None, stdout: int | None = None):
         environment = os.environ | {"TERM": "xterm"} | (env or {})
@@ -60,14 +61,17 @@ class Screen:
         os.write(self.fd, text.encode())
 
     def wait_for(self, text: str) -> str:
-        """What was shown since the last call, up to and including `text`."""
+        """Wait until `text` is shown -> all that was shown since the last call, up to and including it."""
         while text not in self.shown:
             assert self.wait_for_more(), f"waited for {text!r}, and saw {self.shown!r}"
         seen, _, self.shown = self.shown.partition(text)
         return seen + text
 
     def interrupt_until(self, text: str) -> None:
-        """Ctrl-C; and again, as one that comes just before Python waits for a key is seen with the next key only."""
+        """Press Ctrl-C once a second until `text` is shown.
+
+        A Ctrl-C that comes just before Python waits for a key goes unnoticed until the next key.
+        """
         for _ in range(PATIENCE):
             self.type("\x03")
             end = time.monotonic() + 1
@@ -78,14 +82,14 @@ class Screen:
         self.wait_for(text)
 
     def wait_for_more(self, seconds: float = PATIENCE) -> str:
-        """Add what comes next to `shown`; empty at the end, or when patience is."""
+        """Read more output into `shown` -> the new part; empty at the end of the output or after `seconds`."""
         ready, _, _ = select.select([self.fd], [], [], seconds)
         text = self._read().decode(errors="replace") if ready else ""
         self.shown += text
         return text
 
     def wait_for_end(self) -> str:
-        """The rest of what is shown; `code` is the exit code then."""
+        """Wait until the program ends and set `code`, its exit code -> the rest of the output."""
         while self.wait_for_more():
             pass
         self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -94,5 +98,5 @@ class Screen:
     def _read(self) -> bytes:
         try:
             return os.read(self.fd, 65536)
-        except OSError:  # Linux says so when the other side has closed
+        except OSError:  # how Linux reports that the other side has closed
             return b""

@@ -1,3 +1,5 @@
+"""`llama3 chat`: dialogues from a pipe, its /commands and parameters, and Ctrl-C and line editing at a terminal."""
+
 import os
 import re
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_system_text_can_be_set_shown_and_removed(
     out, err = capsys.readouterr()
     expected = [answers(llama, "hi", system=system)[0] for system in ("Be brief.", "two\nlines", None)]
     assert out.splitlines() == expected
-    assert "no system text\nsystem text: Be brief.\n" in err
+    assert "no system message\nsystem message: Be brief.\n" in err
     assert pipe(monkeypatch, "hi\n", "--system", "Be brief.") == 0
     assert capsys.readouterr().out.splitlines() == expected[:1]
 
@@ -123,7 +125,7 @@ def test_an_interrupted_dialogue_in_a_pipe_ends(
     assert capsys.readouterr() == ("", "")
 
 
-# From here on at a terminal.
+# The tests below run at a pseudo-terminal.
 
 
 def test_ctrl_c_stops_the_answer_only_and_ctrl_d_quits() -> None:
@@ -164,7 +166,7 @@ def test_ctrl_c_at_the_prompt_hints_and_drops_the_line() -> None:
 
 
 def test_what_was_said_before_ctrl_c_stays_in_the_dialogue(llama: Llama) -> None:
-    """The next prompt is as long as question and half answer together say."""
+    """The next prompt has as many tokens as the question and the interrupted answer together."""
     with Screen(["chat", "--max-tokens", "1500", "--temperature", "0", "--quiet"]) as screen:
         screen.wait_for(PROMPT)
         screen.type("hi\r")

@@ -1,3 +1,5 @@
+"""`llama3 compare`: exit codes, output and limits. tests/parity checks the numbers."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ def reference(talker: Path) -> Reference:
 
 @pytest.fixture
 def files(reference: Reference, tmp_path: Path) -> tuple[str, str]:
-    """The talker's own logits; and others."""
+    """Two reference files: the talker's own logits, and logits that differ by 1 %."""
     other = replace(reference, logits=reference.logits * np.float32(1.01))
     save_reference(tmp_path / "right", reference)
     save_reference(tmp_path / "wrong", other)

@@ -1,3 +1,5 @@
+"""`llama3 download`: what it asks the hub for and what it prints. tests/checkpoint checks the download itself."""
+
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ RUN_IT = 'run it: llama3 --model {} "What is RoPE?"\n'
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the hub was asked for. tests/checkpoint/ shows that it is fetched; here it is said to be."""
+    """The arguments of each download; nothing is fetched."""
     calls: list[dict[str, Any]] = []
 
     def download(repo: str, to: str | None = None, revision: str | None = None) -> Path:

@@ -1,3 +1,5 @@
+"""`llama3 "prompt"`: the answer and the figures equal those of the Python API; prompts, tools, schemas, adapters."""
+
 import json
 import re
 from pathlib import Path
@@ -28,7 +30,7 @@ def test_standard_output_is_the_answer_alone(llama: Llama, capsys: pytest.Captur
     assert len(lines) == 2 and all(len(line) < 80 for line in lines)
     prompt = expected.usage.prompt_tokens
     assert re.match(
-        rf"prompt {prompt} tokens, [\d,.]+/s; answer 20 tokens, [\d,.]+/s; first after \d+\.\d\d s$", lines[0]
+        rf"prompt {prompt} tokens, [\d,.]+/s; answer 20 tokens, [\d,.]+/s; first token after \d+\.\d\d s$", lines[0]
     )
     assert lines[1] == "finished: length (--max-tokens); seed 5; talker on cpu"
 
@@ -191,7 +193,7 @@ def test_a_file_that_is_no_schema_and_no_tools(
 
 def test_tools_go_neither_with_raw_nor_with_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hi", "--tools", "x", "--raw"]) == 2 and main(["hi", "--tools", "x", "--json-schema", "y"]) == 2
-    assert "does not go with --raw" in capsys.readouterr().err
+    assert "cannot be combined with --raw" in capsys.readouterr().err
 
 
 def test_an_adapter_answers_under_its_name(
@@ -205,7 +207,7 @@ def test_an_adapter_answers_under_its_name(
     assert found == expected.text + "\n"
     other = write_adapter(tmp_path / "y", random_adapter(llama.config, 4))
     assert main([*options, "--lora", f"mine={folder}", "--lora", f"other={other}"]) == 0
-    assert capsys.readouterr().out == found  # the first answers
+    assert capsys.readouterr().out == found  # the first adapter answers
     assert main([*options, "--lora", f"other={other}", "--lora", f"mine={folder}"]) == 0
     assert capsys.readouterr().out != found
     assert main(options) == 0
@@ -214,7 +216,10 @@ def test_an_adapter_answers_under_its_name(
 
 def test_two_adapters_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hi", "--lora", "a=x", "--lora", "a=y"]) == 2
-    assert capsys.readouterr().err == "llama3: --lora: the names are a, a; expected each adapter under its own\n"
+    assert (
+        capsys.readouterr().err
+        == "llama3: --lora: two adapters have the same name (a, a); expected a different one for each\n"
+    )
 
 
 @pytest.mark.parametrize("value", ["", "mine", "=x", "mine="])

@@ -1,3 +1,5 @@
+"""Loading for the command line: read-ahead with a progress bar, the name that is shown, refused models."""
+
 import argparse
 import io
 import sys
@@ -61,7 +63,7 @@ def test_weights_larger_than_the_memory_are_said_to_be(talker: Path, monkeypatch
     loading.load(arguments(talker))
     assert (
         file.getvalue()
-        == "the weights have 368 kB, this machine 1 kB of memory: each token reads them from disk again\n"
+        == "the weights have 368 kB, but this machine has 1 kB of memory: each token reads them from disk again\n"
     )
 
 

@@ -1,3 +1,5 @@
+"""The whole program: each error is one line with its exit code; help, signals, closed streams, full disks."""
+
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from llama3.llama import Llama
 from tests.cli.running import PROGRAM, give_stdin, run
 
 NO_TEXT = os.fsdecode(b"caf\xe9")
-BAD = [  # (arguments, exit code, what the one line must say)
+BAD = [  # (arguments, exit code, a part of the one line of the message)
     (["hi", "--temperature", "hot"], 2, "--temperature: 'hot' is not a number"),
     (["hi", "--temperature", "nan"], 2, "temperature"),
     (["hi", "--temperature", "-1"], 2, "temperature"),
@@ -166,7 +168,7 @@ def test_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch, capsy
         assert out == "" and err == "llama3: standard input is not utf-8 text: byte 0xff at 2\n"
 
 
-# From here on as a program: what only a process of its own can show.
+# The tests below need a process of their own.
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
@@ -183,6 +185,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
         assert process.wait() == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full, a disk that is always full")
 def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

@@ -1,3 +1,5 @@
+"""Every option: its environment variable, its default, and help that fits the terminal."""
+
 import argparse
 from importlib import import_module
 
@@ -9,7 +11,7 @@ from llama3.engine import MAX_TOKENS
 from llama3.errors import RequestError
 from llama3.sampling_params import SamplingParams
 
-OTHERS = {"device": "cuda", "lora": "y=folder"}  # not "2"
+OTHERS = {"device": "cuda", "lora": "y=folder"}  # second values of options that do not take "2"
 VALUES = {
     "lora": "x=folder",
     "limit": "tools=1",

@@ -1,3 +1,5 @@
+"""Output for terminals: columns that fit, rounded figures, colours, progress bars, control characters."""
+
 import io
 import os
 import sys

@@ -1,3 +1,5 @@
+"""`llama3 tokenize`: ids and pieces, their JSON, the way back to text, and the escapes."""
+
 import json
 import re
 from pathlib import Path
@@ -84,7 +86,7 @@ def unescape(text: str) -> bytes:
         if code in names:
             return names[code].decode()
         if code[0] == "x" and int(code[1:], 16) >= 0x80:
-            return chr(0xDC00 + int(code[1:], 16))  # a byte that is no text, as `surrogateescape` writes it
+            return chr(0xDC00 + int(code[1:], 16))  # a byte of an incomplete character, as `surrogateescape` writes it
         return chr(int(code[1:], 16))
 
     pattern = r"\\([ntr\\\"]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
