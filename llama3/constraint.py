@@ -213,20 +213,6 @@ def depth_of(value: Any) -> int:
     return level
 
 
-def read_json(text: str) -> Any:
-    """Raises ValueError for what is not JSON, and for numbers that are too large for a float64."""
-
-    def finite(number: str) -> float:
-        if abs(value := float(number)) == float("inf"):
-            raise ValueError(f"{number[:40]} is too large for a number")
-        return value
-
-    try:
-        return json.loads(text, parse_float=finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from llama3.byte_pair import PATTERN, merge, split
 from llama3.errors import RequestError, TokenizerError
-from llama3.tokenizer_file import LLAMA3_SPECIAL, read_json, read_tiktoken
+from llama3.tokenizer_file import LLAMA3_SPECIAL, read_tiktoken, read_tokenizer_json
 
 BOS = "<|begin_of_text|>"
 STOPS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")  # of a text, a turn, a message; Llama 3 lacks the last
@@ -53,7 +53,7 @@ class Tokenizer:
         try:
             data = Path(path).read_bytes()
             is_json = Path(path).suffix == ".json"
-            vocabulary = read_json(data) if is_json else read_tiktoken(data, special)
+            vocabulary = read_tokenizer_json(data) if is_json else read_tiktoken(data, special)
             return cls(vocabulary.ranks, vocabulary.special, whole_chunks=vocabulary.whole_chunks, fast=fast)
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error

@@ -94,7 +94,7 @@ EXPECTED = {
 NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
 
 
-def read_json(data: bytes) -> Vocabulary:
+def read_tokenizer_json(data: bytes) -> Vocabulary:
     """Hugging Face's file with the same vocabulary. Raises TokenizerError, naming the field, if it would not give
     Llama 3's ids: another kind of model, another split pattern, or merges that do not follow the ids."""
     try:

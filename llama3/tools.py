@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama3.constraint import no_call_grammar, read_json, tools_grammar
+from llama3.constraint import no_call_grammar, tools_grammar
 from llama3.errors import RequestError
+from llama3.json_text import read_json
 from llama3.limits import LIMITS
 
 OFFER = (

@@ -9,9 +9,9 @@ import numpy as np
 
 from llama3.checkpoint.names import HUGGING_FACE, LAYER, layer_name, shapes
 from llama3.checkpoint.safetensors_file import open_safetensors
-from llama3.checkpoint.shards import read_json
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 from llama3.model.lora import Adapter, LowRank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -74,7 +74,7 @@ def read_config(file: Path) -> tuple[int, float, list[str]]:
     """(rank, scale, the modules of every layer that must be there)"""
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; PEFT's save_pretrained writes it")
-    fields = read_json(file)
+    fields = read_json_file(file)
     if fields.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {fields.get('peft_type')!r}; expected 'LORA'")
     for field, unused in UNUSED.items():

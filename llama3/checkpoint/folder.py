@@ -9,9 +9,10 @@ from typing import Any
 
 from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
-from llama3.checkpoint.shards import find_weights, read_json, read_tensors
+from llama3.checkpoint.shards import find_weights, read_tensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 from llama3.model.weights import Weights
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
@@ -78,7 +79,7 @@ def _read_config(folder: Path, layout: str) -> ModelConfig:
     file = config if layout == HUGGING_FACE or not params.is_file() else params
     if not file.is_file():
         raise CheckpointError(f"{folder}: neither config.json nor params.json is there; one says the model's shape")
-    fields = read_json(file)
+    fields = read_json_file(file)
     with _blame(file):
         return config_from_hf(fields) if file == config else config_from_meta(fields)
 
@@ -106,7 +107,7 @@ def _added_tokens(file: Path) -> dict[str, int]:
     if not file.is_file():
         return {}
     try:
-        added = [(token["content"], token["id"]) for token in read_json(file)["added_tokens"]]
+        added = [(token["content"], token["id"]) for token in read_json_file(file)["added_tokens"]]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: added_tokens: expected objects with content and id") from error
     if not all(type(content) is str and type(token) is int for content, token in added):
@@ -118,7 +119,7 @@ def _read_stop_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
     """`eos_token_id` of both files, an id or a list of ids. Instruct models name <|eot_id|> in only one of them."""
     found: set[int] = set()
     for file in (folder / "generation_config.json", folder / "config.json"):
-        value: Any = read_json(file).get("eos_token_id") if file.is_file() else None
+        value: Any = read_json_file(file).get("eos_token_id") if file.is_file() else None
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
             raise CheckpointError(

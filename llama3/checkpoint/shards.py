@@ -1,13 +1,12 @@
 """Which files of a folder hold the weights: one safetensors file, or several behind an index."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llama3.checkpoint.safetensors_file import open_safetensors
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 
 INDEX = ".safetensors.index.json"
 
@@ -47,7 +46,7 @@ def weight_files(source: Path) -> dict[Path, set[str] | None]:
     """
     if not source.name.endswith(INDEX):
         return {source: None}
-    weight_map = read_json(source).get("weight_map")
+    weight_map = read_json_file(source).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{source}: expected weight_map, an object that gives each tensor's file")
     files: dict[Path, set[str] | None] = {}
@@ -74,16 +73,3 @@ def read_tensors(source: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]
                 raise CheckpointError(f"{file}: tensor {extra[0]!r} is here; {source.name} does not say so")
         tensors |= held
     return tensors, tuple(files)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError with the file's name."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
-    return fields

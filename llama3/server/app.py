@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llama3.constraint import read_json
 from llama3.errors import ContractError, RequestError
+from llama3.json_text import read_json
 from llama3.server import catalogue, playground
 from llama3.server.answers import (
     BINDING,

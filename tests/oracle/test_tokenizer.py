@@ -10,14 +10,14 @@ from tokenizers import Regex, normalizers
 from tokenizers import Tokenizer as HuggingFace
 
 from llama3.tokenizer import Tokenizer
-from llama3.tokenizer_file import read_json
+from llama3.tokenizer_file import read_tokenizer_json
 from tests import real_vocabulary as real
 from tests.oracle.hugging_face import tokenizer, tokenizer_json
 
 
 @cache
 def ours() -> Tokenizer:
-    ranks, special, whole_chunks = read_json(tokenizer_json().encode())
+    ranks, special, whole_chunks = read_tokenizer_json(tokenizer_json().encode())
     return Tokenizer(ranks, special, whole_chunks=whole_chunks, fast=False)
 
 
@@ -72,7 +72,7 @@ def test_decoding_gives_the_same_text(tokens: list[int]) -> None:
 
 def test_merges_only_where_the_file_does_not_ignore_them() -> None:
     merging = tokenizer_json().replace('"ignore_merges":true', '"ignore_merges":false')
-    ranks, special, whole_chunks = read_json(merging.encode())
+    ranks, special, whole_chunks = read_tokenizer_json(merging.encode())
     ours_merging, theirs_merging = Tokenizer(ranks, special, whole_chunks=whole_chunks), HuggingFace.from_str(merging)
     texts = [" Việt", *(ours().token_bytes(token).decode(errors="replace") for token in range(0, 128_000, 7))]
     ids = [ours_merging.encode(text) for text in texts]
