@@ -222,7 +222,7 @@ def nested(levels):
         ({"enum": [{"a": 1 - 2**63}]}, "expected none below -4.6e+18"),
         ({"enum": ["x", -1e308], "type": "integer"}, "expected none below -4.6e+18"),
         ({"const": 10**400}, "too large for a float64"),
-        ({"multipleOf": 2**31}, "remainders to be told apart; expected at most 50,000"),
+        ({"multipleOf": 2**31}, "2.1e+09 remainders; expected at most 50,000"),
         ({"properties": {"a": {"allOf": [{"multipleOf": 99.73}, {"multipleOf": 9967}]}}}, "remainders"),
     ],
 )
