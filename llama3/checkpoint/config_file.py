@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llama3.config import MAX_CONTEXT, ModelConfig, RopeScaling, number
+from llama3.config import MAX_CONTEXT, ModelConfig, RopeScaling, check_number
 from llama3.errors import CheckpointError
 
 
@@ -41,7 +41,7 @@ def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(f"dim is {dim!r} and multiple_of {multiple_of!r}; expected positive integers")
     # Meta's FeedForward: two thirds of four times dim, scaled, rounded up to a multiple.
     hidden_dim = int(2 * (4 * dim) / 3)
-    hidden_dim = int(number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
+    hidden_dim = int(check_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
     scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
     if "scaling_factor" in scaling:
         scaling["factor"] = scaling.pop("scaling_factor")
