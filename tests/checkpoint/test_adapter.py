@@ -34,7 +34,7 @@ def test_every_matrix_of_every_layer_is_read_and_scaled(tmp_path: Path):
         ({"r": True}, "r is True"),
         ({"r": 3}, r"lora_A.weight' has the shape \(4, 80\); expected \(3, 80\) for rank 3"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'; expected a number"),
-        ({"use_dora": True}, "use_dora is True; expected false: only plain LoRA is known"),
+        ({"use_dora": True}, "use_dora is True; expected false: only plain LoRA is supported"),
         ({"bias": "all"}, "bias is 'all'; expected \"none\""),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is"),
@@ -52,7 +52,7 @@ def test_what_is_not_plain_lora_is_refused(tmp_path: Path, fields, says):
     ("change", "says"),
     [
         (lambda t: t.pop(f"{Q}.lora_B.weight"), r"layers.1.self_attn.q_proj.lora_B.weight' is missing"),
-        (lambda t: [t.pop(f"{Q}.lora_{x}.weight") for x in "AB"], "nothing for q_proj of layer 1"),
+        (lambda t: [t.pop(f"{Q}.lora_{x}.weight") for x in "AB"], "no matrices for q_proj of layer 1"),
         (lambda t: t.update({f"{Q}.lora_B.weight": FOUR}), r"lora_B.weight' has the shape \(4, 48\)"),
         (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": FOUR}), "'base_model.model.lm"),
         (lambda t: t.update({Q.replace("1", "2") + ".lora_A.weight": FOUR}), "the model has 2 layers"),
@@ -70,7 +70,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, change, says):
 
 def test_another_base_is_refused(tmp_path: Path):
     folder = write_adapter(tmp_path, random_adapter(tiny_config(dim=64)))
-    with pytest.raises(CheckpointError, match="another base"):
+    with pytest.raises(CheckpointError, match="another base model"):
         load_adapter(folder, CONFIG)
 
 

@@ -91,7 +91,7 @@ def change_config(folder: Path, **changes: Any) -> None:
         (lambda f: change_config(f, rope_scaling={"rope_type": "yarn"}), "config.json", "rope scaling of type 'yarn'"),
         (lambda f: change_config(f, num_hidden_layers=3), "model.safetensors", "9 tensors ("),
         (lambda f: change_config(f, num_hidden_layers=1), "model.safetensors", "not part of a Llama 3"),
-        (lambda f: change_config(f, hidden_size=64), "model.safetensors", "the config asks for (96, 64)"),
+        (lambda f: change_config(f, hidden_size=64), "model.safetensors", "the config requires (96, 64)"),
         (lambda f: change_config(f, tie_word_embeddings=True), "model.safetensors", "lm_head.weight differs"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors", "cut short"),
         (lambda f: (f / "model.safetensors").unlink(), "", "no weights"),
@@ -197,7 +197,8 @@ def test_metas_folder_of_a_hub_repository_holds_the_vocabulary_too(tmp_path: Pat
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused_and_a_smaller_one_loads(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: token ids up to 515, but the model knows 515 tokens"):
+    says = r"tokenizer\.model: token ids up to 515, but the model's vocabulary has 515 tokens"
+    with pytest.raises(CheckpointError, match=says):
         load_folder(model_with_vocabulary(tmp_path / "less", vocab_size=TINY_VOCAB - 1))
     assert load_folder(model_with_vocabulary(tmp_path / "more", vocab_size=TINY_VOCAB + 1)).tokenizer is not None
 

@@ -33,7 +33,7 @@ def test_a_path_object_is_never_looked_up_on_the_hub():
 
 
 def test_a_file_is_refused_with_what_to_do(tmp_path: Path):
-    for name, says in [("consolidated.00.pth", "llama3 download"), ("model.safetensors", "the folder that it lies in")]:
+    for name, says in [("consolidated.00.pth", "llama3 download"), ("model.safetensors", "the folder that holds it")]:
         (tmp_path / name).touch()
         with pytest.raises(CheckpointError, match=says):
             resolve(tmp_path / name)

@@ -238,7 +238,7 @@ def test_a_repository_in_another_form_is_refused_before_the_transfer(hub: Hub, m
 
 def test_what_cannot_fit_on_the_disk_is_refused_before_the_transfer(hub: Hub, machine: Machine):
     hub.claims[LAST] = 10**18
-    assert "1000000000.00 GB are to come, but only" in machine.fail(["download", REPO])
+    assert "1000000000.00 GB must be downloaded, but only" in machine.fail(["download", REPO])
     assert not hub.gets(FIRST)
 
 
@@ -258,7 +258,7 @@ def test_a_disk_that_fills_up_during_the_transfer_is_named(hub: Hub, machine: Ma
 
 def test_a_damaged_file_is_thrown_away(hub: Hub, machine: Machine):
     hub.damaged = True
-    assert "damaged on the way" in machine.fail(["download", REPO])
+    assert "damaged in transfer" in machine.fail(["download", REPO])
     assert unfinished_bytes(machine.home) == 0
     hub.damaged = False
     (folder,) = machine.run(["download", REPO])
