@@ -139,7 +139,7 @@ def test_files_are_compared_where_the_reference_stands(tmp_path: Path) -> None:
     report = compare_files(ours, theirs, rtol=0.0)
     assert report.ok and report.ours == "mine (a producer, bfloat16)"
     assert report.as_dict()["positions"]["position"] == [1, 3] and len(report.activations) == 5
-    with pytest.raises(CheckpointError, match="ours has no logits at position 0, and the reference has"):
+    with pytest.raises(CheckpointError, match="ours has no logits at position 0, but the reference has"):
         compare_files(theirs, ours)
 
 
@@ -176,7 +176,7 @@ def test_arrays_may_hold_every_position_or_the_references_alone(tmp_path: Path) 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 4, 7), (4, 6), (3, 7), (0, 7)])
 def test_a_shape_that_does_not_fit_is_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(CheckpointError, match=r"logits of shape .*; the reference's have \(4, 7\)"):
+    with pytest.raises(CheckpointError, match=r"logits of shape .*; expected \(4, 7\), as in the reference"):
         assert_close(np.zeros(shape), reference())
 
 

@@ -134,7 +134,7 @@ NO: Any = None  # takes the field away
     [
         ({}, {"format": "pt"}, "not a reference file: the metadata's format is 'pt'; expected 'llama3-reference'"),
         ({}, {"format": NO}, "not a reference file: the metadata's format is None"),
-        ({}, {"version": "2"}, "version is '2'; this program reads version '1' alone"),
+        ({}, {"version": "2"}, "version is '2'; this program reads only version '1'"),
         ({}, {"version": NO}, "version is None"),
         ({}, {"producer": NO}, "producer is missing in the metadata"),
         ({}, {"model": NO}, "model is missing in the metadata"),
@@ -143,7 +143,7 @@ NO: Any = None  # takes the field away
         ({}, {"config": "{"}, "config in the metadata is not a JSON object"),
         ({}, {"config": "[]"}, "found list, expected an object"),
         ({}, config(dim="8"), "dim is '8'; expected a positive integer"),
-        ({}, config(hidden_size=8), "config.hidden_size is not known; expected dim, n_layers"),
+        ({}, config(hidden_size=8), "config.hidden_size is unknown; expected dim, n_layers"),
         ({}, without("norm_eps"), "config.norm_eps is missing"),
         ({}, config(rope_scaling=8), "config.rope_scaling is 8; expected an object or null"),
         ({}, config(rope_scaling={"factor": 8}), "config.rope_scaling.low_freq_factor is missing"),
@@ -151,7 +151,7 @@ NO: Any = None  # takes the field away
         ({"tokens": NO}, {}, "the tensor tokens is missing"),
         ({"logits": NO}, {}, "the tensor logits is missing"),
         ({"tokens": np.array([3, 1, 6, 0], np.int32)}, {}, "tokens is stored as I32; expected I64"),
-        ({"tokens": np.array([[3, 1, 6, 0]])}, {}, "expected a row a token"),
+        ({"tokens": np.array([[3, 1, 6, 0]])}, {}, "expected a row for each token"),
         ({"tokens": np.array([3, 1, 7, 0])}, {}, "tokens holds ids outside 0 to 6"),
         ({"tokens": np.array([3, -1, 6, 0])}, {}, "tokens holds ids outside 0 to 6"),
         ({"logits": np.zeros((4, 7), np.float16)}, {}, "logits is stored as F16; expected F32"),
@@ -160,7 +160,7 @@ NO: Any = None  # takes the field away
             {},
             "logits is float32 of shape (4, 6); expected float32 of shape (n, 7)",
         ),
-        ({"logits": np.zeros((3, 7), np.float32)}, {}, "expected a row a token, or `positions`"),
+        ({"logits": np.zeros((3, 7), np.float32)}, {}, "expected a row for each token, or the tensor positions"),
         (
             {"tokens": np.zeros(0, np.int64), "logits": np.zeros((0, 7), np.float32)},
             {},
@@ -173,10 +173,10 @@ NO: Any = None  # takes the field away
         (
             {"activations.layers.1": np.zeros((4, 8), np.float32)},
             {},
-            "activations.layers.1 is not known; expected tok_emb",
+            "activations.layers.1 is unknown; expected tok_emb",
         ),
         ({"activations.norm": np.zeros((4, 9), np.float32)}, {}, "activations.norm is float32 of shape (4, 9)"),
-        ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is not known; expected tokens, logits"),
+        ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is unknown; expected tokens, logits"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value) or "good",
 )
