@@ -1,3 +1,5 @@
+"""Dialogues give the ids of Meta's own chat format (the package llama-models), and bad messages are refused."""
+
 import random
 from typing import Any
 

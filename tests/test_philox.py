@@ -1,3 +1,5 @@
+"""Philox gives the known answers that its authors published, and its numbers are uniform and independent."""
+
 import itertools
 import math
 

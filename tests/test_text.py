@@ -1,3 +1,5 @@
+"""Text is shown as early as possible, but never part of a character, nor anything from a stop string on."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,8 @@
+"""The tokenizer gives tiktoken's ids for Llama 3's real vocabulary, with tiktoken and by hand, for any text.
+
+The oracle is the tokenizer in Meta's package llama-models.
+"""
+
 import random
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Both vocabulary files give the same tokenizer, and a file that would not give Llama 3's ids is refused."""
+
 import base64
 import copy
 import json

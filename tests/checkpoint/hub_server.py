@@ -1,7 +1,7 @@
-"""A small hub on 127.0.0.1, speaking the part of the Hugging Face hub's API that a download uses.
+"""A small hub on 127.0.0.1 with the part of the Hugging Face hub's API that a download uses, and with faults on demand.
 
-GET /api/models/ID[/revision/REV] lists a repository; HEAD and GET /ID/resolve/REV/FILE answer with a small file, or for
-a large one with a redirect to another server (the CDN), which serves ranges.
+GET /api/models/ID[/revision/REV] lists a repository. HEAD and GET /ID/resolve/REV/FILE return a small file; for a large
+file they redirect to another server (the CDN), which serves ranges.
 """
 
 import hashlib
@@ -30,19 +30,21 @@ class Request:
 
 @dataclass
 class Hub:
+    """What the two servers hold, which faults they show, and the requests that they have received."""
+
     repo: str
     files: dict[str, bytes]
     commit: str = "0123456789abcdef0123456789abcdef01234567"
-    token: str | None = None  # without it, everything is 401, as for a private repository
-    gated: bool = False  # the listing is public, the files are not
+    token: str | None = None  # if set, requests without it get 401, as for a private repository
+    gated: bool = False  # with a token: the listing is public, but the files are not
     ranges: bool = True  # whether the CDN serves parts of files
-    cuts: list[int] = field(default_factory=list)  # the CDN breaks the next connections after so many bytes
-    reset: bool = False  # ... by a TCP reset instead of a plain close
-    damaged: bool = False  # the CDN changes a byte
-    claims: dict[str, int] = field(default_factory=dict)  # sizes that the hub says wrongly
-    etags: dict[str, str] = field(default_factory=dict)  # ETags that it says wrongly
-    statuses: list[int] = field(default_factory=list)  # the CDN answers the next requests with these
-    stall: int | None = None  # after so many bytes the CDN sends nothing more, until `released`
+    cuts: list[int] = field(default_factory=list)  # the CDN breaks the next connections after so many bytes each
+    reset: bool = False  # whether it breaks them by a TCP reset instead of a plain close
+    damaged: bool = False  # whether the CDN changes a byte
+    claims: dict[str, int] = field(default_factory=dict)  # wrong sizes that the hub reports
+    etags: dict[str, str] = field(default_factory=dict)  # wrong ETags that the hub reports
+    statuses: list[int] = field(default_factory=list)  # HTTP statuses of the CDN's next responses
+    stall: int | None = None  # after so many bytes the CDN sends nothing more until `released` is set
     stalled: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(default_factory=list)
@@ -50,9 +52,9 @@ class Hub:
     cdn: str = ""
 
     def gets(self, name: str) -> list[Request]:
-        """The requests that asked for the bytes of a file, in their order."""
-        at = etag(name, self.files[name])
-        return [r for r in self.requests if r.method == "GET" and r.path in (f"/{at}", self.url(name))]
+        """The GET requests for a file, at the hub and at the CDN, in their order."""
+        on_cdn = f"/{etag(name, self.files[name])}"
+        return [r for r in self.requests if r.method == "GET" and r.path in (on_cdn, self.url(name))]
 
     def url(self, name: str) -> str:
         return f"/{self.repo}/resolve/{self.commit}/{name}"
@@ -61,13 +63,13 @@ class Hub:
 def etag(name: str, content: bytes) -> str:
     if name.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # as git names it
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # git's hash
 
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(hub, name)) for name in ("hub", "cdn")]
-    # Another name of the same machine: to the library, as in life, the CDN is another host.
+    # "localhost" is another name, so that the library takes the CDN for another host, as it really is.
     hub.endpoint, hub.cdn = (f"http://{n}:{s.server_port}" for n, s in zip(("127.0.0.1", "localhost"), servers))
     threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""An adapter that fits is loaded; any other is refused, naming the file and what is wrong with it."""
+"""An adapter that fits its base model is loaded; any other is refused, with its file and what is wrong with it."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(tmp_path: Path, name: str)
         load_adapter(tmp_path / "nowhere", CONFIG)
 
 
-def test_nothing_is_loaded_beside_an_adapter_that_does_not_fit(tmp_path: Path):
+def test_one_adapter_that_does_not_fit_is_an_error_for_all(tmp_path: Path):
     base = write_hf(tmp_path / "base", CONFIG, random_tensors(CONFIG))
     good = write_adapter(tmp_path / "good", random_adapter(CONFIG))
     bad = write_adapter(tmp_path / "bad", random_adapter(CONFIG), r=0)
@@ -96,7 +96,7 @@ def test_nothing_is_loaded_beside_an_adapter_that_does_not_fit(tmp_path: Path):
         Llama.load(base, lora={"good": good, "bad": bad})
 
 
-def test_fields_of_newer_versions_are_let_pass(tmp_path: Path):
+def test_unknown_fields_of_newer_versions_are_accepted(tmp_path: Path):
     folder = write_adapter(tmp_path, random_adapter(CONFIG), peft_version="9.9", auto_mapping=None, runtime_config={})
     assert json.loads((folder / "adapter_config.json").read_text())["peft_version"] == "9.9"
     load_adapter(folder, CONFIG)

@@ -1,4 +1,4 @@
-"""The published configurations, read from either form, and what a wrong one is told."""
+"""The published configurations are read from both forms, and a wrong field is refused by its name."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_rope_scaling_is_read_under_its_old_and_its_new_name():
     assert config_from_meta(META_8B | {"use_scaled_rope": True}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
-def test_a_longer_context_is_run_with_8192_tokens():
+def test_a_longer_context_is_limited_to_8192_tokens():
     assert config_from_hf(HF_8B | {"max_position_embeddings": 131072}).max_seq_len == 8192
     assert config_from_hf(HF_8B | {"max_position_embeddings": 2048}).max_seq_len == 2048
 

@@ -1,3 +1,8 @@
+"""A folder loads completely, in every layout and dtype, or is refused with the file and the field that is wrong.
+
+The published models are the oracle for sizes and counts: sparse files with their names, shapes and shards.
+"""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +41,13 @@ def test_one_file_shards_and_metas_layout_hold_the_same_weights(tmp_path: Path, 
     sharded = load_folder(write_hf(tmp_path / "sharded", config, tensors, shards=3))
     meta = load_folder(write_meta(tmp_path / "meta", config, tensors))
     assert whole.config == sharded.config == config
-    assert meta.config == tiny_config(rope_scaling=SCALED)  # Meta's form knows no tied embeddings
+    assert meta.config == tiny_config(rope_scaling=SCALED)  # Meta's form has no tied embeddings
     assert same(whole, sharded) and same(whole, meta)
     assert (whole.layout, sharded.layout, meta.layout) == ("Hugging Face", "Hugging Face", "Meta")
     assert [len(c.files) for c in (whole, sharded, meta)] == [1, 3, 1]
 
 
-def test_what_is_loaded_is_counted(tmp_path: Path):
+def test_parameters_and_bytes_are_counted(tmp_path: Path):
     config = tiny_config(tied_embeddings=True)
     tensors = random_tensors(config, dtype="bf16")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32)
@@ -60,7 +65,7 @@ def test_a_folder_without_a_tokenizer_loads(tmp_path: Path):
 
 
 @pytest.mark.parametrize("tensors_of", ["config.json", "params.json"])
-def test_of_two_configs_the_one_of_the_tensors_layout_counts(tmp_path: Path, tensors_of: str):
+def test_of_two_configs_the_one_of_the_tensors_layout_is_read(tmp_path: Path, tensors_of: str):
     config = tiny_config()
     write = write_hf if tensors_of == "config.json" else write_meta
     write(tmp_path, config, random_tensors(config))

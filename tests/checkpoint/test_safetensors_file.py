@@ -1,4 +1,7 @@
-"""One defect a file, each with its name, what ours must say, and whether the format's own library sees it, too."""
+"""Files with one defect each: ours must refuse each by name, and so must the safetensors library where it checks.
+
+What that library writes is the oracle for reading.
+"""
 
 import json
 from pathlib import Path
@@ -21,8 +24,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 class Lie(NamedTuple):
     name: str
     content: bytes
-    says: str
-    library_sees_it: bool = True
+    says: str  # in our error message
+    library_sees_it: bool = True  # whether the safetensors library refuses the file, too
 
 
 def file(header: Any, data: bytes = bytes(16), length: int | None = None) -> bytes:
@@ -121,7 +124,7 @@ def test_a_header_that_lies_is_refused_with_the_file_and_the_field(tmp_path: Pat
 
 
 @pytest.mark.parametrize("lie", LIES, ids=[lie.name for lie in LIES])
-def test_the_formats_own_library_agrees_where_the_format_is_broken(tmp_path: Path, lie: Lie):
+def test_the_safetensors_library_refuses_what_breaks_the_format(tmp_path: Path, lie: Lie):
     path = tmp_path / "lie.safetensors"
     path.write_bytes(lie.content)
     assert accepted_by_the_library(path) != lie.library_sees_it
@@ -154,7 +157,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, what: str):
 
 
 ARRAYS = st.dictionaries(
-    st.text(max_size=12).filter(lambda name: name != "__metadata__"),  # the one name that is no tensor's
+    st.text(max_size=12).filter(lambda name: name != "__metadata__"),  # the only name that is not a tensor's
     st.tuples(
         st.sampled_from([np.dtype(np.float32), np.dtype(np.float16), BF16]),
         st.lists(st.integers(1, 5), max_size=3),
@@ -184,7 +187,7 @@ def test_what_the_library_writes_is_read_bit_for_bit(tmp_path_factory: pytest.Te
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damaged_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    """Harmless: the library accepts it as well, and every tensor keeps to its own bytes."""
+    """Harmless means that the library accepts it as well, and that no tensor leaves its own bytes."""
     content = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

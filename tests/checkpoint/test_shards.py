@@ -1,3 +1,5 @@
+"""The shards and their index must agree, and the weights of a folder are found by their names."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,9 @@ ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 INDEX = "model.safetensors.index.json"
 
 
-def write(folder: Path, weight_map: Any = None, **held: list[str]) -> Path:
-    """Two shards with a and b in the first, c in the second, and an index that says so."""
-    for name, tensors in ({"one": ["a", "b"], "two": ["c"]} | held).items():
+def write(folder: Path, weight_map: Any = None, **tensors_of: list[str]) -> Path:
+    """Two shards, the first with tensors a and b, the second with c, and their index."""
+    for name, tensors in ({"one": ["a", "b"], "two": ["c"]} | tensors_of).items():
         arrays = {tensor: np.full(2, ord(tensor), np.float32) for tensor in tensors}
         safetensors.numpy.save_file(arrays, folder / {"one": ONE, "two": TWO}[name])
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map or {"a": ONE, "b": ONE, "c": TWO}}))
