@@ -25,7 +25,7 @@ RANKS = {bytes([(i + 33) % 256]): i for i in range(256)} | {
     b"xyz": 260,
 }
 SPECIAL = {"<|begin_of_text|>": 261, "<|eot_id|>": 262}
-MERGES = [("a", "b"), ("Ã", "©"), ("ab", "c"), ("Ġ", "a")]  # none leads to xyz: as with 588 tokens of Llama 3
+MERGES = [("a", "b"), ("Ã", "©"), ("ab", "c"), ("Ġ", "a")]  # none leads to xyz, as for 588 tokens of Llama 3
 
 
 def as_tiktoken(ranks: dict[bytes, int] = RANKS) -> bytes:
@@ -33,7 +33,7 @@ def as_tiktoken(ranks: dict[bytes, int] = RANKS) -> bytes:
 
 
 def letter(byte: int) -> str:
-    """GPT-2's way to spell a byte, told in another way: those that print as themselves, the others from U+0100 on."""
+    """GPT-2's letter for a byte, computed in another way: printable bytes are themselves, the others U+0100 and on."""
     plain = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]
     return chr(byte) if byte in plain else chr(0x100 + [b for b in range(256) if b not in plain].index(byte))
 

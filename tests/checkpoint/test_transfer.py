@@ -62,9 +62,7 @@ def test_the_library_finds_the_same_snapshot_in_its_cache(hub: Hub, machine: Mac
     assert Path(found.stdout.strip()) == folder
 
 
-def test_a_download_to_a_folder_is_complete_without_links_and_can_be_repeated(
-    hub: Hub, machine: Machine, tmp_path: Path
-):
+def test_a_download_to_a_folder_is_complete_and_can_be_repeated(hub: Hub, machine: Machine, tmp_path: Path):
     hub.files["original/tokenizer.model"] = b"this is not a vocabulary"
     to = tmp_path / "weights" / "tiny"
     assert machine.run(["download", REPO, str(to)], ["download", REPO, str(to)]) == [to, to]
