@@ -87,7 +87,7 @@ class ToolCorpus:
         return " ".join(self.any_word(rng) for _ in range(count))
 
     def any_word(self, rng: random.Random) -> str:
-        """A word of the corpus, or the beginning of one and the end of another, so that any tokens may be neighbours."""
+        """A word of the corpus, or the beginning of one and the end of another, so any tokens may be neighbours."""
         first, last = rng.sample(self.corpus.words, 2)
         return (first if rng.random() < 0.5 else first[: rng.randint(1, 5)] + last[-rng.randint(2, 5) :]).lower()
 
