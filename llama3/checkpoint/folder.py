@@ -54,10 +54,10 @@ def load_folder(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no such folder")
     source = find_weights(folder)
     tensors, files = read_tensors(source)
-    with _errors_name(source):
+    with _errors_in(source):
         layout = layout_of(tensors)
     config = _read_config(folder, layout)
-    with _errors_name(source):
+    with _errors_in(source):
         check(config, tensors, layout)
         weights = to_weights(config, tensors, layout)
     tokenizer = _read_tokenizer(folder, config)
@@ -66,7 +66,7 @@ def load_folder(path: str | Path) -> Checkpoint:
 
 
 @contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def _errors_in(path: Path) -> Iterator[None]:
     """Put the path in front of the message of every CheckpointError."""
     try:
         yield
@@ -83,7 +83,7 @@ def _read_config(folder: Path, layout: str) -> ModelConfig:
             f"{folder}: neither config.json nor params.json is there; one of them must give the model's shape"
         )
     fields = read_json_file(file)
-    with _errors_name(file):
+    with _errors_in(file):
         return config_from_hf(fields) if file == config else config_from_meta(fields)
 
 

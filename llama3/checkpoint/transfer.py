@@ -65,7 +65,7 @@ class File:
 
 def fetch(repo: str, to: Path | None, revision: str | None) -> Path:
     """The implementation of `hub.download`."""
-    with clear_errors(repo):
+    with explain_errors(repo):
         try:
             commit, names = needed_files(repo, revision)
         except UNREACHABLE:
@@ -123,7 +123,7 @@ def fetch_to_cache(repo: str, commit: str, names: list[str], revision: str | Non
 
 
 def fetch_to_folder(repo: str, commit: str, names: list[str], to: Path) -> Path:
-    """Download the files to `to`, which comes into being when all of them have arrived. Returns `to`."""
+    """Download the files to `to`, which is created when all of them have arrived. Returns `to`."""
     files = {Path(file.name).name: file for file in describe(repo, commit, names)}
     if to.exists() and (to.is_file() or any(to.iterdir())):
         if all((to / name).is_file() and size(to / name) == file.size for name, file in files.items()):
@@ -238,7 +238,7 @@ def size(path: Path) -> int:
 
 
 @contextmanager
-def clear_errors(repo: str) -> Iterator[None]:
+def explain_errors(repo: str) -> Iterator[None]:
     """Turn the errors of a download into a DownloadError that says what to do."""
     hub = constants.ENDPOINT
     try:

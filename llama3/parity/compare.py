@@ -1,8 +1,8 @@
 """Compares logits and activations with a reference: those of a model, of another file, or of your own arrays.
 
-In every function, `ours` is what is checked, `reference` is a path or a `Reference`, errors are relative to the
-reference, and `limits` are the fields of `Limits`. CheckpointError is raised for what cannot be compared at all, such
-as different tokens or different shapes.
+The first argument of each function is what is checked. `reference` is a path or a `Reference`, and errors are relative
+to it. `limits` are the fields of `Limits`. CheckpointError is raised for what cannot be compared at all, such as
+different tokens or different shapes.
 """
 
 from collections.abc import Mapping
