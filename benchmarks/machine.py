@@ -1,4 +1,4 @@
-"""What every result is written with: the machine, the date, the commit and the versions."""
+"""Describes the run that a benchmark's results come from: machine, date, commit and versions."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ def about_this_run() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """The processor's name, from /proc/cpuinfo on Linux."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,8 +1,9 @@
-"""How long until something happens: `import llama3`, beside NumPy's own import, and the demo's first token.
+"""Times the start: `import numpy` for comparison, `import llama3`, and the demo's first token.
 
     python benchmarks/startup.py [--out FILE.json]
 
-Each figure is the median of 15 fresh processes, interleaved, so that a noisy machine treats all of them alike.
+Each figure is the median of 15 new processes. The programs alternate, so that other load on the machine affects all of
+them alike.
 """
 
 import argparse

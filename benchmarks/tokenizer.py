@@ -1,8 +1,8 @@
-"""How fast are both tokenizers, the one by hand and tiktoken's, on the real Llama 3 vocabulary?
+"""Times encoding with Llama 3's vocabulary: `byte_pair.py` ("by hand") and tiktoken.
 
-    python benchmarks/tokenizer.py [--out FILE.json]        (needs the extra "test", which brings the vocabulary)
+    python benchmarks/tokenizer.py [--out FILE.json]        (needs the extra "test", which includes the vocabulary)
 
-Each figure is the median of three encodings by a fresh tokenizer, so that no chunk is remembered.
+Each figure is the median of three encodings, each by a new tokenizer, so that no chunk is cached.
 """
 
 import argparse

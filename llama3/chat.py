@@ -4,8 +4,9 @@
 
     Hello<|eot_id|><|start_header_id|>assistant<|end_header_id|>
 
-It is put together from ids, not from text: what a message says can never become a control token, and there is exactly
-one <|begin_of_text|>. Meta describes it at https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3
+The prompt is put together from ids, not from text. So the text of a message can never become a control token, and there
+is exactly one <|begin_of_text|>. https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3 is Meta's
+description.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,13 @@ from typing import Any
 from llama3.errors import RequestError
 from llama3.tokenizer import Tokenizer
 
-Message = Mapping[str, str]  # "role" and "content"; other keys are not looked at
+Message = Mapping[str, str]  # "role" and "content"; other keys are ignored
 
 
 def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """<|begin_of_text|>, every message, then the header of the assistant's, which the model is to go on with.
+    """A prompt of token ids: <|begin_of_text|>, every message, and the header of the assistant's answer.
 
-    Raises RequestError for a message that lacks role or content, with its index and what was found.
+    Raises RequestError, with the message's index and what was found, if a message lacks role or content.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(f"messages is {type(messages).__name__}, expected a list of messages")
@@ -41,7 +42,8 @@ def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def encode_message(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
-    """One whole message. White space around the content is dropped, as Meta's and Hugging Face's templates do.
+    """The token ids of one message. White space around the content is dropped, as Meta's and Hugging Face's templates
+    do.
 
     Raises RequestError if the role is not a non-empty string, or the content is not a string.
     """
@@ -54,7 +56,7 @@ def encode_message(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
 def _encode_header(tokenizer: Tokenizer, role: str) -> list[int]:
     if not isinstance(role, str) or not role:
         raise RequestError(f"role is {_name(role)}, expected a string that is not empty")
-    name = "ipython" if role == "tool" else role  # Meta's name for whatever a tool has answered
+    name = "ipython" if role == "tool" else role  # Meta's name for the role of a tool's answer
     start, end = tokenizer.special_id("<|start_header_id|>"), tokenizer.special_id("<|end_header_id|>")
     return [start, *tokenizer.encode(name), end, *tokenizer.encode("\n\n")]
 

@@ -1,28 +1,28 @@
-"""The shape of a Llama 3 model. `checkpoint/config_file.py` reads it from the files that are published."""
+"""The shape of a Llama 3 model. `checkpoint/config_file.py` reads it from a checkpoint's config.json or params.json."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from llama3.errors import CheckpointError
 
-MAX_CONTEXT = 8192  # tokens; a checkpoint that allows more is still run with this many
+MAX_CONTEXT = 8192  # tokens; the limit also for checkpoints that allow more
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretched RoPE: how far, and between which wavelengths the stretch fades in (see `model/rope.py`)."""
+    """Llama 3.1's scaling of RoPE, which slows down the low frequencies (see `model/rope.py`)."""
 
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
+    factor: float = 8.0  # the lowest frequencies are divided by it
+    low_freq_factor: float = 1.0  # wavelengths over original_max_seq_len / this are scaled in full
+    high_freq_factor: float = 4.0  # wavelengths under original_max_seq_len / this are not scaled
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
         for field, value in vars(self).items():
-            number(f"rope scaling: {field}", value)
+            check_number(f"rope scaling: {field}", value)
         low, high = self.low_freq_factor, self.high_freq_factor
         if not (self.factor >= 1 and 0 < low < high and self.original_max_seq_len > 0):
-            raise CheckpointError(f"rope scaling makes no sense: {self}; expected factor >= 1 and 0 < low < high")
+            raise CheckpointError(f"rope scaling is {self}; expected factor >= 1 and 0 < low < high")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelConfig:
     dim: int  # width of the residual stream
     n_layers: int
     n_heads: int  # query heads
-    n_kv_heads: int  # key and value heads; n_heads / n_kv_heads queries share one
+    n_kv_heads: int  # key and value heads; each is shared by n_heads / n_kv_heads query heads
     head_dim: int
     hidden_dim: int  # width inside the feed-forward network
     vocab_size: int
@@ -46,7 +46,7 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{name} is {value!r}; expected a positive integer")
         for name in ("norm_eps", "rope_theta"):
-            if not 0 < number(name, getattr(self, name)) < 1e30:
+            if not 0 < check_number(name, getattr(self, name)) < 1e30:
                 raise CheckpointError(f"{name} is {getattr(self, name)!r}; expected a positive number")
         if not isinstance(self.tied_embeddings, bool):
             raise CheckpointError(f"tie_word_embeddings is {self.tied_embeddings!r}; expected true or false")
@@ -56,7 +56,8 @@ class ModelConfig:
             raise CheckpointError(f"head_dim is {self.head_dim}; RoPE rotates pairs, so expected an even number")
 
 
-def number(name: str, value: Any) -> float:
+def check_number(name: str, value: Any) -> float:
+    """The value as a float. Raises CheckpointError, naming the field, if it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:  # neither NaN nor inf
         raise CheckpointError(f"{name} is {repr(value)[:60]}; expected a number")
     return float(value)

@@ -1,15 +1,15 @@
-"""The errors raised for bad input. Each message is one clear line: what was found, what was expected, what to do.
+"""The errors that llama3 raises. Each message is one line: what was found, what was expected, what to do.
 
-The message for a gated repository has two lines: where to accept its licence, and what to do then.
+Only the message for a gated repository has two lines: where to accept its licence, and what to do then.
 """
 
 
 class Llama3Error(Exception):
-    """The base class: `except Llama3Error` catches everything that the input or the machine has caused, and no bug."""
+    """The base class. `except Llama3Error` catches what the input or the machine has caused, but not a bug."""
 
 
 class CheckpointError(Llama3Error, ValueError):
-    """A checkpoint's files are missing, damaged or do not fit each other."""
+    """A checkpoint's files are missing or damaged, or do not fit together."""
 
 
 class TokenizerError(Llama3Error, ValueError):
@@ -33,12 +33,12 @@ class LogitsError(Llama3Error, ValueError):
 
 
 class GrammarError(LogitsError):
-    """The grammar engine gives up on a schema in the middle of a text. The schema is the cause, not the model."""
+    """The grammar engine has given up on a schema in the middle of a text. The schema is the cause, not the model."""
 
 
 class DownloadError(Llama3Error):
-    """A checkpoint could not be fetched. Not a ValueError: the same call may succeed later."""
+    """A checkpoint could not be downloaded. It is not a ValueError, because the same call may succeed later."""
 
 
 class DeviceError(Llama3Error, ValueError):
-    """There is no such GPU, or it lacks what is needed: a driver, memory, a recent enough architecture."""
+    """There is no such GPU, or it lacks something: a driver, enough memory, a recent enough architecture."""

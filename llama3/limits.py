@@ -1,18 +1,18 @@
-"""How much one request may bring. A server changes them once, at its start: `llama3 serve --limit tools=256`."""
+"""Upper limits for one request. A server sets them once, when it starts: `llama3 serve --limit tools=256`."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Limits:
-    header_bytes: int = 16 * 1024  # of all headers
+    header_bytes: int = 16 * 1024  # all headers together
     body_bytes: int = 1 << 20
-    schema_bytes: int = 64 * 1024  # of one JSON Schema, written as JSON
+    schema_bytes: int = 64 * 1024  # one JSON Schema, as JSON text
     tools: int = 128
     messages: int = 1024
     stops: int = 16  # stop strings
-    seconds: int = 10  # for a request to arrive
-    unread_seconds: int = 60  # for a reader that has stopped to go on
+    seconds: int = 10  # until the whole request must have arrived
+    unread_seconds: int = 60  # how long a client may stop reading an answer
 
 
 LIMITS = Limits()

@@ -1,12 +1,12 @@
 """Random numbers without a state: Philox4x32-10 turns a key and a counter into 128 random bits.
 
 J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3.
-The n-th number of a seed needs no n - 1 numbers before it, so a sequence draws the same tokens alone or in a batch,
-on the CPU or on the GPU, in one go or resumed.
+The n-th number of a seed does not depend on the n - 1 numbers before it. So a sequence draws the same tokens alone or
+in a batch, on the CPU or on the GPU, in one run or resumed.
 """
 
 ROUNDS = 10
-WORD = 0xFFFFFFFF  # words are 32 bits; Python's integers need the reminder
+WORD = 0xFFFFFFFF  # mask to 32 bits, because Python's integers do not wrap around
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85  # the golden ratio and sqrt(3) - 1, as fractions of 2**32
 
@@ -25,11 +25,11 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
 
 
 def uniform(seed: int, index: int) -> float:
-    """The random number of output token `index` under `seed`, a multiple of 2**-53 in [0, 1).
+    """The random number for output token `index` under `seed`, a multiple of 2**-53 in [0, 1).
 
-    seed, index: 0 to 2**64 - 1. Low word first: key = (seed low, seed high), counter = (index low, index high, 0, 0).
-    Of the four words out, the first is the low and the second the high half of a 64-bit integer, whose upper 53 bits
-    count multiples of 2**-53. This is exact in float64, so every implementation agrees on every bit.
+    seed, index: 0 to 2**64 - 1. The low word comes first: the key is (seed low, seed high), and the counter is (index
+    low, index high, 0, 0). The first two words of the result are the low and the high half of a 64-bit integer. Its
+    upper 53 bits, times 2**-53, are the number. That is exact in float64, so all implementations agree on every bit.
     """
     low, high, _, _ = philox4x32((index & WORD, index >> 32, 0, 0), (seed & WORD, seed >> 32))
     return ((high << 32 | low) >> 11) * 2.0**-53

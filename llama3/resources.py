@@ -1,4 +1,4 @@
-"""Files that ship with llama3 but stand beside the package in its source tree (`weights/`)."""
+"""Finds files that ship with llama3 but are beside the package in its source tree (`weights/`, `kernels/`)."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,8 +7,8 @@ from pathlib import Path
 def resource(*parts: str) -> Path:
     """The path of a shipped file or folder: `resource("weights", "demo")`.
 
-    An installed wheel holds these folders inside the package; a checkout or an editable install holds them beside it.
-    Raises FileNotFoundError if neither does.
+    In an installed wheel these folders are inside the package; in a checkout or an editable install they are beside it.
+    Raises FileNotFoundError if the file is in neither place.
     """
     package = Path(str(files("llama3")))
     for base in (package, package.parent):

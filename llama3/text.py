@@ -1,4 +1,4 @@
-"""From token ids to text as it may be shown: never half a character, never a stop string or the beginning of one."""
+"""Turns tokens into text that can be shown at once: whole characters, and no part of a stop string."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from llama3.tokenizer import StreamDecoder, Tokenizer
 
 
 def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One stop string or several -> a tuple. Raises RequestError for an empty one, or for more than 16."""
+    """One stop string or several, as a tuple. Raises RequestError for an empty one, or for more than LIMITS.stops."""
     if not isinstance(stop, (str, list, tuple)):
         raise RequestError(f"stop is {type(stop).__name__}; expected a string or a list of them")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -21,25 +21,29 @@ def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class TextStream:
-    """Feeds on tokens, gives text. Text that could still turn into a stop string is held back until it is decided."""
+    """Takes tokens and returns text. Text that may be the beginning of a stop string is held back until it is clear."""
 
     def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...] = ()):
-        """Without a tokenizer all text is empty, and only ids speak."""
+        """tokenizer: None makes all text empty, for checkpoints without a vocabulary. stops: from `check_stops`.
+
+        Raises RequestError for stop strings without a tokenizer.
+        """
         if stops and tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this checkpoint has none")
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
         self._stops = stops
         self._held = ""
-        self.stopped = False  # a stop string has come: everything from it on is dropped
+        self.stopped = False  # whether a stop string was found; it and everything after it are dropped
 
     def push(self, token: int) -> str:
+        """The text that this token completes. It is empty while a character or a stop string may be incomplete."""
         if self._tokenizer is None or self._decoder is None or token not in self._tokenizer:
-            return ""  # an embedding may be padded to a round number: such ids have no text
+            return ""  # an embedding may be padded to a round number of rows: the ids of padding have no text
         return self._release(self._decoder.push(token))
 
     def flush(self) -> str:
-        """The end: what was held back is text after all. Half a character becomes U+FFFD."""
+        """The text that was held back. Call it at the end. An incomplete character becomes U+FFFD."""
         if self._decoder is None or self.stopped:
             return ""
         text = self._release(self._decoder.flush()) + self._held
@@ -47,18 +51,19 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
+        """The held text and this one, up to the first stop string or the beginning of one."""
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [start for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins: _overlap("a </", "</s>") == 2."""
+    """The length of the longest end of `text` that is a beginning of `stop`: _overlap("a </", "</s>") == 2."""
     return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))

@@ -1,4 +1,4 @@
-"""The tokenizer: text to token ids and back, special tokens, and text from a stream of tokens."""
+"""The tokenizer: text to token ids and back, special tokens, and decoding of a stream of tokens."""
 
 import codecs
 import re
@@ -9,33 +9,33 @@ from typing import Any, Self
 
 from llama3.byte_pair import PATTERN, merge, split
 from llama3.errors import RequestError, TokenizerError
-from llama3.tokenizer_file import LLAMA3_SPECIAL, read_json, read_tiktoken
+from llama3.tokenizer_file import LLAMA3_SPECIAL, read_tiktoken, read_tokenizer_json
 
 BOS = "<|begin_of_text|>"
-STOPS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")  # of a text, a turn, a message; Llama 3 lacks the last
+STOPS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")  # end of text, of turn, of message; Llama 3.0 lacks the last
 
 LONGEST_SPACE = 100_000  # tiktoken 0.14 panics on a million characters of white space: it backtracks through them
-CACHED_CHUNK = 64  # bytes; longer chunks seldom come again
+CACHED_CHUNK = 64  # bytes; longer chunks are seldom repeated
 
 
 class Tokenizer:
-    """Byte-level BPE with special tokens. `fast` encodes with tiktoken; without it the same ids are found by hand."""
+    """Byte-level BPE with special tokens. `fast` encodes with tiktoken; otherwise `byte_pair.py` finds the same ids."""
 
     def __init__(
         self, ranks: dict[bytes, int], special: dict[str, int], *, whole_chunks: bool = True, fast: bool = True
     ) -> None:
         """`ranks`: each token's bytes -> its id, 0 to n - 1. `special`: each special token's text -> its id, n or more.
 
-        `whole_chunks`: a chunk that is a token becomes that token, even where merges would not lead to it. For 588
-        tokens of Llama 3 they would not (" Việt", 101798). Raises TokenizerError if the ids have gaps, clash, or if
-        there is a byte without a token.
+        `whole_chunks`: a chunk that is a token becomes that token, even if merges would not lead to it. That is so for
+        588 tokens of Llama 3, such as " Việt" (101798). Raises TokenizerError if the ids have gaps or clash, or if a
+        byte has no token.
         """
         _check_ids(ranks, special)
         self.ranks = ranks
         self.special = special
         self.whole_chunks = whole_chunks
         self.fast = fast
-        self.vocab_size = max([*ranks.values(), *special.values()]) + 1  # no id reaches it
+        self.vocab_size = max([*ranks.values(), *special.values()]) + 1  # the largest id + 1
         self.stop_ids = frozenset(special[name] for name in STOPS if name in special)
         self._bytes = {token: text for text, token in ranks.items()}
         self._bytes |= {token: name.encode() for name, token in special.items()}
@@ -45,15 +45,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, special: Sequence[str] = LLAMA3_SPECIAL, *, fast: bool = True) -> Self:
-        """Read `tokenizer.model` or, if the name ends so, `tokenizer.json`.
+        """Read a vocabulary: Hugging Face's format if the name ends in .json, otherwise Meta's `tokenizer.model`.
 
         `special`: the names of the special tokens in the order of their ids, by default Llama 3's (LLAMA3_1_SPECIAL has
-        Llama 3.1's). A .json file holds its own names, and those count. Raises TokenizerError with the file at fault.
+        Llama 3.1's). A .json file holds its own names, so `special` is ignored. Raises TokenizerError with the file's
+        name.
         """
         try:
             data = Path(path).read_bytes()
             is_json = Path(path).suffix == ".json"
-            vocabulary = read_json(data) if is_json else read_tiktoken(data, special)
+            vocabulary = read_tokenizer_json(data) if is_json else read_tiktoken(data, special)
             return cls(vocabulary.ranks, vocabulary.special, whole_chunks=vocabulary.whole_chunks, fast=fast)
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
@@ -65,16 +66,16 @@ class Tokenizer:
         return self.special_id(BOS)
 
     def special_id(self, name: str) -> int:
-        """The id of a special token. Raises TokenizerError if this vocabulary has none of that name."""
+        """The id of a special token. Raises TokenizerError if this vocabulary has no token of that name."""
         if name not in self.special:
             raise TokenizerError(f"this vocabulary has no special token {name}; Llama 3's has")
         return self.special[name]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text -> token ids, without <|begin_of_text|>. Raises RequestError for what is not a str.
+        """Text -> token ids, without <|begin_of_text|>. Raises RequestError if `text` is not a str.
 
-        The text of a special token is text like any other, unless `allow_special`. A surrogate without its other half
-        becomes U+FFFD.
+        With `allow_special`, the name of a special token in the text becomes that token; by default it is text like any
+        other. A surrogate without its other half becomes U+FFFD.
         """
         if not isinstance(text, str):
             raise RequestError(f"text to encode is {type(text).__name__}, expected str")
@@ -103,16 +104,16 @@ class Tokenizer:
 
     @cached_property
     def _tiktoken(self) -> Any:
-        import tiktoken  # here, because whoever encodes by hand, or nothing, need not load it
+        import tiktoken  # here, so that a tokenizer that is not fast, or that never encodes, does not load it
 
         return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens={})
 
     def __contains__(self, token: int) -> bool:
-        """Whether the id is a token's. A model's embedding may have more rows than there are tokens."""
+        """Whether the id belongs to a token. A model's embedding may have more rows than there are tokens."""
         return token in self._bytes
 
     def token_bytes(self, token: int) -> bytes:
-        """One token's bytes, which may be a part of a character. Raises TokenizerError for an id out of range."""
+        """One token's bytes, which may be part of a character. Raises TokenizerError for an id that is no token's."""
         try:
             return self._bytes[token]
         except (KeyError, TypeError):
@@ -127,8 +128,8 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text from tokens that come one at a time. The pieces join to `decode` of them all, and no piece holds half a
-    character: its first bytes are kept until the token with the last ones comes."""
+    """Decodes tokens one at a time. The pieces join to `decode` of all tokens, and each piece holds whole characters:
+    the first bytes of a character are kept until the token with its last byte comes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -138,19 +139,19 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """The end: half a character becomes U+FFFD."""
+        """What is left at the end: an incomplete character, as U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
 
 def _check_ids(ranks: dict[bytes, int], special: dict[str, int]) -> None:
     for rank, found in enumerate(sorted(ranks.values())):
         if rank != found:
-            each = f"expected 0 to {len(ranks) - 1}, each once"
-            raise TokenizerError(f"rank {rank} is missing (in its place: {found}); {each}: the file is not whole")
-    bare = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if bare:
+            expected = f"expected 0 to {len(ranks) - 1}, each once"
+            raise TokenizerError(f"rank {rank} is missing (in its place: {found}); {expected}: the file is incomplete")
+    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if lacking:
         raise TokenizerError(
-            f"no token for the byte {bare[0]:#04x} ({len(bare)} bytes lack one): the file is not whole"
+            f"no token for the byte {lacking[0]:#04x} ({len(lacking)} bytes lack one): the file is incomplete"
         )
     if any(not name or _join_surrogates(name) != name for name in special):
         raise TokenizerError("a special token has no text, or a text that UTF-8 cannot hold")
@@ -159,7 +160,7 @@ def _check_ids(ranks: dict[bytes, int], special: dict[str, int]) -> None:
 
 
 def _join_surrogates(text: str) -> str:
-    """Two surrogates that form a character become it, any other becomes U+FFFD: UTF-8 has no place for them."""
+    """Two surrogates that form a character become that character. Any other becomes U+FFFD: UTF-8 cannot hold it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llama3.byte_pair import PATTERN
 from llama3.errors import TokenizerError
 
-# `tokenizer.model` holds no names of special tokens. Their ids follow the last rank, in this order.
+# `tokenizer.model` does not name the special tokens. Their ids follow the last rank, in this order.
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -39,11 +39,14 @@ LLAMA3_1_SPECIAL = (
 class Vocabulary(NamedTuple):
     ranks: dict[bytes, int]
     special: dict[str, int]
-    whole_chunks: bool  # a chunk that is a token is that token, even where merges would not lead to it
+    whole_chunks: bool  # a chunk that is a token becomes that token, even if merges would not lead to it
 
 
 def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocabulary:
-    """Lines of a token's bytes in base64, a space, and its rank. Raises TokenizerError with the line at fault."""
+    """Read Meta's file: each line is a token's bytes in base64, a space, and its rank.
+
+    Raises TokenizerError with the line that is wrong.
+    """
     ranks: dict[bytes, int] = {}
     line_of: dict[int, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
@@ -65,6 +68,7 @@ def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocab
 
 
 def _expected(data: bytes) -> str:
+    """What was expected, and what to do; for the formats that are often taken for this one, by their name."""
     if b"<unk>" in data[:100] or "▁".encode() in data[:10_000]:
         return "this is a SentencePiece model, as Llama 2 had: take the tokenizer.model of a Llama 3 checkpoint"
     if data.startswith(b"version https://git-lfs"):
@@ -73,11 +77,12 @@ def _expected(data: bytes) -> str:
 
 
 def _show(line: bytes) -> str:
+    """The line in quotation marks, cut after 40 bytes."""
     return repr(line if len(line) <= 40 else line[:40] + b"...")[1:]
 
 
-# What tokenizer.json must say for its ids to be Llama 3's: the pattern cuts the text, each chunk's bytes are spelled in
-# GPT-2's letters, and nothing else happens before the merges.
+# The fields of tokenizer.json that make its ids Llama 3's: the pattern splits the text, each chunk's bytes are written
+# in GPT-2's letters, and nothing else happens before the merges.
 EXPECTED = {
     "model.type": "BPE",
     "normalizer": None,
@@ -94,22 +99,26 @@ EXPECTED = {
 NOT_LLAMA3 = "this is not Llama 3's tokenizer: take the files of a Llama 3 checkpoint"
 
 
-def read_json(data: bytes) -> Vocabulary:
-    """Hugging Face's file with the same vocabulary. Raises TokenizerError, naming the field, if it would not give
-    Llama 3's ids: another kind of model, another split pattern, or merges that do not follow the ids."""
+def read_tokenizer_json(data: bytes) -> Vocabulary:
+    """Read Hugging Face's file.
+
+    Raises TokenizerError, naming the field, if the file would not give Llama 3's ids: another kind of model, another
+    split pattern, or merges that do not follow the ids.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"is not JSON ({error}): fetch the file again") from error
     for field, expected in EXPECTED.items():
-        if (found := _at(content, field)) != expected:
+        if (found := _field(content, field)) != expected:
             raise TokenizerError(f"{field} is {_short(found)}, expected {expected!r}; {NOT_LLAMA3}")
     special = {
         _typed(content, f"added_tokens.{i}.content", str): _typed(content, f"added_tokens.{i}.id", int)
         for i in range(len(_typed(content, "added_tokens", list)))
     }
     vocab = _typed(content, "model.vocab", dict)
-    vocab = {token: rank for token, rank in vocab.items() if special.get(token) != rank}  # some files list them twice
+    # Some files list the special tokens here, too.
+    vocab = {token: rank for token, rank in vocab.items() if special.get(token) != rank}
     byte_of = _bytes_of_gpt2()
     ranks: dict[bytes, int] = {}
     for token, rank in vocab.items():
@@ -119,12 +128,12 @@ def read_json(data: bytes) -> Vocabulary:
             )
         ranks[bytes(byte_of[letter] for letter in token)] = rank
     _check_merges(_typed(content, "model.merges", list), vocab)
-    return Vocabulary(ranks, special, _at(content, "model.ignore_merges") is True)
+    return Vocabulary(ranks, special, _field(content, "model.ignore_merges") is True)
 
 
-def _at(content: Any, field: str) -> Any:
-    """`_at({"a": [{"b": 1}]}, "a.0.b") == 1`; None if there is no such field."""
-    for key in field.split("."):
+def _field(content: Any, path: str) -> Any:
+    """The value at a path, None if it is absent: `_field({"a": [{"b": 1}]}, "a.0.b") == 1`."""
+    for key in path.split("."):
         if isinstance(content, list):
             content = content[int(key)] if key.isdecimal() and int(key) < len(content) else None
         else:
@@ -133,7 +142,7 @@ def _at(content: Any, field: str) -> Any:
 
 
 def _typed(content: Any, field: str, kind: type) -> Any:
-    value = _at(content, field)
+    value = _field(content, field)
     if not isinstance(value, kind):
         raise TokenizerError(f"{field} is {_short(value)}, expected a {kind.__name__}; {NOT_LLAMA3}")
     return value
@@ -145,7 +154,10 @@ def _short(value: Any) -> str:
 
 
 def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
-    """Merging by rank is right only if the file merges in the order of ids, and merges each pair that forms a token."""
+    """Raises TokenizerError unless the file merges in the order of ids, and merges every pair that forms a token.
+
+    Only then does merging by rank, as `byte_pair.merge` does it, give the file's ids.
+    """
     last = 0
     for merge in merges:
         try:
@@ -164,7 +176,7 @@ def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
 
 
 def _bytes_of_gpt2() -> dict[str, int]:
-    """GPT-2 spells bytes as letters one can see: printable Latin-1 as itself, the others as U+0100, U+0101, ..."""
+    """GPT-2's letter -> its byte. Each byte has a visible letter: its own in printable Latin-1, otherwise U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

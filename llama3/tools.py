@@ -1,7 +1,7 @@
-"""Tools: offered in the prompt, called by the model, their calls read from its answer.
+"""Tools: how the prompt offers them, and how their calls are read from the model's answer.
 
-The format is the one that Meta documents for Llama 3's JSON tool calls: the tools stand in the first user message, and
-a call is {"name": ..., "parameters": {...}}. Several calls have "; " between them, as vLLM reads them from Llama 3.
+The format is the one that Meta documents for Llama 3's JSON tool calls. The tools are listed in the first user message,
+and a call is {"name": ..., "parameters": {...}}. Several calls are separated by "; ", as vLLM reads them from Llama 3.
 https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama3.constraint import no_call_grammar, read_json, tools_grammar
+from llama3.constraint import no_call_grammar, tools_grammar
 from llama3.errors import RequestError
+from llama3.json_text import read_json
 from llama3.limits import LIMITS
 
 OFFER = (
@@ -31,17 +32,19 @@ class Call:
 def prepare(
     tools: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, str]], choice: str = "auto"
 ) -> tuple[list[Mapping[str, str]], str]:
-    """Offer tools in a dialogue -> (the messages with the offer in them, the grammar that the answer must follow).
+    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer.
 
-    choice: "auto", "none", "required", or the name of the tool to call. Raises RequestError for tools that are not as
-    `read_tools` expects, and for a choice that is none of these.
+    choice: "auto", "none", "required", or the name of the tool to call. Raises RequestError for tools that `read_tools`
+    refuses, and for a choice that is none of these.
     """
     offered = read_tools(tools)
     return with_tools(messages, offered), choice_grammar(offered, choice)
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Flat or in OpenAI's envelope -> {"name", "description", "parameters"} each. Raises RequestError."""
+    """Tools as a client sends them, plain or wrapped as OpenAI's {"function": ...}, each as {"name", "description",
+    "parameters"}. Raises RequestError for a tool that is malformed, and for too many tools.
+    """
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools is {type(tools).__name__}; expected a list")
     if len(tools) > LIMITS.tools:
@@ -52,21 +55,23 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             tool = tool["function"]
         if not isinstance(tool, Mapping):
             raise RequestError(f"tools[{i}] is {type(tool).__name__}; expected an object")
-        name, about = tool.get("name"), tool.get("description") or ""
+        name, description = tool.get("name"), tool.get("description") or ""
         parameters = tool.get("parameters") or {}
         if not isinstance(name, str) or not name:
             raise RequestError(f"tools[{i}]: name is {name!r}; expected text")
-        if not isinstance(about, str) or not isinstance(parameters, Mapping):
-            raise RequestError(f"tools[{i}]: description is to be text, and parameters a JSON Schema")
+        if not isinstance(description, str) or not isinstance(parameters, Mapping):
+            raise RequestError(f"tools[{i}]: expected description to be text, and parameters to be a JSON Schema")
         if any(name == other["name"] for other in out):
             raise RequestError(f"tools[{i}]: there are two tools named {name!r}")
-        # What a call holds are arguments by name, whatever else the schema would let pass.
-        out.append({"name": name, "description": about, "parameters": {**parameters, "type": "object"}})
+        # A call holds arguments by name, so they are an object, whatever else the schema would accept.
+        out.append({"name": name, "description": description, "parameters": {**parameters, "type": "object"}})
     return out
 
 
 def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]]) -> list[Mapping[str, str]]:
-    """The dialogue with the tools in front of its first user message, or of the whole where there is none."""
+    """The dialogue with the tools in front of its first user message's text. Without a user message, they become one
+    at the beginning. Raises RequestError for tools that are not JSON.
+    """
     try:
         offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
     except (TypeError, ValueError) as error:
@@ -80,7 +85,7 @@ def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]
 
 
 def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str:
-    """What may be said, as a grammar. Raises RequestError for a tool that is not there."""
+    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered."""
     if choice == "none":
         return no_call_grammar()
     if choice in ("auto", "required"):
@@ -93,15 +98,15 @@ def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str:
 
 
 def read_calls(text: str) -> list[Call]:
-    """The calls of an answer, none if it is text. Raises ValueError for calls that were cut short."""
+    """The calls in an answer; an empty list if the answer is text. Raises ValueError for calls that were cut short."""
     if not text.startswith("{"):
         return []
-    decoder, calls, at = json.JSONDecoder(), [], 0
-    while at < len(text):
-        _, end = decoder.raw_decode(text, at)
-        call = read_json(text[at:end])
+    decoder, calls, start = json.JSONDecoder(), [], 0
+    while start < len(text):
+        _, end = decoder.raw_decode(text, start)
+        call = read_json(text[start:end])
         calls.append(Call(call["name"], call["parameters"]))
-        at = end + len("; ") if text.startswith("; ", end) else end
-        if at == end < len(text):
-            raise ValueError(f"{text[end:][:20]!r} stands behind a call; expected '; ' or the end")
+        start = end + len("; ") if text.startswith("; ", end) else end
+        if start == end < len(text):
+            raise ValueError(f"{text[end:][:20]!r} follows a call; expected '; ' or the end")
     return calls

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from llama3.chat import Message
 from llama3.completion import Completion, Piece, Usage
 from llama3.config import ModelConfig
-from llama3.constraint import read_json
 from llama3.engine import MAX_TOKENS, FinishReason
 from llama3.errors import ContractError, GrammarError, RequestError
+from llama3.json_text import read_json
 from llama3.limits import LIMITS
 from llama3.tools import prepare, read_calls, read_tools
 

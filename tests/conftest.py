@@ -1,4 +1,4 @@
-"""Where tests find what they need, which are collected, and which may be skipped."""
+"""Decides which tests are collected and which may be skipped, and provides files that are not in the repository."""
 
 import importlib.util
 import os
@@ -10,8 +10,8 @@ from hypothesis import settings
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 
-# The comparisons with transformers need the extra `oracle`, NVRTC and NVIDIA's bindings the extra `gates`, the server's
-# clients the extra `clients`: what a newcomer shall not have to fetch.
+# Comparisons with transformers need the extra `oracle`, tests with NVRTC and NVIDIA's bindings need `gates`, and tests
+# with clients of the server need `clients`. Without these large extras, such tests are not collected.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
 collect_ignore += (
     []
@@ -22,18 +22,14 @@ collect_ignore += (
     [] if importlib.util.find_spec("openai") and importlib.util.find_spec("cloudflare") else ["server/clients"]
 )
 
-MAY_SKIP = (
-    "stories260K",
-    "GPU",
-    "the page's own schemas",
-    "the page's own examples",
-)  # a continuous integration run fails on a skip for any other reason
+# A run in continuous integration fails if a test is skipped for any other reason.
+MAY_SKIP = ("stories260K", "GPU", "the page's own schemas", "the page's own examples")
 
 
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
-    """Real trained weights (karpathy/tinyllamas) with reference ids and logits; not part of this repository."""
-    beside = Path(__file__).parents[2].glob("*/models/stories260K")  # in any folder that stands beside this checkout
+    """Real trained weights (karpathy/tinyllamas) with reference ids and logits; not in this repository."""
+    beside = Path(__file__).parents[2].glob("*/models/stories260K")  # in any folder beside this checkout
     folder = Path(os.environ.get("LLAMA3_STORIES260K") or next(beside, "stories260K"))
     if not folder.is_dir():
         pytest.skip("the stories260K weights are not here; LLAMA3_STORIES260K names their folder")
@@ -42,7 +38,7 @@ def stories260k() -> Path:
 
 @pytest.fixture(scope="session")
 def page_schemas() -> tuple[str, str]:
-    """The model page's JSON Schemas, of the input and of the output; not part of this repository."""
+    """The JSON Schemas of input and output on Cloudflare's page of the model; not in this repository."""
     folder = next(Path(__file__).parents[2].glob("*/contract"), Path("contract"))
     files = [folder / f"{name}.schema.json" for name in ("input", "output")]
     if not all(file.is_file() for file in files):
@@ -51,9 +47,10 @@ def page_schemas() -> tuple[str, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Skips are counted; in continuous integration one that should not have been fails the run.
+    """Fail a run that skipped or left out tests which it should have run.
 
-    So does a run that was asked to use a GPU and ran nothing there.
+    In continuous integration, any skip whose reason is not in MAY_SKIP fails the run. If LLAMA3_GPU_TESTS is set, a run
+    without a test on a GPU fails.
     """
     stats = terminalreporter.stats
     on_gpu = [

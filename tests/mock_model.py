@@ -1,6 +1,6 @@
-"""A model without weights: its next token is a known function of all tokens before it, read back from the cache.
+"""A model without weights: its next token is a known function of all tokens before it, which it reads from the cache.
 
-So whoever mixes up slots, positions or rows gets another token than `answer` says.
+So an engine that confuses slots, positions or rows gets a token other than the one in `answer`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def next_token(tokens: Sequence[int]) -> int:
 
 
 def answer(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
-    """What a lone, greedy generation gives."""
+    """The tokens that greedy generation gives for one request alone."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + max_tokens and (token := next_token(tokens)) not in stop_ids:
         tokens.append(token)

@@ -1,4 +1,7 @@
-"""The published models as sparse files: names, shapes, dtypes, shards and index, all zeros, no room on the disk."""
+"""The published models as sparse files: their names, shapes, dtypes, shards and index.
+
+All weights are zero, so they take no space on the disk.
+"""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ class Published:
     n_layers: int
     n_heads: int
     hidden_dim: int
-    parameters: int  # as the model's card or its own implementation counts them
+    parameters: int  # their number according to the model card or Meta's implementation
     rope_factor: float | None = None
     tied: bool = False
     n_kv_heads: int = 8
@@ -79,7 +82,7 @@ class Published:
         }
 
     def write(self, folder: Path, without: str | None = None) -> Path:
-        """The folder, perhaps without one tensor."""
+        """Write the model to the folder, except the tensor `without`. Returns the folder."""
         shapes = self.shapes()
         shards: list[dict[str, int]] = [{}]  # tensor -> bytes
         for name, shape in shapes.items():

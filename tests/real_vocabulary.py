@@ -1,4 +1,4 @@
-"""Llama 3's real vocabulary, which Meta's package `llama-models` carries, and texts to try tokenizers on."""
+"""Llama 3's real vocabulary, which comes with Meta's package `llama-models`, and texts for testing tokenizers."""
 
 from functools import cache
 from importlib.resources import as_file, files
@@ -48,12 +48,12 @@ def tokenizer(fast: bool) -> Tokenizer:
 
 @cache
 def meta() -> MetaTokenizer:
-    """Meta's own, with Llama 3.1's special tokens. Its `.model` is tiktoken, with the file as Meta reads it."""
+    """Meta's tokenizer, with Llama 3.1's special tokens. Its `.model` is tiktoken with the file as Meta reads it."""
     return MetaTokenizer.get_instance()
 
 
 def tiktoken_finds(pattern: str, text: str = UNICODE) -> str:
-    """What of the text matches. tiktoken drops what its pattern does not match: a way to ask Rust's tables."""
+    """The characters of the text that match. tiktoken drops all others, which shows what Rust's Unicode tables say."""
     encoding = tiktoken.Encoding(
         "", pat_str=pattern, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
     )
@@ -62,13 +62,14 @@ def tiktoken_finds(pattern: str, text: str = UNICODE) -> str:
 
 @cache
 def young() -> str:
-    """Characters that only one of tiktoken and `regex` knows. They are split as either's Unicode tables say."""
+    """Characters that only one of tiktoken and `regex` knows, so that the two may split them differently."""
     return "".join(sorted(set(tiktoken_finds(r"\P{Cn}")) ^ set(regex.findall(r"\P{Cn}", UNICODE))))
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Texts of any characters, and of pieces at which the split pattern has to decide."""
+    """Texts of any characters, and texts of PIECES, at which the split pattern takes different branches."""
     characters = st.characters(exclude_categories=["Cs"], exclude_characters=young())
-    keys = [chr(0xE000 + i) for i in range(len(PIECES))]  # one text of keys is drawn much faster than a list of pieces
+    # Drawing one text of keys is much faster than drawing a list of pieces.
+    keys = [chr(0xE000 + i) for i in range(len(PIECES))]
     pieces = str.maketrans(dict(zip(keys, PIECES)))
     return st.text(characters) | st.text(keys).map(lambda text: text.translate(pieces))

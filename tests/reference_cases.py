@@ -1,7 +1,7 @@
-"""The models behind `tests/references/*.safetensors`: which config, which weights, which tokens.
+"""The models of `tests/references/*.safetensors`: their configs, weights and tokens.
 
-The weights are not committed: `tests/tiny.py` generates them again from the seed, and each file's `model` text holds
-their sha256, so that a generator that has changed is told from a model that computes something else.
+The weights are not committed: `tests/tiny.py` generates them again from the seed. Each file's `model` text holds their
+sha256. It shows whether the generator has changed, or the model computes something else.
 """
 
 import hashlib
@@ -41,11 +41,14 @@ class Case:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """params.json has no field for two of the scaling's numbers: only their defaults can be written there."""
+        """The layouts that the case can be written in.
+
+        params.json has no field for two of the numbers of rope scaling, so only their defaults can be written there.
+        """
         scaling = self.config.rope_scaling
         if scaling is not None and (scaling.low_freq_factor, scaling.original_max_seq_len) != (1.0, 8192):
             return ("hf",)
-        return ("hf",) if self.length == LONG else ("hf", "meta")  # the layout has nothing to do with the length
+        return ("hf",) if self.length == LONG else ("hf", "meta")  # one layout is enough for a long text
 
     def tensors(self) -> dict[str, np.ndarray]:
         return random_tensors(self.config, self.seed, self.dtype)
@@ -92,13 +95,13 @@ CASES = [
     ),
     Case("wide_heads", tiny_config(head_dim=40, n_heads=2, n_kv_heads=1)),
     Case("theta_1e4_eps_1e-6", tiny_config(rope_theta=10_000.0, norm_eps=1e-6), length=80, activations=False),
-    # RoPE, stretched: as published, and with a short original window, in which pairs of every kind turn often.
+    # Scaled RoPE: as published, and with a short original window, so that all kinds of pairs make several turns.
     Case("llama_3_1_rope", scaled(LLAMA_3_1), length=80, activations=False),
     Case("llama_3_2_rope_tied_bf16", scaled(LLAMA_3_2, tied_embeddings=True, head_dim=32), "bf16", length=80),
     Case("short_window_rope", scaled(RopeScaling(4.0, 1.0, 4.0, 48), head_dim=24), length=80),
     Case("short_window_rope_fp16", scaled(RopeScaling(16.0, 2.0, 8.0, 100), n_heads=8), "fp16", length=80, shards=2),
-    # The whole context. transformers computes angles in float32, which at position 8,000 is 6e-4 radians off and shows
-    # in the logits. So these frequencies are powers of two, and no pair is between slow and fast: all angles are exact.
+    # The whole context. transformers computes angles in float32, which at position 8,000 are wrong by 6e-4 radians, and
+    # that shows in the logits. So these frequencies are powers of two, and no pair is blended: all angles are exact.
     Case(
         "long",
         tiny_config(n_layers=1, n_heads=1, n_kv_heads=1, rope_theta=4.0**8, max_seq_len=LONG),

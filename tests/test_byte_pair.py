@@ -1,3 +1,5 @@
+"""Splitting and merging agree with a merge that follows the definition, with Meta's pattern and with tiktoken."""
+
 import random
 
 import regex

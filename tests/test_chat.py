@@ -1,3 +1,5 @@
+"""Dialogues give the ids of Meta's own chat format (the package llama-models), and bad messages are refused."""
+
 import random
 from typing import Any
 
@@ -15,7 +17,7 @@ from tests import real_vocabulary as real
 
 
 def dialogues(count: int, *, roles: list[str]) -> list[list[dict[str, str]]]:
-    """Seeded dialogues of one to eight messages; contents are pieces, and texts of random tokens."""
+    """Seeded dialogues of one to eight messages. Their contents are texts of random tokens, after some of PIECES."""
     choose, oracle = random.Random(count), real.meta().model
 
     def content() -> str:
@@ -32,9 +34,8 @@ def dialogues(count: int, *, roles: list[str]) -> list[list[dict[str, str]]]:
 def test_1_000_dialogues_give_the_ids_of_meta_s_chat_format(fast: bool) -> None:
     meta = ChatFormat(real.meta())
     for dialogue in dialogues(1_000, roles=["system", "user", "assistant", "tool"]):
-        stripped = [
-            message | {"content": message["content"].strip()} for message in dialogue
-        ]  # Meta's no longer does it
+        # Meta's code no longer strips the content.
+        stripped = [message | {"content": message["content"].strip()} for message in dialogue]
         messages = [RawMessage(**message) for message in stripped]
         assert encode_dialog(real.tokenizer(fast), dialogue) == meta.encode_dialog_prompt(messages).tokens
 
@@ -80,7 +81,7 @@ def test_any_role_goes_into_the_header_and_tool_is_written_ipython() -> None:
     assert encode_message(tokenizer, "tool", "42") == encode_message(tokenizer, "ipython", "42")
 
 
-def test_keys_that_are_not_known_are_not_looked_at() -> None:
+def test_unknown_keys_are_ignored() -> None:
     plain = {"role": "user", "content": "Hello"}
     assert encode_dialog(real.tokenizer(True), [plain | {"name": "Ann"}]) == encode_dialog(
         real.tokenizer(True), (plain,)

@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[1]
 # import what stands before it.
 FLOORS = (
     "errors limits resources philox",
-    "config sampling_params byte_pair",
+    "config sampling_params byte_pair json_text",
     "model",
     "plain",
     "tokenizer_file",
     "tokenizer",
     "chat text",
+    "schema_check",
     "constraint",
     "tools",
     "sampler_fast",

@@ -1,4 +1,4 @@
-"""What is installed is what is here: the wheel is whole, and importing it is light."""
+"""The wheel holds everything that the package needs, runs outside the checkout, and imports little at the start."""
 
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Philox gives the known answers that its authors published, and its numbers are uniform and independent."""
+
 import itertools
 import math
 
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 
 from llama3.philox import philox4x32, uniform
 
-# The three lines "philox4x32 10" of kat_vectors in Random123, the library by the authors of the paper:
-# counter, key, result.
+# The three lines "philox4x32 10" in kat_vectors of Random123, the library of the paper's authors: counter (4 words),
+# key (2), result (4).
 PUBLISHED = [
     "00000000 00000000 00000000 00000000 00000000 00000000 6627e8d5 e169c58d bc57ac4c 9b00dbd8",
     "ffffffff ffffffff ffffffff ffffffff ffffffff ffffffff 408f276d 41c83b0e a20bc7c6 6d5451fd",

@@ -1,3 +1,5 @@
+"""Text is shown as early as possible, but never part of a character, nor anything from a stop string on."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +8,8 @@ from llama3.errors import RequestError
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
 
-BYTES = Tokenizer({bytes([i]): i for i in range(256)}, {}, fast=False)  # a token a byte: every border there can be
+# Each byte is a token, so that the text can be cut anywhere.
+BYTES = Tokenizer({bytes([i]): i for i in range(256)}, {}, fast=False)
 
 
 def pieces(text: str, stops: tuple[str, ...]) -> tuple[list[str], bool]:
@@ -48,7 +51,7 @@ def test_half_a_character_at_the_end_is_shown_as_replaced():
     assert stream.flush() == "\ufffd"
 
 
-def test_an_id_behind_the_vocabulary_has_no_text():
+def test_an_id_beyond_the_vocabulary_has_no_text():
     assert TextStream(BYTES).push(256) == ""
 
 

@@ -1,3 +1,8 @@
+"""The tokenizer gives tiktoken's ids for Llama 3's real vocabulary, with tiktoken and by hand, for any text.
+
+The oracle is the tokenizer in Meta's package llama-models.
+"""
+
 import random
 import subprocess
 import sys
@@ -52,7 +57,7 @@ def test_texts_of_random_tokens_are_encoded_as_by_tiktoken(fast: bool) -> None:
         assert_as_tiktoken(oracle.decode([choose.randrange(128_000) for _ in range(8)]), fast)
 
 
-# As published in the tests of meta-llama/llama3, llama.cpp (ggml-vocab-llama-bpe) and tinygrad.
+# From the tests of meta-llama/llama3, llama.cpp (ggml-vocab-llama-bpe) and tinygrad.
 PUBLISHED = {
     "": [],
     "This is a test sentence.": [2028, 374, 264, 1296, 11914, 13],
@@ -101,7 +106,7 @@ def test_a_long_run_of_white_space_is_encoded_as_by_tiktoken(fast: bool) -> None
     assert_as_tiktoken("a " + " " * LONGEST_SPACE + "b\n", fast)
 
 
-def test_more_white_space_than_tiktoken_s_pattern_can_bear() -> None:
+def test_more_white_space_than_tiktoken_can_split() -> None:
     oracle = real.meta().model
     ids = real.tokenizer(fast=True).encode(" " * 1_000_000 + "x")
     assert ids == [*oracle._encode_single_piece(" " * 999_999), *oracle.encode_ordinary(" x")]

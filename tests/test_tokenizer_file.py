@@ -1,3 +1,5 @@
+"""Both vocabulary files give the same tokenizer, and a file that would not give Llama 3's ids is refused."""
+
 import base64
 import copy
 import json
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from llama3.byte_pair import PATTERN
 from llama3.errors import Llama3Error, TokenizerError
 from llama3.tokenizer import Tokenizer
-from llama3.tokenizer_file import LLAMA3_SPECIAL, read_json, read_tiktoken
+from llama3.tokenizer_file import LLAMA3_SPECIAL, read_tiktoken, read_tokenizer_json
 
 RANKS = {bytes([(i + 33) % 256]): i for i in range(256)} | {
     b"ab": 256,
@@ -23,7 +25,7 @@ RANKS = {bytes([(i + 33) % 256]): i for i in range(256)} | {
     b"xyz": 260,
 }
 SPECIAL = {"<|begin_of_text|>": 261, "<|eot_id|>": 262}
-MERGES = [("a", "b"), ("Ã", "©"), ("ab", "c"), ("Ġ", "a")]  # none leads to xyz: as with 588 tokens of Llama 3
+MERGES = [("a", "b"), ("Ã", "©"), ("ab", "c"), ("Ġ", "a")]  # none leads to xyz, as for 588 tokens of Llama 3
 
 
 def as_tiktoken(ranks: dict[bytes, int] = RANKS) -> bytes:
@@ -31,7 +33,7 @@ def as_tiktoken(ranks: dict[bytes, int] = RANKS) -> bytes:
 
 
 def letter(byte: int) -> str:
-    """GPT-2's way to spell a byte, told in another way: those that print as themselves, the others from U+0100 on."""
+    """GPT-2's letter for a byte, computed in another way: printable bytes are themselves, the others U+0100 and on."""
     plain = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]
     return chr(byte) if byte in plain else chr(0x100 + [b for b in range(256) if b not in plain].index(byte))
 
@@ -79,20 +81,20 @@ def test_both_files_give_the_same_vocabulary(tmp_path: Path) -> None:
 def test_merges_may_be_written_as_pairs_or_as_text() -> None:
     content = as_json()
     content["model"]["merges"] = [" ".join(pair) for pair in MERGES]
-    assert read_json(json.dumps(content).encode()) == read_json(json.dumps(as_json()).encode())
+    assert read_tokenizer_json(json.dumps(content).encode()) == read_tokenizer_json(json.dumps(as_json()).encode())
 
 
 def test_special_tokens_that_are_in_the_vocab_too_are_no_ranks() -> None:
     content = as_json()
     content["model"]["vocab"] |= SPECIAL
-    assert read_json(json.dumps(content).encode()).ranks == RANKS
+    assert read_tokenizer_json(json.dumps(content).encode()).ranks == RANKS
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_file_that_does_not_ignore_merges_gets_merges_only(fast: bool) -> None:
     content = as_json()
     content["model"]["ignore_merges"] = False
-    ranks, special, whole_chunks = read_json(json.dumps(content).encode())
+    ranks, special, whole_chunks = read_tokenizer_json(json.dumps(content).encode())
     tokenizer = Tokenizer(ranks, special, whole_chunks=whole_chunks, fast=fast)
     assert tokenizer.encode("xyz abc") == [87, 88, 89, 255, 258]
 
@@ -198,7 +200,7 @@ def test_a_tokenizer_json_that_is_something_else_is_refused(data: bytes, tmp_pat
 def test_no_damage_leads_to_anything_but_a_tokenizer_error(junk: bytes, at: int, json_too: bool) -> None:
     damaged = TINY[:at] + junk + TINY[at + len(junk) // 2 :]
     try:
-        vocabulary = read_json(junk) if json_too else read_tiktoken(damaged)
+        vocabulary = read_tokenizer_json(junk) if json_too else read_tiktoken(damaged)
         Tokenizer(vocabulary.ranks, vocabulary.special)
     except Llama3Error as error:
         assert str(error)

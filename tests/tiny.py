@@ -1,4 +1,4 @@
-"""Tiny random checkpoints on disk, for any test that needs a model: seeded, in both layouts, in every dtype."""
+"""Writes tiny checkpoints with seeded random weights, in both layouts and every dtype, for tests that need a model."""
 
 import base64
 import json
@@ -21,7 +21,9 @@ MODULES = (
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """Grouped-query attention, 4 heads on 2; head_dim differs from dim / n_heads, so that no test can mix them up."""
+    """Grouped-query attention with 4 query heads and 2 kv heads. head_dim differs from dim / n_heads, so that a test
+    notices if they are confused.
+    """
     fields: dict[str, Any] = {
         "dim": 48,
         "n_layers": 2,
@@ -36,8 +38,8 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def random_tensors(config: ModelConfig, seed: int = 0, dtype: str = "fp32") -> dict[str, np.ndarray]:
-    """Every tensor by Hugging Face's name; dtype: "fp32", "fp16" or "bf16". lm_head is left out where it is tied."""
-    random = np.random.RandomState(seed)  # its stream is frozen for ever: numbers written down in a test stay true
+    """Every tensor by Hugging Face's name; dtype: "fp32", "fp16" or "bf16". There is no lm_head if it is tied."""
+    random = np.random.RandomState(seed)  # NumPy guarantees its stream, so numbers written in a test stay true
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(DTYPES[dtype])
@@ -96,7 +98,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def write_hf(folder: Path, config: ModelConfig, tensors: Tensors, shards: int = 1) -> Path:
-    """config.json and model.safetensors, or so many shards and their index. Returns the folder."""
+    """Write config.json and model.safetensors, or shards and their index. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hf_config(config)))
     if shards == 1:
@@ -114,10 +116,10 @@ def write_hf(folder: Path, config: ModelConfig, tensors: Tensors, shards: int = 
 
 
 def write_meta(folder: Path, config: ModelConfig, tensors: Tensors) -> Path:
-    """params.json and consolidated.safetensors: the same model under Meta's names, wq and wk interleaved.
+    """Write params.json and consolidated.safetensors: the same model under Meta's names, with interleaved wq and wk.
 
-    Meta's form has no tied embeddings: the table is written twice. `params.json` gives hidden_dim only through
-    multiple_of and ffn_dim_multiplier, of which one pair is found here that leads to this hidden_dim.
+    Meta's form has no tied embeddings, so the table is written twice. `params.json` determines hidden_dim only through
+    multiple_of and ffn_dim_multiplier, so a pair is chosen that leads to this hidden_dim.
     """
     folder.mkdir(parents=True, exist_ok=True)
     params: dict[str, Any] = {
@@ -147,7 +149,7 @@ def write_meta(folder: Path, config: ModelConfig, tensors: Tensors) -> Path:
 
 
 def meta_name(name: str) -> str:
-    for theirs, metas in (
+    for hf, meta in (
         ("model.", ""),
         ("embed_tokens", "tok_embeddings"),
         ("lm_head", "output"),
@@ -161,12 +163,12 @@ def meta_name(name: str) -> str:
         ("mlp.down_proj", "feed_forward.w2"),
         ("mlp.up_proj", "feed_forward.w3"),
     ):
-        name = name.replace(theirs, metas)
+        name = name.replace(hf, meta)
     return name
 
 
 def interleave(array: np.ndarray, config: ModelConfig, name: str) -> np.ndarray:
-    """Row i and row i + head_dim / 2 of every head of q and k become the neighbours 2i and 2i + 1; the rest stays."""
+    """In each head of q and k, rows i and i + head_dim / 2 become rows 2i and 2i + 1. Other tensors are unchanged."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return array
     half = config.head_dim // 2
@@ -175,7 +177,7 @@ def interleave(array: np.ndarray, config: ModelConfig, name: str) -> np.ndarray:
 
 
 def random_adapter(config: ModelConfig, seed: int = 0, rank: int = 4, modules: Sequence[str] = MODULES) -> Tensors:
-    """What PEFT would save of an adapter of these modules in every layer, by its names; no part of it is zero."""
+    """The tensors of an adapter, by PEFT's names, for these modules in every layer. No matrix is zero."""
     random, tensors = np.random.RandomState(seed), {}
     matrices = random_tensors(config)
     for i in range(config.n_layers):
@@ -188,7 +190,7 @@ def random_adapter(config: ModelConfig, seed: int = 0, rank: int = 4, modules: S
 
 
 def write_adapter(folder: Path, tensors: Tensors, **fields: Any) -> Path:
-    """adapter_config.json and adapter_model.safetensors."""
+    """Write adapter_config.json and adapter_model.safetensors. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rank = len(next(array for name, array in tensors.items() if "lora_A" in name))
     modules = sorted({name.split(".")[-3] for name in tensors})
@@ -199,7 +201,7 @@ def write_adapter(folder: Path, tensors: Tensors, **fields: Any) -> Path:
 
 
 def merged(tensors: Tensors, adapter: Tensors, scale: float) -> dict[str, np.ndarray]:
-    """The model's tensors with the adapter added to them, in float64 on the way."""
+    """The model's tensors with the adapter added to them. The sum is computed in float64."""
     out = dict(tensors)
     for name, a in adapter.items():
         if "lora_A" in name:

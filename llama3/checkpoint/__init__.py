@@ -1,4 +1,7 @@
-"""From a model's name or folder to weights. Read: safetensors_file, shards, names, folder, adapter, hub, transfer."""
+"""From a model's name or folder to its weights.
+
+Reading order: safetensors_file, shards, names, config_file, folder, adapter, hub, transfer.
+"""
 
 from llama3.checkpoint.adapter import load_adapter
 from llama3.checkpoint.folder import Checkpoint, load_folder

@@ -1,4 +1,4 @@
-"""A LoRA adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors -> `Adapter`, or a refusal."""
+"""Loads a LoRA adapter as PEFT saves it, from adapter_config.json and adapter_model.safetensors."""
 
 import math
 import re
@@ -9,9 +9,9 @@ import numpy as np
 
 from llama3.checkpoint.names import HUGGING_FACE, LAYER, layer_name, shapes
 from llama3.checkpoint.safetensors_file import open_safetensors
-from llama3.checkpoint.shards import read_json
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 from llama3.model.lora import Adapter, LoraPair
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -20,21 +20,24 @@ MATRICES = {LAYER[ours][0].removesuffix(".weight"): ours for ours in ("wq", "wk"
 TENSOR = re.compile(
     rf"base_model\.model\.model\.layers\.(\d+)\.({'|'.join(map(re.escape, MATRICES))})\.lora_([AB])\.weight"
 )
-# What PEFT knows beside plain LoRA, and what the field says where it is not used. Each would give other numbers.
-UNUSED = {
+# PEFT's extensions of plain LoRA, each with the value that means "not used". Each would give other numbers.
+UNSUPPORTED = {
     "use_dora": "false", "bias": '"none"', "modules_to_save": "null", "fan_in_fan_out": "false", "rank_pattern": "{}",
     "alpha_pattern": "{}", "lora_bias": "false", "layer_replication": "null", "trainable_token_indices": "null",
     "use_qalora": "false", "alora_invocation_tokens": "null", "target_parameters": "null",
 }  # fmt: skip
-# Other ways to begin (pissa, olora, corda, loftq, lora_ga) also change the base, and the file does not tell how.
-STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# The others (pissa, olora, corda, loftq, lora_ga) also change the base weights, and the file does not say how.
+INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
-    """Raises CheckpointError, naming the field or the tensor, unless all of the adapter fits a model of this config."""
+    """Load an adapter for a model of this config. Its matrices become float32, and b is multiplied by the scale.
+
+    Raises CheckpointError, naming the field or the tensor, unless all of the adapter fits the model.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; an adapter is one, with {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(f"{folder}: no such folder; an adapter is one that holds {CONFIG} and {WEIGHTS}")
     rank, scale, targets = read_config(folder / CONFIG)
     file = folder / WEIGHTS
     if not file.is_file():
@@ -44,10 +47,12 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
     for name in tensors:
         found = TENSOR.fullmatch(name)
         if not found:
-            raise CheckpointError(f"{file}: tensor {name!r} is not LoRA of a linear layer of Llama 3's blocks")
+            raise CheckpointError(f"{file}: tensor {name!r} is not a LoRA matrix of a linear layer in Llama 3's blocks")
         i, matrix = int(found[1]), MATRICES[found[2]]
         if i >= config.n_layers:
-            raise CheckpointError(f"{file}: tensor {name!r}: the model has {config.n_layers} layers: another base?")
+            raise CheckpointError(
+                f"{file}: tensor {name!r}, but the model has {config.n_layers} layers; is it for another base model?"
+            )
         a, b = (name.replace(f".lora_{found[3]}.", f".lora_{x}.") for x in "AB")
         if missing := [x for x in (a, b) if x not in tensors]:
             raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing")
@@ -56,7 +61,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
             if tensors[x].shape != shape:
                 raise CheckpointError(
                     f"{file}: tensor {x!r} has the shape {tensors[x].shape}; expected {shape} for rank {rank} on this "
-                    "model: another base?"
+                    "model; is it for another base model?"
                 )
             if not np.isfinite(tensors[x].astype(np.float32)).all():
                 raise CheckpointError(f"{file}: tensor {x!r} holds a number that is not finite")
@@ -66,23 +71,30 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
             if target in {name.split(".")[-1] for name in MATRICES} and not any(
                 name.endswith(target) and ours in layer for name, ours in MATRICES.items()
             ):
-                raise CheckpointError(f"{file}: nothing for {target} of layer {i}, which {CONFIG} names as a target")
+                raise CheckpointError(
+                    f"{file}: no matrices for {target} of layer {i}, which {CONFIG} names as a target module"
+                )
     return layers
 
 
 def read_config(file: Path) -> tuple[int, float, list[str]]:
-    """(rank, scale, the modules of every layer that must be there)"""
+    """The rank, the scale, and the names of the modules that must be present in every layer.
+
+    Raises CheckpointError for a field that is missing or wrong, and for anything but plain LoRA.
+    """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; PEFT's save_pretrained writes it")
-    fields = read_json(file)
+    fields = read_json_file(file)
     if fields.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {fields.get('peft_type')!r}; expected 'LORA'")
-    for field, unused in UNUSED.items():
+    for field, unused in UNSUPPORTED.items():
         if fields.get(field) not in (None, False, "none") and fields[field] != {} and fields[field] != []:
-            raise CheckpointError(f"{file}: {field} is {fields[field]!r}; expected {unused}: only plain LoRA is known")
-    if (start := fields.get("init_lora_weights")) not in STARTS:
+            raise CheckpointError(
+                f"{file}: {field} is {fields[field]!r}; expected {unused}: only plain LoRA is supported"
+            )
+    if (found := fields.get("init_lora_weights")) not in INITIALISATIONS:
         raise CheckpointError(
-            f"{file}: init_lora_weights is {start!r}, which changes the base, too; expected true: save it as plain "
+            f"{file}: init_lora_weights is {found!r}, which changes the base, too; expected true: save it as plain "
             "LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     rank: Any = fields.get("r")
@@ -92,6 +104,7 @@ def read_config(file: Path) -> tuple[int, float, list[str]]:
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise CheckpointError(f"{file}: lora_alpha is {alpha!r}; expected a number")
     targets: Any = fields.get("target_modules")
-    whole = isinstance(targets, list) and not fields.get("layers_to_transform") and not fields.get("exclude_modules")
-    # rsLoRA (Kalajdzievski 2023) divides by the root, so that a higher rank does not learn ever more slowly.
-    return rank, alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank), targets if whole else []
+    in_every_layer = not fields.get("layers_to_transform") and not fields.get("exclude_modules")
+    required = targets if isinstance(targets, list) and in_every_layer else []
+    # rsLoRA (Kalajdzievski 2023) divides by the root of the rank, so that a higher rank does not learn more slowly.
+    return rank, alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank), required

@@ -1,21 +1,21 @@
-"""A model's shape from Hugging Face's `config.json` or Meta's `params.json`."""
+"""Reads a model's shape from Hugging Face's `config.json` or Meta's `params.json`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from llama3.config import MAX_CONTEXT, ModelConfig, RopeScaling, number
+from llama3.config import MAX_CONTEXT, ModelConfig, RopeScaling, check_number
 from llama3.errors import CheckpointError
 
 
 def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
-    """From the contents of a Hugging Face `config.json`. Raises CheckpointError naming the field."""
+    """c: the contents of a Hugging Face `config.json`. Raises CheckpointError, naming the field that is wrong."""
     if c.get("model_type", "llama") != "llama":
         raise CheckpointError(f"model_type is {c['model_type']!r}; expected 'llama'")
     for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if c.get(name, expected) != expected:
             raise CheckpointError(f"{name} is {c[name]!r}; Llama 3 has {expected!r}")
     dim, n_heads = _get(c, "hidden_size"), _get(c, "num_attention_heads")
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}  # the first since transformers 5
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}  # transformers 5 writes rope_parameters
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"rope_scaling is {rope!r}; expected an object")
     return ModelConfig(
@@ -27,7 +27,7 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
         hidden_dim=_get(c, "intermediate_size"),
         vocab_size=_get(c, "vocab_size"),
         norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
-        rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # likewise
+        rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # also LlamaConfig's default
         max_seq_len=_context(c.get("max_position_embeddings", 2048)),
         rope_scaling=_rope_scaling(rope),
         tied_embeddings=c.get("tie_word_embeddings", False),
@@ -35,13 +35,13 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
-    """From the contents of Meta's `params.json`. Raises CheckpointError naming the field."""
+    """p: the contents of Meta's `params.json`. Raises CheckpointError, naming the field that is wrong."""
     dim, n_heads, multiple_of = _get(p, "dim"), _get(p, "n_heads"), _or(p.get("multiple_of"), 256)
     if type(dim) is not int or type(multiple_of) is not int or multiple_of < 1:
         raise CheckpointError(f"dim is {dim!r} and multiple_of {multiple_of!r}; expected positive integers")
-    # Meta's FeedForward: two thirds of four times dim, scaled, rounded up to a multiple.
+    # As in Meta's FeedForward: 2/3 of 4 dim, times ffn_dim_multiplier, rounded up to a multiple of multiple_of.
     hidden_dim = int(2 * (4 * dim) / 3)
-    hidden_dim = int(number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
+    hidden_dim = int(check_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
     scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
     if "scaling_factor" in scaling:
         scaling["factor"] = scaling.pop("scaling_factor")
@@ -67,6 +67,7 @@ def _get(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _or(value: Any, default: Any) -> Any:
+    """The default for a field that is absent or null."""
     return default if value is None else value
 
 
@@ -74,7 +75,7 @@ def _head_dim(fields: Mapping[str, Any], dim: Any, n_heads: Any) -> Any:
     if fields.get("head_dim") is not None:
         return fields["head_dim"]
     if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
-        raise CheckpointError(f"the width {dim!r} is no multiple of the {n_heads!r} heads, and head_dim is not given")
+        raise CheckpointError(f"dim {dim!r} is not a multiple of n_heads {n_heads!r}, and head_dim is not given")
     return dim // n_heads
 
 
@@ -87,7 +88,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CheckpointError(f"rope scaling of type {kind!r} is not known; expected 'llama3' or 'default'")
+        raise CheckpointError(f"rope scaling of type {kind!r} is not supported; expected 'llama3' or 'default'")
     fields = {
         "factor": "factor",
         "low_freq_factor": "low_freq_factor",

@@ -1,4 +1,4 @@
-"""A folder -> a Checkpoint: weights, config, tokenizer, stop tokens. All of it fits together, or nothing is loaded."""
+"""Loads a checkpoint folder: weights, config, tokenizer and stop tokens. Files that do not fit together are refused."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,15 +9,16 @@ from typing import Any
 
 from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
-from llama3.checkpoint.shards import find_weights, read_json, read_tensors
+from llama3.checkpoint.shards import find_weights, read_tensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 from llama3.model.weights import Weights
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
 
 CONFIGS = ("config.json", "params.json")  # Hugging Face's and Meta's
-TOKENIZERS = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")  # the first that is there is read
+TOKENIZERS = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")  # the first one present is read
 
 
 @dataclass(frozen=True)
@@ -25,38 +26,38 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     weights: Weights
-    tokenizer: Tokenizer | None  # None: the folder has none; only token ids go in and out
+    tokenizer: Tokenizer | None  # None if the folder has none: then prompts and answers are token ids
     stop_ids: frozenset[int]  # each of these tokens ends an answer
-    layout: str  # whose tensor names: "Hugging Face" or "Meta"
-    files: tuple[Path, ...]  # of safetensors
-    dtypes: dict[str, int]  # dtype -> parameters stored in it
+    layout: str  # who named the tensors: "Hugging Face" or "Meta"
+    files: tuple[Path, ...]  # the safetensors files
+    dtypes: dict[str, int]  # dtype -> how many parameters are stored in it
 
     @property
     def parameters(self) -> int:
-        """A tied embedding counts once."""
+        """The number of parameters. A tied embedding counts once."""
         return sum(self.dtypes.values())
 
     @property
     def size(self) -> int:
-        """Bytes of the weights' files."""
+        """The size of the safetensors files, in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
 
 def load_folder(path: str | Path) -> Checkpoint:
-    """Read a checkpoint in Hugging Face's form (config.json) or Meta's (params.json), its weights as safetensors.
+    """Load a checkpoint in Hugging Face's form (config.json) or Meta's (params.json), with weights as safetensors.
 
-    The weights keep the file's dtype (bfloat16, float16 or float32, also mixed), mapped and read-only. Raises
-    CheckpointError or TokenizerError with the file and the field at fault.
+    The weights are read-only views of the memory-mapped files, in the files' dtypes (bfloat16, float16, float32, or
+    several of them). Raises CheckpointError or TokenizerError, with the file and the field that is wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     source = find_weights(folder)
     tensors, files = read_tensors(source)
-    with _blame(source):
+    with _errors_in(source):
         layout = layout_of(tensors)
     config = _read_config(folder, layout)
-    with _blame(source):
+    with _errors_in(source):
         check(config, tensors, layout)
         weights = to_weights(config, tensors, layout)
     tokenizer = _read_tokenizer(folder, config)
@@ -65,7 +66,8 @@ def load_folder(path: str | Path) -> Checkpoint:
 
 
 @contextmanager
-def _blame(path: Path) -> Iterator[None]:
+def _errors_in(path: Path) -> Iterator[None]:
+    """Put the path in front of the message of every CheckpointError."""
     try:
         yield
     except CheckpointError as error:
@@ -73,13 +75,15 @@ def _blame(path: Path) -> Iterator[None]:
 
 
 def _read_config(folder: Path, layout: str) -> ModelConfig:
-    """The config that belongs to the tensors' layout, else the other one: Meta's names also come with a config.json."""
+    """Read the config of the tensors' layout. Without a params.json, Meta's tensors may come with a config.json."""
     config, params = folder / "config.json", folder / "params.json"
     file = config if layout == HUGGING_FACE or not params.is_file() else params
     if not file.is_file():
-        raise CheckpointError(f"{folder}: neither config.json nor params.json is there; one says the model's shape")
-    fields = read_json(file)
-    with _blame(file):
+        raise CheckpointError(
+            f"{folder}: neither config.json nor params.json is there; one of them must give the model's shape"
+        )
+    fields = read_json_file(file)
+    with _errors_in(file):
         return config_from_hf(fields) if file == config else config_from_meta(fields)
 
 
@@ -87,26 +91,30 @@ def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     file = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
     if file is None:
         return None
-    # tokenizer.model names no special tokens; a tokenizer.json beside it does. Without one, Llama 3.1 and its kin are
-    # known by their scaled RoPE.
-    named = _added_tokens(folder / "tokenizer.json")
+    # tokenizer.model does not name the special tokens, but a tokenizer.json beside it does. Without one, scaled RoPE
+    # shows that the model is Llama 3.1 or later.
+    special = _added_tokens(folder / "tokenizer.json")
     default = LLAMA3_1_SPECIAL if config.rope_scaling else LLAMA3_SPECIAL
-    tokenizer = Tokenizer.from_file(file, sorted(named, key=named.__getitem__) or default)
-    if named and tokenizer.special != named:
-        raise CheckpointError(f"{file}: its {len(tokenizer.ranks)} tokens and the ids in tokenizer.json do not fit")
+    tokenizer = Tokenizer.from_file(file, sorted(special, key=special.__getitem__) or default)
+    if special and tokenizer.special != special:
+        raise CheckpointError(
+            f"{file}: it has {len(tokenizer.ranks)} tokens, and the ids of the special tokens in tokenizer.json do not "
+            "follow them: take both files from one checkpoint"
+        )
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{file}: token ids up to {tokenizer.vocab_size - 1}, but the model knows {config.vocab_size} tokens: "
-            "this vocabulary belongs to another model"
+            f"{file}: token ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary has {config.vocab_size} "
+            "tokens: this file belongs to another model"
         )
     return tokenizer
 
 
 def _added_tokens(file: Path) -> dict[str, int]:
+    """The special tokens that tokenizer.json names, each with its id. Empty if there is no such file."""
     if not file.is_file():
         return {}
     try:
-        added = [(token["content"], token["id"]) for token in read_json(file)["added_tokens"]]
+        added = [(token["content"], token["id"]) for token in read_json_file(file)["added_tokens"]]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: added_tokens: expected objects with content and id") from error
     if not all(type(content) is str and type(token) is int for content, token in added):
@@ -115,10 +123,12 @@ def _added_tokens(file: Path) -> dict[str, int]:
 
 
 def _read_stop_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
-    """`eos_token_id` of both files, an id or a list of ids. Instruct models name <|eot_id|> in only one of them."""
+    """The values of `eos_token_id` in both config files: in each an id or a list of ids. Instruct models give the id of
+    <|eot_id|> in only one of the two.
+    """
     found: set[int] = set()
     for file in (folder / "generation_config.json", folder / "config.json"):
-        value: Any = read_json(file).get("eos_token_id") if file.is_file() else None
+        value: Any = read_json_file(file).get("eos_token_id") if file.is_file() else None
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
             raise CheckpointError(
@@ -129,6 +139,7 @@ def _read_stop_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
 
 
 def _dtypes(config: ModelConfig, weights: Weights) -> dict[str, int]:
+    """dtype -> how many parameters are stored in it, the most frequent first."""
     arrays = [weights.tok_embeddings, weights.norm, *([] if config.tied_embeddings else [weights.output])]
     for layer in weights.layers:
         arrays += vars(layer).values()

@@ -1,4 +1,4 @@
-"""A model's name -> a folder on this machine: the demo, a folder, or a repository on the Hugging Face hub."""
+"""From a model's name to a folder on this machine: the demo, a folder, or a repository on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve(model: str | Path | None) -> Path:
-    """None is the demo that ships; a folder is itself; "owner/name" lies on the hub.
+    """The folder of a model. None means the demo that ships; otherwise a folder, or a hub repository "owner/name".
 
-    A complete copy in the hub's cache is used as it is, without asking the hub: `download` looks for a newer one.
-    Raises CheckpointError if there is no such folder, DownloadError if the download fails.
+    A complete copy in the hub's cache is used without a request to the hub. `download` looks for a newer one. Raises
+    CheckpointError if there is no such folder, DownloadError if the download fails.
     """
     if model is None:
         return resource("weights", "demo")
@@ -24,27 +24,28 @@ def resolve(model: str | Path | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(explain_other_format(path) or f"{path} is a file; expected the folder that it lies in")
+        raise CheckpointError(explain_other_format(path) or f"{path} is a file; expected the folder that holds it")
     if not isinstance(model, str) or not REPOSITORY.fullmatch(model):
         raise CheckpointError(f"{model}: no such folder; expected a folder, or a name on the hub such as {EXAMPLE}")
     from llama3.checkpoint.transfer import cached
 
     folder = cached(model)
-    # Another program may have put the weights there alone.
+    # Another program may have cached the weights without a tokenizer.
     if folder and any((folder / name).is_file() for name in TOKENIZERS):
         return folder
     return download(model)
 
 
 def download(repo: str, to: str | Path | None = None, revision: str | None = None) -> Path:
-    """Fetch what is needed to run a model. Returns its folder: `to`, or one in the hub's cache.
+    """Download the files that are needed to run a model. Returns their folder: `to`, or one in the hub's cache.
 
-    Run again after an interruption, it goes on at the byte where it stopped. Nothing half done can be taken for whole:
-    `to` does not exist until all has arrived (the files gather in `to` + ".partial"), and the cache's name for the
-    revision keeps pointing at the files before. Without a network, a complete copy in the cache will do.
+    After an interruption, the next call continues at the byte where the last one stopped. An incomplete download cannot
+    be mistaken for a complete one. `to` does not exist until all files have arrived (until then they are in `to` +
+    ".partial"), and the cache's name for the revision keeps pointing to the files that it had before. Without a
+    network, a complete copy in the cache is returned.
 
-    HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE act as everywhere with huggingface_hub. Raises DownloadError.
+    HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE work as usual with huggingface_hub. Raises DownloadError.
     """
-    from llama3.checkpoint.transfer import fetch  # here: huggingface_hub takes a second to import
+    from llama3.checkpoint.transfer import fetch  # here, because huggingface_hub takes a second to import
 
     return fetch(repo, None if to is None else Path(to).absolute(), revision)

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint must hold, under Hugging Face's names or Meta's, and how they become `Weights`."""
+"""The tensors that a checkpoint must hold, under Hugging Face's or Meta's names, and how they become `Weights`."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from llama3.model.weights import LayerWeights, Weights
 
 HUGGING_FACE, META = "Hugging Face", "Meta"
 
-# Ours -> (Hugging Face's, Meta's). A layer's names stand behind "model.layers.{i}." and "layers.{i}.".
+# Our name -> (Hugging Face's, Meta's). A layer's names follow the prefix "model.layers.{i}." or "layers.{i}.".
 TOP = {
     "tok_embeddings": ("model.embed_tokens.weight", "tok_embeddings.weight"),
     "norm": ("model.norm.weight", "norm.weight"),
@@ -28,12 +28,12 @@ LAYER = {
     "w2": ("mlp.down_proj.weight", "feed_forward.w2.weight"),
     "w3": ("mlp.up_proj.weight", "feed_forward.w3.weight"),
 }
-# Tables of RoPE's frequencies, which older files carry; they follow from the config.
+# Tables of RoPE's frequencies, which older files hold. They can be computed from the config, so they are ignored.
 DERIVED = re.compile(r"rope\.freqs|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def layout_of(names: Iterable[str]) -> str:
-    """HUGGING_FACE or META, by the embedding's name. Raises CheckpointError unless it is exactly one of them."""
+    """HUGGING_FACE or META, by the embedding's name. Raises CheckpointError unless exactly one name is there."""
     found = [layout for layout, name in zip((HUGGING_FACE, META), TOP["tok_embeddings"]) if name in set(names)]
     if len(found) != 1:
         raise CheckpointError(
@@ -43,8 +43,8 @@ def layout_of(names: Iterable[str]) -> str:
 
 
 def shapes(config: ModelConfig, layout: str) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of every tensor that a checkpoint of this config holds."""
-    c, theirs = config, (HUGGING_FACE, META).index(layout)
+    """The name and the shape of every tensor that a checkpoint of this config must hold."""
+    c, column = config, (HUGGING_FACE, META).index(layout)
     of_layer = {
         "attention_norm": (c.dim,),
         "wq": (c.n_heads * c.head_dim, c.dim),
@@ -56,23 +56,23 @@ def shapes(config: ModelConfig, layout: str) -> dict[str, tuple[int, ...]]:
         "w2": (c.dim, c.hidden_dim),
         "w3": (c.hidden_dim, c.dim),
     }
-    expected: dict[str, tuple[int, ...]] = {TOP["tok_embeddings"][theirs]: (c.vocab_size, c.dim)}
+    expected: dict[str, tuple[int, ...]] = {TOP["tok_embeddings"][column]: (c.vocab_size, c.dim)}
     for i in range(c.n_layers):
         expected |= {layer_name(i, ours, layout): shape for ours, shape in of_layer.items()}
-    expected[TOP["norm"][theirs]] = (c.dim,)
+    expected[TOP["norm"][column]] = (c.dim,)
     if not c.tied_embeddings:
-        expected[TOP["output"][theirs]] = (c.vocab_size, c.dim)
+        expected[TOP["output"][column]] = (c.vocab_size, c.dim)
     return expected
 
 
 def layer_name(i: int, ours: str, layout: str) -> str:
-    """`layer_name(3, "wq", META)` is "layers.3.attention.wq.weight"."""
+    """A layer's tensor in the file: `layer_name(3, "wq", META) == "layers.3.attention.wq.weight"`."""
     hugging_face, meta = LAYER[ours]
     return f"model.layers.{i}.{hugging_face}" if layout == HUGGING_FACE else f"layers.{i}.{meta}"
 
 
 def check(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> None:
-    """Raises CheckpointError unless names and shapes are exactly those of the config."""
+    """Raises CheckpointError unless the tensors' names and shapes are exactly what the config requires."""
     expected = shapes(config, layout)
     if missing := [name for name in expected if name not in tensors]:
         raise CheckpointError(f"{_tensors(missing)} missing")
@@ -83,15 +83,15 @@ def check(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> N
         raise CheckpointError(f"{_tensors(extra)} not part of a Llama 3 of this config ({config.n_layers} layers)")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise CheckpointError(f"tensor {name!r} has the shape {tensors[name].shape}; the config asks for {shape}")
+            raise CheckpointError(f"tensor {name!r} has the shape {tensors[name].shape}; the config requires {shape}")
 
 
 def to_weights(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> Weights:
-    """The tensors, by Meta's names and in this program's order of RoPE. Run `check` first.
+    """The tensors as `Weights`, with wq and wk in this project's RoPE layout. Call `check` first.
 
-    Only Meta's wq and wk are copied; everything else stays a view of the file.
+    Only wq and wk of Meta's layout are copied; all other arrays remain views of the file.
     """
-    theirs = (HUGGING_FACE, META).index(layout)
+    column = (HUGGING_FACE, META).index(layout)
 
     def layer(i: int) -> LayerWeights:
         fields = {ours: tensors[layer_name(i, ours, layout)] for ours in LAYER}
@@ -100,28 +100,31 @@ def to_weights(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str)
             fields["wk"] = split_halves(fields["wk"], config.n_kv_heads)
         return LayerWeights(**fields)
 
-    tok_embeddings = tensors[TOP["tok_embeddings"][theirs]]
-    output = tensors.get(TOP["output"][theirs], tok_embeddings)
+    tok_embeddings = tensors[TOP["tok_embeddings"][column]]
+    output = tensors.get(TOP["output"][column], tok_embeddings)
     if config.tied_embeddings and output is not tok_embeddings:
-        # transformers 4 ignores such an output matrix, transformers 5 uses it: only where the two are equal is the
-        # checkpoint's meaning beyond doubt.
+        # transformers 4 ignores such an output matrix, and transformers 5 uses it. Unless it equals the embedding, the
+        # checkpoint is ambiguous.
         if not _same_bytes(output, tok_embeddings):
             raise CheckpointError(
-                f"{TOP['output'][theirs]} differs from {TOP['tok_embeddings'][theirs]}, but the config ties the two: "
+                f"{TOP['output'][column]} differs from {TOP['tok_embeddings'][column]}, but the config ties the two: "
                 "delete the tensor, or set tie_word_embeddings to false"
             )
         output = tok_embeddings
-    return Weights(tok_embeddings, [layer(i) for i in range(config.n_layers)], tensors[TOP["norm"][theirs]], output)
+    return Weights(tok_embeddings, [layer(i) for i in range(config.n_layers)], tensors[TOP["norm"][column]], output)
 
 
 def split_halves(w: np.ndarray, n_heads: int) -> np.ndarray:
-    """Meta's RoPE turns the rows 2i and 2i + 1 of a head together; ours the rows i and i + head_dim / 2."""
+    """Reorder the rows of Meta's wq or wk for our RoPE. w: (n_heads * head_dim, dim) -> the same shape.
+
+    Meta's RoPE rotates rows 2i and 2i + 1 of a head together. Ours rotates rows i and i + head_dim / 2.
+    """
     heads = w.reshape(n_heads, -1, 2, w.shape[1])  # (n_heads, head_dim / 2, 2, dim)
     return heads.swapaxes(1, 2).reshape(w.shape)  # (n_heads * head_dim, dim)
 
 
 def _same_bytes(a: np.ndarray, b: np.ndarray, block: int = 4096) -> bool:
-    """Block by block: a comparison of whole embeddings would allocate hundreds of megabytes."""
+    """Compares in blocks of rows, because comparing whole embeddings would allocate hundreds of megabytes."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     rows = range(0, len(a), block)

@@ -1,8 +1,9 @@
-"""One safetensors file: the header is checked, then every tensor is a view of the mapped file.
+"""Reads one safetensors file: checks its header, and returns every tensor as a view of the memory-mapped file.
 
-Layout (https://huggingface.co/docs/safetensors): 8 bytes, the header's length, little-endian; the header, a JSON object
-{name: {"dtype", "shape", "data_offsets": [begin, end]}}, padded with spaces; the data, which the tensors fill without
-a hole. Nothing is copied and nothing is read ahead: the system loads a page of the file when it is first used.
+The layout (https://huggingface.co/docs/safetensors) has three parts: 8 bytes with the header's length, little-endian;
+the header, a JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]}}, padded with spaces; and the data,
+which the tensors fill without a gap. Nothing is copied and nothing is read in advance: the operating system loads a
+page of the file when it is first used.
 """
 
 import json
@@ -23,7 +24,7 @@ MAX_HEADER = 100_000_000  # bytes, the format's own limit
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of the file by name: read-only arrays in the file's own dtype (bfloat16, float16, float32).
 
-    Raises CheckpointError, with the file and the tensor at fault, unless all that the header says is true.
+    Raises CheckpointError, with the file and the tensor that is wrong, unless header and data agree.
     """
     try:
         size = path.stat().st_size
@@ -32,12 +33,12 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise CheckpointError(f"{path}: {_cut_short(size)}: it ends inside its header")
             tensors = _tensors(path, _parse(path, file.read(length)), size - 8 - length)
-        with safe_open(path, "np"):  # the second opinion: the format's own library must accept the file as well
+        with safe_open(path, "np"):  # the format's own library must accept the file as well
             pass
         data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
-    # A view off its dtype's boundary is legal in the format, but not in BLAS: those few are copied.
+    # The format allows data that is not aligned to its dtype, but BLAS does not: only such tensors are copied.
     return {
         name: np.require(data[begin:end].view(dtype).reshape(shape), requirements="A")
         for name, (dtype, shape, begin, end) in tensors.items()
@@ -49,7 +50,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands in it twice")
+            raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is in it twice")
         return fields
 
     try:
@@ -64,17 +65,19 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
 def _tensors(
     path: Path, header: dict[str, Any], size: int
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]]:
-    """(dtype, shape, begin, end) of each tensor, once they are known to fill the `size` bytes of data exactly."""
+    """(dtype, shape, begin, end) of each tensor. Raises CheckpointError unless they fill the `size` bytes exactly."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ in the header must map names to texts")
+        raise CheckpointError(f"{path}: __metadata__ in the header must map names to strings")
     tensors = {}
     for name, entry in header.items():
         where = f"{path}: tensor {name!r}"
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise CheckpointError(f"{where}: expected exactly the fields dtype, shape and data_offsets")
         if entry["dtype"] not in list(DTYPES):
-            raise CheckpointError(f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(DTYPES)}, not quantised")
+            raise CheckpointError(
+                f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(DTYPES)}: weights must not be quantised"
+            )
         dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if not _naturals(shape) or 0 in shape:
             raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of positive integers")
@@ -91,7 +94,7 @@ def _tensors(
     filled = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2]):
         if begin != filled:
-            fault = "a hole before it" if begin > filled else "it overlaps another tensor"
+            fault = "there is a gap before it" if begin > filled else "it overlaps another tensor"
             raise CheckpointError(f"{path}: tensor {name!r}: data_offsets begin at {begin}, expected {filled}: {fault}")
         filled = end
     if filled > size:
@@ -106,7 +109,7 @@ def _cut_short(size: int) -> str:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)  # True is an int, too
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)  # type(): True is an int
 
 
 def _short(value: Any) -> str:

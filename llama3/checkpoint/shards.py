@@ -1,19 +1,21 @@
-"""Which files of a folder hold the weights: one safetensors file, or several behind an index."""
+"""Finds and reads the weights of a folder: one safetensors file, or several shards with an index."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llama3.checkpoint.safetensors_file import open_safetensors
 from llama3.errors import CheckpointError
+from llama3.json_text import read_json_file
 
 INDEX = ".safetensors.index.json"
 
 
 def find_weights(folder: Path) -> Path:
-    """The weights' file or index: under Hugging Face's name, Meta's, or the only one there is."""
+    """The weights' file or index: the one with Hugging Face's name, with Meta's, or the folder's only safetensors file.
+
+    Raises CheckpointError if there is none, or if it is unclear which one.
+    """
     for name in ("model", "consolidated"):
         for ending in (".safetensors", INDEX):
             if (path := folder / (name + ending)).is_file():
@@ -23,7 +25,7 @@ def find_weights(folder: Path) -> Path:
         return found[0]
     if found:
         names = ", ".join(path.name for path in found[:3]) + ", ..." * (len(found) > 3)
-        raise CheckpointError(f"{folder}: {names}: several files, but no model{INDEX} that says what is in which")
+        raise CheckpointError(f"{folder}: {names}: several files, but no model{INDEX} that assigns tensors to them")
     for path in sorted(folder.iterdir()):
         if explanation := explain_other_format(path):
             raise CheckpointError(explanation)
@@ -31,32 +33,32 @@ def find_weights(folder: Path) -> Path:
 
 
 def explain_other_format(path: Path) -> str | None:
-    """What to say to somebody who brings Meta's .pth, PyTorch's .bin or llama.cpp's .gguf."""
+    """The error message for Meta's .pth, PyTorch's .bin and llama.cpp's .gguf; None for all other files."""
     if path.suffix not in (".pth", ".pt", ".bin", ".gguf"):
         return None
     return (
         f"{path}: {path.suffix} files are not read; the model's Hugging Face form (safetensors) is needed: "
-        "run `llama3 download meta-llama/Meta-Llama-3-8B-Instruct`, or the repository that you want"
+        "run `llama3 download meta-llama/Meta-Llama-3-8B-Instruct`, or name the repository that you want"
     )
 
 
 def weight_files(source: Path) -> dict[Path, set[str] | None]:
-    """The safetensors files behind `source`, each with the tensors that the index promises in it (None: no index).
+    """The safetensors files of `source`, each with the tensors that the index lists for it (None: there is no index).
 
-    Raises CheckpointError unless every shard that the index names is there, in the same folder.
+    Raises CheckpointError unless every shard that the index names is in the same folder.
     """
     if not source.name.endswith(INDEX):
         return {source: None}
-    weight_map = read_json(source).get("weight_map")
+    weight_map = read_json_file(source).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{source}: expected weight_map, an object that gives each tensor's file")
+        raise CheckpointError(f"{source}: expected weight_map, an object that maps each tensor to its file")
     files: dict[Path, set[str] | None] = {}
     for name in sorted(set(map(str, weight_map.values()))):
-        # A name such as "../x" would have us open files elsewhere.
+        # A name such as "../x" would open a file in another folder.
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{source}: weight_map names {name!r}; expected a safetensors file beside it")
         if not (file := source.parent / name).is_file():
-            raise CheckpointError(f"{file}: this shard is missing; {source.name} names it: fetch it again")
+            raise CheckpointError(f"{file}: this shard is missing; {source.name} names it: download it again")
         files[file] = {tensor for tensor, shard in weight_map.items() if shard == name}
     return files
 
@@ -65,25 +67,12 @@ def read_tensors(source: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]
     """All tensors by name, and the files that hold them. Raises CheckpointError where index and shards disagree."""
     files = weight_files(source)
     tensors: dict[str, np.ndarray] = {}
-    for file, promised in files.items():
-        held = open_safetensors(file)
-        if promised is not None:
-            if missing := sorted(promised - held.keys()):
-                raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing; {source.name} says that it is here")
-            if extra := sorted(held.keys() - promised):
-                raise CheckpointError(f"{file}: tensor {extra[0]!r} is here; {source.name} does not say so")
-        tensors |= held
+    for file, listed in files.items():
+        found = open_safetensors(file)
+        if listed is not None:
+            if missing := sorted(listed - found.keys()):
+                raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing; {source.name} lists it in this file")
+            if extra := sorted(found.keys() - listed):
+                raise CheckpointError(f"{file}: tensor {extra[0]!r} is not listed for this file in {source.name}")
+        tensors |= found
     return tensors, tuple(files)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError with the file's name."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
-    return fields

@@ -1,8 +1,8 @@
-"""Files of a repository on the Hugging Face hub -> this machine.
+"""Downloads the files of a repository on the Hugging Face hub.
 
-huggingface_hub knows the endpoint, the login, the cache's layout and the errors. Only the transfer of the bytes is
-written here: since version 2 its own download starts a file from zero after every interruption, and a shard of the 8B
-has 5 GB.
+The endpoint, the login, the layout of the cache and the errors are huggingface_hub's. Only the transfer of the bytes is
+written here, because since version 2 its own download starts a file from zero after every interruption, and a shard of
+the 8B has 5 GB.
 """
 
 import errno
@@ -48,38 +48,43 @@ from llama3.checkpoint.shards import find_weights, weight_files
 from llama3.errors import CheckpointError, DownloadError
 
 UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
-TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP statuses that pass
-ATTEMPTS = 6  # in a row without a byte; then the connection is given up
+TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP statuses of temporary failures
+MAX_FAILURES = 6  # attempts in a row that brought no byte; then the download fails
 TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
 
 
 @dataclass(frozen=True)
 class File:
+    """A file of a repository, as the hub describes it."""
+
     name: str  # its path in the repository
     url: str
-    etag: str  # names its bytes: the SHA-256 of a large file, git's hash of a small one
+    etag: str  # a hash of its contents: SHA-256 for a large file, git's hash for a small one
     size: int  # bytes
 
 
 def fetch(repo: str, to: Path | None, revision: str | None) -> Path:
-    """See `hub.download`."""
-    with explained(repo):
+    """The implementation of `hub.download`."""
+    with explain_errors(repo):
         try:
             commit, names = needed_files(repo, revision)
         except UNREACHABLE:
             if to is None and (folder := cached(repo, revision)):
                 return folder
             raise
-        return into_folder(repo, commit, names, to) if to else into_cache(repo, commit, names, revision)
+        return fetch_to_folder(repo, commit, names, to) if to else fetch_to_cache(repo, commit, names, revision)
 
 
 def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that the revision stands for, and the names of the files to fetch, small ones first."""
+    """The commit of the revision, and the names of the files to download, small files first.
+
+    Raises DownloadError for a repository that is not in Hugging Face's form.
+    """
     info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
-    # A repository may hold the same weights a second time, as consolidated.safetensors.
+    # A repository may also hold the same weights as consolidated.safetensors.
     weights = [name for name in weights if name.startswith("model")] or weights
     if not weights or not any(name in CONFIGS for name in top):
         found = ", ".join(names[:6]) + ", ..." * (len(names) > 6) or "nothing"
@@ -89,12 +94,12 @@ def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
-    """The snapshot in the hub's cache, if a config and all the weights are there."""
+    """The folder of the model in the hub's cache, if it has a config and all the weights; otherwise None."""
     for name in CONFIGS:
         try:
             found = try_to_load_from_cache(repo, name, revision=revision)
         except HFValidationError:
-            return None  # no name of a repository, as `fetch` will say
+            return None  # not a valid name of a repository: `fetch` raises the error
         if isinstance(found, str):
             try:
                 weight_files(find_weights(Path(found).parent))
@@ -104,84 +109,93 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     return None
 
 
-def into_cache(repo: str, commit: str, names: list[str], revision: str | None) -> Path:
+def fetch_to_cache(repo: str, commit: str, names: list[str], revision: str | None) -> Path:
+    """Download the files that the hub's cache lacks. Returns the cache's folder for the commit."""
     missing = [name for name in names if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
-    cache, name_there = Path(constants.HF_HUB_CACHE), f"models--{repo.replace('/', '--')}"
-    blobs = {cache / name_there / "blobs" / file.etag: file for file in describe(repo, commit, missing)}
-    transfer_all(repo, blobs, locks=cache / ".locks" / name_there)
-    # Now the library finds every blob there and only links it into the snapshot. Last, when the snapshot is whole, one
-    # look at a small file under the revision's own name makes that name point to it.
+    cache, cache_name = Path(constants.HF_HUB_CACHE), f"models--{repo.replace('/', '--')}"
+    blobs = {cache / cache_name / "blobs" / file.etag: file for file in describe(repo, commit, missing)}
+    transfer_all(repo, blobs, locks=cache / ".locks" / cache_name)
+    # The library finds the contents in place and only links them into the commit's folder. When that is complete, a
+    # request for a small file under the revision's own name makes this name point to the commit.
     for name in missing:
         hf_hub_download(repo, name, revision=commit)
     return Path(hf_hub_download(repo, names[0], revision=revision)).parent
 
 
-def into_folder(repo: str, commit: str, names: list[str], to: Path) -> Path:
+def fetch_to_folder(repo: str, commit: str, names: list[str], to: Path) -> Path:
+    """Download the files to `to`, which is created when all of them have arrived. Returns `to`."""
     files = {Path(file.name).name: file for file in describe(repo, commit, names)}
     if to.exists() and (to.is_file() or any(to.iterdir())):
         if all((to / name).is_file() and size(to / name) == file.size for name, file in files.items()):
             return to
         raise DownloadError(f"{to} exists and does not hold this model: delete it, or name another folder")
-    gathering = to.with_name(to.name + ".partial")
-    blobs = {gathering / f"{name}.{file.etag}": file for name, file in files.items()}
-    transfer_all(repo, blobs, locks=gathering)
-    for path in set(gathering.iterdir()) - set(blobs):
-        path.unlink()  # a lock, or from an earlier attempt, when the repository held other files
+    partial = to.with_name(to.name + ".partial")
+    blobs = {partial / f"{name}.{file.etag}": file for name, file in files.items()}
+    transfer_all(repo, blobs, locks=partial)
+    for path in set(partial.iterdir()) - set(blobs):
+        path.unlink()  # a lock, or a file of an earlier attempt that the repository no longer holds
     for name, path in zip(files, blobs):
-        path.rename(gathering / name)
+        path.rename(partial / name)
     if to.exists():
         to.rmdir()
-    return gathering.rename(to)
+    return partial.rename(to)
 
 
 def describe(repo: str, commit: str, names: list[str]) -> list[File]:
+    """The hub's description of each file, by one HEAD request for each."""
     files = []
     for name in names:
         url = hf_hub_url(repo, name, revision=commit)
         head = get_hf_file_metadata(url)
-        # The ETag becomes a file's name, so it must not be a path.
+        # The ETag becomes the name of a file, so it must not be a path.
         if head.size is None or not re.fullmatch(r"[0-9A-Za-z][\w.-]*", head.etag or ""):
-            raise DownloadError(f"{url}: the answer lacks a size or a plain ETag: is HF_ENDPOINT really a hub?")
+            raise DownloadError(f"{url}: the response lacks a size or a plain ETag: is HF_ENDPOINT really a hub?")
         files.append(File(name, url, str(head.etag), head.size))
     return files
 
 
 def transfer_all(repo: str, blobs: dict[Path, File], locks: Path) -> None:
-    """Bring every file to its path (all in one folder), one after the other; those that are there already stay."""
+    """Download every file to its path, one after the other. Paths that exist already are skipped.
+
+    blobs: path -> file; all paths are in one folder. Raises DownloadError if the disk has too little space.
+    """
     if not blobs:
         return
     folder = next(iter(blobs)).parent
     for needed in (folder, locks):
         needed.mkdir(parents=True, exist_ok=True)
     total = sum(file.size for file in blobs.values())
-    here = sum(size(path) or size(incomplete(path)) for path in blobs)
-    if (free := shutil.disk_usage(folder).free) < total - here:
+    present = sum(size(path) or size(incomplete(path)) for path in blobs)
+    if (free := shutil.disk_usage(folder).free) < total - present:
         raise DownloadError(
-            f"{folder}: {(total - here) / 1e9:.2f} GB are to come, but only {free / 1e9:.2f} GB are free"
+            f"{folder}: {(total - present) / 1e9:.2f} GB must be downloaded, but only {free / 1e9:.2f} GB are free"
         )
-    progress = {"total": total, "initial": here, "desc": repo, "unit": "B", "unit_scale": True}
+    progress = {"total": total, "initial": present, "desc": repo, "unit": "B", "unit_scale": True}
     with tqdm(**progress, disable=None) as bar:  # type: ignore[no-untyped-call]  # None: silent unless on a terminal
         for path, file in blobs.items():
-            with WeakFileLock(locks / f"{path.name}.lock"):  # another process may be fetching the same file
+            with WeakFileLock(locks / f"{path.name}.lock"):  # another process may be downloading the same file
                 if not path.exists():
                     transfer(file, incomplete(path), bar)
                     incomplete(path).replace(path)
 
 
 def transfer(file: File, path: Path, bar: tqdm) -> None:
-    """Append to `path` until the file is whole. A connection that breaks is taken up again at that byte."""
+    """Append to `path` until the file is complete. After a broken connection, it continues at the next byte.
+
+    Raises DownloadError for contents that do not match the ETag, and the last failure after MAX_FAILURES in a row.
+    """
     failures = 0
     with path.open("ab") as output:
         if output.tell() > file.size:
-            bar.update(-restart(output))
+            bar.update(-truncate(output))
         while (start := output.tell()) < file.size:
             headers = build_hf_headers() | {"range": f"bytes={start}-", "accept-encoding": "identity"}
-            failure: Exception = TransportError("the server ends the file too early")
+            failure: Exception = TransportError("the server ended the file too early")
             try:
                 with get_session().stream("GET", file.url, headers=headers, timeout=TIMEOUT) as response:
                     hf_raise_for_status(response)
-                    if start and response.status_code != 206:  # not the range asked for: the whole file comes again
-                        bar.update(-restart(output))
+                    if start and response.status_code != 206:  # the server ignores ranges and sends the whole file
+                        bar.update(-truncate(output))
                     for chunk in response.iter_bytes():
                         output.write(chunk)
                         bar.update(len(chunk))
@@ -192,7 +206,7 @@ def transfer(file: File, path: Path, bar: tqdm) -> None:
                     raise
                 failure = error
             failures = 0 if output.tell() > start else failures + 1
-            if failures == ATTEMPTS:
+            if failures == MAX_FAILURES:
                 raise failure
             if output.tell() < file.size:
                 time.sleep(min(0.25 * 2**failures, 8))
@@ -202,19 +216,21 @@ def transfer(file: File, path: Path, bar: tqdm) -> None:
         )
     if not intact:
         path.unlink()
-        raise DownloadError(f"{file.url}: damaged on the way (size or SHA-256), and deleted: run the command again")
+        raise DownloadError(
+            f"{file.url}: damaged in transfer (wrong size or SHA-256), and deleted: run the command again"
+        )
 
 
-def restart(output: BinaryIO) -> int:
-    """Empties the file. Returns how many bytes it had."""
-    had = output.tell()
+def truncate(output: BinaryIO) -> int:
+    """Empty the file. Returns how many bytes it had."""
+    n_bytes = output.tell()
     output.seek(0)
     output.truncate()
-    return had
+    return n_bytes
 
 
 def incomplete(path: Path) -> Path:
-    return path.with_name(path.name + ".incomplete")  # the hub's own ending: `hf cache` knows and clears these
+    return path.with_name(path.name + ".incomplete")  # huggingface_hub's own suffix: `hf cache` clears such files
 
 
 def size(path: Path) -> int:
@@ -222,8 +238,8 @@ def size(path: Path) -> int:
 
 
 @contextmanager
-def explained(repo: str) -> Iterator[None]:
-    """Turns what goes wrong on the way into a DownloadError that says what to do."""
+def explain_errors(repo: str) -> Iterator[None]:
+    """Turn the errors of a download into a DownloadError that says what to do."""
     hub = constants.ENDPOINT
     try:
         yield
@@ -236,7 +252,7 @@ def explained(repo: str) -> Iterator[None]:
     except (HTTPError, InvalidURL, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else str(error).partition("\n")[0]
         raise DownloadError(
-            f"{repo} is not whole on this machine, and {hub} cannot be reached ({reason}): "
+            f"{repo} is not complete on this machine, and {hub} cannot be reached ({reason}): "
             "run the command again when it can; what has arrived is kept"
         ) from error
     except OSError as error:
@@ -246,10 +262,11 @@ def explained(repo: str) -> Iterator[None]:
     except HFValidationError as error:
         raise DownloadError(f"{repo!r} is not a name on the hub; expected OWNER/NAME") from error
     except ValueError as error:
-        raise DownloadError(f"{repo}: {hub} does not answer as a hub does ({error})") from error
+        raise DownloadError(f"{repo}: {hub} does not respond like a Hugging Face hub ({error})") from error
 
 
 def refusal(repo: str, error: HfHubHTTPError) -> str:
+    """The message for an HTTP error: the repository is gated, private or not there, or the token is wrong."""
     hub, status = constants.ENDPOINT, error.response.status_code
     if isinstance(error, GatedRepoError) or status == 403:
         page = f"{hub}/{repo}"
@@ -259,7 +276,7 @@ def refusal(repo: str, error: HfHubHTTPError) -> str:
             f"then set HF_TOKEN to a token from {hub}/settings/tokens, or run `hf auth login`, and try again"
         )
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo}: no such folder here, and no such repository on {hub} (or a private one: then set HF_TOKEN)"
+        return f"{repo}: no such folder here, and no such repository on {hub} (if it is private, set HF_TOKEN)"
     if status == 401:
         return f"{repo}: {hub} refuses your token (HF_TOKEN or `hf auth login`): it is wrong or has expired"
-    return f"{repo}: {hub} answers {status}: {str(error).strip().splitlines()[0]}"
+    return f"{repo}: {hub} responds with {status}: {str(error).strip().splitlines()[0]}"

@@ -1,13 +1,14 @@
-"""Parity: are these the logits that another implementation computes? Read: reference_file, measures, report, compare.
+"""Parity: checks whether logits are those that another implementation computes.
 
     read_reference(path), save_reference(path, reference)
-    compare_model(llama.model, reference)   our Transformer against a reference   (`llama3 compare FILE`)
+    compare_model(llama.model, reference)   our model against a reference         (`llama3 compare FILE`)
     compare_files(ours, reference)          one reference file against another    (`llama3 compare FILE OTHER`)
     compare_arrays(logits, reference)       arrays of your own against a reference
-    assert_close(logits, reference)         the same for tests: AssertionError, with the report
+    assert_close(logits, reference)         the same for tests: raises AssertionError with the report
 
-Every compare takes the limits rtol, max_kl and min_top1, and returns a Report: `.ok` (for the exit code), `.breaches`,
-`.as_dict()` (for --json), `str()` (for people). `python -m llama3.parity.write_reference` makes reference files.
+Every compare function takes the limits rtol, max_kl and min_top1, and returns a Report: `.ok` (for the exit code),
+`.breaches`, `.as_dict()` (for --json), `str()` (for people). `python -m llama3.parity.write_reference` makes reference
+files. Reading order: reference_file, measures, report, compare.
 """
 
 from llama3.parity.compare import assert_close, compare_arrays, compare_files, compare_model

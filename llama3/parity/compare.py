@@ -1,7 +1,8 @@
-"""Logits and activations against a reference: from a model, from another file, or from arrays of your own.
+"""Compares logits and activations with a reference: those of a model, of another file, or of your own arrays.
 
-Ours comes first, and errors are relative to the reference, which is a path or what `read_reference` has returned.
-limits: the fields of `Limits`. What cannot be compared at all, say other tokens or other shapes, is a CheckpointError.
+The first argument of each function is what is checked. `reference` is a path or a `Reference`, and errors are relative
+to it. `limits` are the fields of `Limits`. CheckpointError is raised for what cannot be compared at all, such as
+different tokens or different shapes.
 """
 
 from collections.abc import Mapping
@@ -21,11 +22,11 @@ from llama3.parity.report import Limits, Report
 if TYPE_CHECKING:
     from llama3.engine import Model
 
-MODEL_ROWS = 512  # tokens a forward pass: with the real vocabulary, their logits take 260 MB
+MODEL_ROWS = 512  # tokens in one forward pass; with Llama 3's vocabulary, their logits take 260 MB
 
 
 def compare_model(model: "Model", reference: Reference | str | Path, **limits: float | None) -> Report:
-    """Run the reference's tokens through a model (`Llama.model`), and compare what comes as it comes."""
+    """Run the reference's tokens through a model (`Llama.model`), chunk by chunk, and compare each chunk's output."""
     r = _read(reference)
     _same_fields(model.config, r.config, "vocab_size", "dim", "n_layers")
     if len(r.tokens) > model.config.max_seq_len:
@@ -38,21 +39,21 @@ def compare_model(model: "Model", reference: Reference | str | Path, **limits: f
     slot = cache.allocate()
     for begin in range(0, len(r.tokens), MODEL_ROWS):
         tokens = r.tokens[begin : begin + MODEL_ROWS]
-        block = slice(begin, begin + len(tokens))
-        kept = slice(*np.searchsorted(r.positions, [block.start, block.stop]))  # the logits' rows that stand in it
+        chunk = slice(begin, begin + len(tokens))
+        rows = slice(*np.searchsorted(r.positions, [chunk.start, chunk.stop]))  # rows of r.logits for this chunk
 
-        def trace(name: str, values: np.ndarray, block: slice = block, kept: slice = kept) -> None:
+        def trace(name: str, values: np.ndarray, chunk: slice = chunk, rows: slice = rows) -> None:
             if name in activations:
-                activations[name].append(compare_rows(values, r.activations[name][kept if name == "norm" else block]))
+                activations[name].append(compare_rows(values, r.activations[name][rows if name == "norm" else chunk]))
 
-        ours = model.forward(Batch.of([(slot, tokens)]), cache, r.positions[kept] - begin, trace)
-        logits.append(compare_logits(ours, r.logits[kept]))
+        ours = model.forward(Batch.of([(slot, tokens)]), cache, r.positions[rows] - begin, trace)
+        logits.append(compare_logits(ours, r.logits[rows]))
     joined = {name: np.concatenate(parts) for name, parts in activations.items()}
     return _report(r, "llama3 in NumPy", model.config, np.concatenate(logits), joined, limits)
 
 
 def compare_files(ours: Reference | str | Path, reference: Reference | str | Path, **limits: float | None) -> Report:
-    """Two files of the same tokens: at the reference's positions, and in the activations that both hold."""
+    """Compare two files of the same tokens: the logits at the reference's positions, and the activations in both."""
     o, r = _read(ours), _read(reference)
     _same_fields(o.config, r.config, "vocab_size", "dim", "n_layers")
     if not np.array_equal(o.tokens, r.tokens):
@@ -62,18 +63,19 @@ def compare_files(ours: Reference | str | Path, reference: Reference | str | Pat
             f"the files hold different tokens, {n} and {m} of them; the first difference is at {first}"
         )
     if len(missing := np.setdiff1d(r.positions, o.positions)):
-        raise CheckpointError(f"ours has no logits at position {missing[0]}, and the reference has")
-    at = np.searchsorted(o.positions, r.positions)
+        raise CheckpointError(f"ours has no logits at position {missing[0]}, but the reference has")
+    indices = np.searchsorted(o.positions, r.positions)
 
-    def chosen(rows: np.ndarray) -> np.ndarray:
-        return rows if len(at) == len(rows) else rows[at]
+    def at_reference(rows: np.ndarray) -> np.ndarray:
+        """The rows at the reference's positions, without a copy if that is all of them."""
+        return rows if len(indices) == len(rows) else rows[indices]
 
     activations = {
-        name: compare_rows(chosen(o.activations[name]) if name == "norm" else o.activations[name], values)
+        name: compare_rows(at_reference(o.activations[name]) if name == "norm" else o.activations[name], values)
         for name, values in r.activations.items()
         if name in o.activations
     }
-    logits = compare_logits(chosen(o.logits), r.logits)
+    logits = compare_logits(at_reference(o.logits), r.logits)
     return _report(r, f"{o.model} ({o.producer}, {o.dtype})", o.config, logits, activations, limits)
 
 
@@ -84,10 +86,10 @@ def compare_arrays(
     activations: Mapping[str, Any] | None = None,
     **limits: float | None,
 ) -> Report:
-    """Anything that NumPy can read: logits (T, vocab_size), or (n, vocab_size) for the reference's positions alone.
+    """Compare arrays, or anything else that NumPy can convert.
 
-    activations: (T, dim) each, by the reference's names, as many of them as you have; `norm` has as many rows as the
-    reference's logits.
+    logits: (T, vocab_size), or (n, vocab_size) for the reference's n positions only. activations: any of the
+    reference's, by its names, each (T, dim), except `norm`, (n, dim).
     """
     r = _read(reference)
     rows = np.asarray(logits)
@@ -96,14 +98,14 @@ def compare_arrays(
     compared = {}
     for name, values in (activations or {}).items():
         if name not in r.activations:
-            held = ", ".join(r.activations) or "none"
-            raise CheckpointError(f"the reference has no activation {name!r}; it has {held}")
+            names = ", ".join(r.activations) or "none"
+            raise CheckpointError(f"the reference has no activation {name!r}; it has {names}")
         compared[name] = compare_rows(*_same_shape(f"activation {name}", np.asarray(values), r.activations[name]))
     return _report(r, "arrays", r.config, compare_logits(*_same_shape("logits", rows, r.logits)), compared, limits)
 
 
 def assert_close(logits: Any, reference: Reference | str | Path, **arguments: Any) -> None:
-    """`compare_arrays`, for tests: raises AssertionError with the whole report unless the two agree."""
+    """`compare_arrays` for tests: raises AssertionError with the whole report unless ours and reference agree."""
     report = compare_arrays(logits, reference, **arguments)
     if not report.ok:
         raise AssertionError(f"logits differ from the reference\n{report}")
@@ -121,7 +123,7 @@ def _report(
     differences = [
         f"{name} is {a[name]} in ours, {b[name]} in the reference"
         for name in a
-        if a[name] != b[name] and name != "max_seq_len"  # how far a model may go is not part of what it computes
+        if a[name] != b[name] and name != "max_seq_len"  # the context length does not change what is computed
     ]
     ordered = {name: activations[name] for name in reference.activations if name in activations}
     return Report(reference, ours, Limits(**limits), logits, ordered, differences)
@@ -140,5 +142,5 @@ def _same_fields(ours: ModelConfig, reference: ModelConfig, *names: str) -> None
 
 def _same_shape(name: str, ours: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if ours.shape != reference.shape:
-        raise CheckpointError(f"{name} of shape {ours.shape}; the reference's have {reference.shape}")
+        raise CheckpointError(f"{name} of shape {ours.shape}; expected {reference.shape}, as in the reference")
     return ours, reference

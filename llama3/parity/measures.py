@@ -1,13 +1,13 @@
-"""Two arrays of rows -> how far apart they are, row by row, in float64.
+"""Measures how far two arrays are apart, row by row, in float64.
 
-An error over a whole array hides a wrong row among a thousand right ones, so there is none here. Every measure of a row
-that holds a NaN or an infinity, on either side, is NaN: no comparison with a limit lets that pass by mistake.
+There is no error over a whole array, because it would hide one wrong row among a thousand right ones. If a row holds a
+NaN or an infinity on either side, all its errors are NaN, so that no comparison with a limit accepts it by mistake.
 """
 
 import numpy as np
 
 TOP = 5
-BLOCK_BYTES = 1 << 24  # of float64 at a time: 16 rows of the real vocabulary. No whole array is ever converted
+BLOCK_BYTES = 1 << 24  # converted to float64 at a time: 16 rows of Llama 3's vocabulary, never a whole array
 
 ROW = np.dtype([("max_abs", "f8"), ("relative", "f8")])
 LOGITS_ROW = np.dtype(
@@ -15,9 +15,9 @@ LOGITS_ROW = np.dtype(
         ("max_abs", "f8"),
         ("relative", "f8"),  # norm of the difference / norm of the reference
         ("kl", "f8"),  # KL divergence (reference || ours), in nats
-        ("top1", "?"),  # the same most likely token; ties go to the lowest id
-        ("top5", "i8"),  # how many of the reference's five most likely are among ours
-        ("ours", "i8", TOP),  # the five ids, most likely first; -1 where the vocabulary is smaller
+        ("top1", "?"),  # whether the most likely token is the same; ties go to the lowest id
+        ("top5", "i8"),  # how many of the reference's five most likely tokens are among our five
+        ("ours", "i8", TOP),  # our five most likely ids, best first; -1 if the vocabulary is smaller
         ("ours_logits", "f4", TOP),
         ("reference", "i8", TOP),
         ("reference_logits", "f4", TOP),
@@ -26,19 +26,19 @@ LOGITS_ROW = np.dtype(
 
 
 def compare_rows(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Both (n, width) -> (n,) ROW."""
+    """The errors of each row. ours, reference: (n, width) -> (n,) ROW."""
     found = np.empty(len(ours), ROW)
     for block in _blocks(ours):
-        _distances(ours[block].astype(np.float64), reference[block].astype(np.float64), found[block])
+        _write_errors(ours[block].astype(np.float64), reference[block].astype(np.float64), found[block])
     return found
 
 
 def compare_logits(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Both (n, vocab_size) -> (n,) LOGITS_ROW."""
+    """The errors and the most likely tokens of each row. ours, reference: (n, vocab_size) -> (n,) LOGITS_ROW."""
     found = np.empty(len(ours), LOGITS_ROW)
     for block in _blocks(ours):
         a, b, out = ours[block].astype(np.float64), reference[block].astype(np.float64), found[block]
-        _distances(a, b, out)
+        _write_errors(a, b, out)
         finite = np.isfinite(out["max_abs"])
         out["kl"] = np.where(finite, _kl(b, a), np.nan)
         for side, logits in (("ours", a), ("reference", b)):
@@ -50,18 +50,19 @@ def compare_logits(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return found
 
 
-def _distances(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def _write_errors(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Write max_abs and relative of each row into `out`. a, b: ours and the reference."""
     finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = a - b
-        norm, size = np.linalg.norm(difference, axis=1), np.linalg.norm(b, axis=1)
+        error, size = np.linalg.norm(difference, axis=1), np.linalg.norm(b, axis=1)
         out["max_abs"] = np.where(finite, np.abs(difference).max(axis=1), np.nan)
-        # A reference row of zeros is matched by zeros alone: 0 / 0 is no error, anything else an infinite one.
-        out["relative"] = np.where(finite, np.where(norm == 0, 0, norm / size), np.nan)
+        # If the reference's row is all zeros, the error is 0 for zeros and infinite for anything else.
+        out["relative"] = np.where(finite, np.where(error == 0, 0, error / size), np.nan)
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Sum of p (log p - log q) over the softmax of each row of logits. Rounding could make it a little negative."""
+    """sum(softmax(p) * (log softmax(p) - log softmax(q))) of each row of logits; at least 0, whatever the rounding."""
     with np.errstate(invalid="ignore"):
         log_p, log_q = _log_softmax(p), _log_softmax(q)
         return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0)
@@ -73,7 +74,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _top(row: np.ndarray) -> np.ndarray:
-    """The ids of the TOP highest, best first, ties by the lowest id; a NaN counts as minus infinity. -1: no more."""
+    """The ids of the TOP highest logits, best first, then -1 for none. Ties go to the lowest id. NaN counts as -inf."""
     row = np.where(np.isnan(row), -np.inf, row)
     k = min(TOP, len(row))
     candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])

@@ -1,11 +1,11 @@
-"""The reference file: what a model answered to some tokens, for others to check their numbers against.
+"""The reference file: one implementation's logits for some tokens, for checking the numbers of another.
 
-A safetensors file; docs/parity.md describes it for those who write one with other tools. Tensors:
+It is a safetensors file. docs/parity.md describes it for people who write one with other tools. Its tensors:
   tokens              (T,) int64: one sequence from position 0
   logits              (n, vocab_size) float32
-  positions           (n,) int64, ascending: where the rows of `logits` stand; left out if that is every position
-  activations.<name>  (T, dim) float32, `norm` (n, dim): the names of `activation_names`; any of them, or none
-Metadata, all of it text: format, version, producer, dtype, model, and config (JSON with the fields of ModelConfig).
+  positions           (n,) int64, ascending: the position of each row of `logits`; absent if there is a row for each
+  activations.<name>  (T, dim) float32, but `norm` (n, dim): any of the names that `activation_names` returns, or none
+The metadata are strings: format, version, producer, dtype, model, and config (JSON with the fields of ModelConfig).
 """
 
 import json
@@ -21,22 +21,22 @@ from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
 
 FORMAT, VERSION = "llama3-reference", "1"
-DTYPES = ("float64", "float32", "float16", "bfloat16")  # what a reference can have been computed in
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # that a reference can be computed in
 STORED: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One model's answer. Raises CheckpointError, naming the field, unless everything fits together."""
+    """One implementation's output. Raises CheckpointError, naming the field, unless the fields fit together."""
 
     tokens: np.ndarray  # (T,) int64
     logits: np.ndarray  # (n, vocab_size) float32
     positions: np.ndarray  # (n,) int64
     config: ModelConfig
-    dtype: str  # what it was computed in: one of DTYPES. It is stored in float32 all the same
-    producer: str  # "transformers 5.23.0, torch 2.13.0"
-    model: str  # free text: which weights
-    activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # in the order of computation
+    dtype: str  # what it was computed in: one of DTYPES. The arrays are float32 in any case
+    producer: str  # the software: "transformers 5.23.0, torch 2.13.0"
+    model: str  # free text that identifies the weights
+    activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # sorted in the order of computation
 
     def __post_init__(self) -> None:
         c = self.config
@@ -44,7 +44,7 @@ class Reference:
             raise CheckpointError(f"dtype is {self.dtype!r}; expected {', '.join(DTYPES)}")
         _check("tokens", self.tokens, np.int64, ("T",))
         if not np.all((self.tokens >= 0) & (self.tokens < c.vocab_size)):
-            raise CheckpointError(f"tokens holds ids outside 0 to {c.vocab_size - 1}, the vocabulary of its config")
+            raise CheckpointError(f"tokens holds ids outside 0 to {c.vocab_size - 1}, the vocabulary in its config")
         _check("logits", self.logits, np.float32, ("n", c.vocab_size))
         _check("positions", self.positions, np.int64, (len(self.logits),))
         if np.any(np.diff(self.positions) <= 0) or self.positions[0] < 0 or self.positions[-1] >= len(self.tokens):
@@ -52,7 +52,7 @@ class Reference:
         known = activation_names(c)
         for name, values in self.activations.items():
             if name not in known:
-                raise CheckpointError(f"activations.{name} is not known; expected {', '.join(known[:4])}, ..., norm")
+                raise CheckpointError(f"activations.{name} is unknown; expected {', '.join(known[:4])}, ..., norm")
             rows = len(self.logits) if name == "norm" else len(self.tokens)
             _check(f"activations.{name}", values, np.float32, (rows, c.dim))
         ordered = {name: self.activations[name] for name in known if name in self.activations}
@@ -60,16 +60,16 @@ class Reference:
 
 
 def activation_names(config: ModelConfig) -> list[str]:
-    """What `Transformer.forward` traces, in the order of computation."""
+    """The names that `Transformer.forward` passes to its `trace`, in the order of computation."""
     layers = range(config.n_layers)
     blocks = [f"layers.{i}{part}" for i in layers for part in (".attention", ".feed_forward", "")]
     return ["tok_embeddings", *blocks, "norm"]
 
 
 def save_reference(path: str | Path, reference: Reference) -> None:
-    """Write a reference file of the current version. The same reference gives the same bytes.
+    """Write a reference file of the current version. The same reference always gives the same bytes.
 
-    (safetensors' own writer puts the metadata in another order each time.)
+    The safetensors library could not be used for this: its writer changes the order of the metadata from run to run.
     """
     r = reference
     metadata = {
@@ -98,7 +98,7 @@ def save_reference(path: str | Path, reference: Reference) -> None:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Map a reference file: the arrays are read-only views, and 4 GB of logits are read as they are used.
+    """Open a reference file. Its arrays are read-only views of the memory-mapped file, which may have 4 GB of logits.
 
     Raises CheckpointError with the file, the field, what was found and what was expected.
     """
@@ -108,18 +108,18 @@ def read_reference(path: str | Path) -> Reference:
         return _reference(tensors, metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (OSError, ValueError, SafetensorError) as error:  # ValueError: NumPy's, of sizes of zero and of 2^63
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: NumPy raises it for sizes of 0 and 2^63
         raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    with safe_open(path, "np") as file:  # it refuses a header that does not fit the file
+    with safe_open(path, "np") as file:  # raises SafetensorError for a header that does not fit the file
         metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         found = metadata.get("format")
         raise CheckpointError(f"not a reference file: the metadata's format is {found!r}; expected {FORMAT!r}")
     if metadata.get("version") != VERSION:
-        raise CheckpointError(f"version is {metadata.get('version')!r}; this program reads version {VERSION!r} alone")
+        raise CheckpointError(f"version is {metadata.get('version')!r}; this program reads only version {VERSION!r}")
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
@@ -148,12 +148,13 @@ def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Refe
     if positions is None:
         if tokens.shape[:1] != logits.shape[:1]:
             raise CheckpointError(
-                f"logits has the shape {logits.shape} and tokens {tokens.shape}; expected a row a token, or `positions`"
+                f"logits has the shape {logits.shape} and tokens {tokens.shape}; expected a row for each token, or "
+                "the tensor positions"
             )
         positions = np.arange(tokens.size)
     prefix = "activations."
     if other := [name for name in tensors if not name.startswith(prefix)]:
-        raise CheckpointError(f"the tensor {other[0]} is not known; expected tokens, logits, positions, {prefix}<name>")
+        raise CheckpointError(f"the tensor {other[0]} is unknown; expected tokens, logits, positions, {prefix}<name>")
     return Reference(
         tokens,
         logits,
@@ -173,29 +174,30 @@ def _config(text: str) -> ModelConfig:
             raise ValueError(f"found {type(values).__name__}, expected an object")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"config in the metadata is not a JSON object: {error}") from error
-    values = _known(ModelConfig, values, "config")
+    values = _exact_fields(ModelConfig, values, "config")
     scaling = values["rope_scaling"]
     if scaling is not None and not isinstance(scaling, dict):
         raise CheckpointError(f"config.rope_scaling is {scaling!r}; expected an object or null")
     try:
         if scaling is not None:
-            values["rope_scaling"] = RopeScaling(**_known(RopeScaling, scaling, "config.rope_scaling"))
+            values["rope_scaling"] = RopeScaling(**_exact_fields(RopeScaling, scaling, "config.rope_scaling"))
         return ModelConfig(**values)
     except TypeError as error:
         raise CheckpointError(f"config has a field of the wrong type: {error}") from error
 
 
-def _known(cls: type[ModelConfig] | type[RopeScaling], values: dict[str, Any], where: str) -> dict[str, Any]:
+def _exact_fields(cls: type[ModelConfig] | type[RopeScaling], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values`. Raises CheckpointError unless its keys are exactly the fields of the class."""
     names = [f.name for f in fields(cls)]
     if unknown := values.keys() - set(names):
-        raise CheckpointError(f"{where}.{min(unknown)} is not known; expected {', '.join(names)}")
+        raise CheckpointError(f"{where}.{min(unknown)} is unknown; expected {', '.join(names)}")
     if missing := [name for name in names if name not in values]:
         raise CheckpointError(f"{where}.{missing[0]} is missing")
     return values
 
 
 def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[str | int, ...]) -> None:
-    """Letters in `shape` stand for any length but 0."""
+    """Raises CheckpointError for another dtype or shape. A letter in `shape` means any length except 0."""
     fits = array.ndim == len(shape) and all(
         n == s or (isinstance(s, str) and n > 0) for n, s in zip(array.shape, shape)
     )

@@ -1,4 +1,4 @@
-"""What a comparison found: to be judged by limits, printed for people, or written as JSON."""
+"""The result of a comparison: judged by limits, printed as a table, or returned as values for JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,26 +9,26 @@ from llama3.errors import RequestError
 from llama3.parity.measures import TOP
 from llama3.parity.reference_file import Reference
 
-# The relative error that is allowed unless the caller names one, by what the reference was computed in: of a row of
-# logits, and of a row of an activation. Correct float32 models, which only sum in another order, stay below 6e-6. A
-# reference in float16 or bfloat16 is itself off: correct models were seen at 9 unit roundoffs (2^-11, 2^-8) in the
-# logits, and at 38 in activations, whose sums cancel. About twice that is allowed.
+# The default limits of the relative error, by the dtype that the reference was computed in: for a row of logits, and
+# for a row of an activation. Correct float32 models differ only in the order of their sums, and stay below 6e-6. A
+# reference in float16 or bfloat16 is inexact itself: correct models have shown errors of 9 unit roundoffs (2^-11, 2^-8)
+# in the logits, and of 38 in activations, where large terms cancel. About twice as much is allowed.
 RTOL = {
     "float64": (1e-5, 1e-5),
     "float32": (1e-5, 1e-5),
     "float16": (20 * 2.0**-11, 64 * 2.0**-11),
     "bfloat16": (20 * 2.0**-8, 64 * 2.0**-8),
 }
-WIDTH = 100
+WIDTH = 100  # columns of the table
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What still counts as equal."""
+    """The errors that still count as equal. Raises RequestError for a limit that is no number of at least 0."""
 
-    rtol: float | None = None  # relative error of every row, of logits and of activations; None: see RTOL
-    max_kl: float | None = None  # nats, at every position
-    min_top1: float | None = None  # share of the positions that agree on the most likely token
+    rtol: float | None = None  # the largest relative error of any row of logits or activations; None: see RTOL
+    max_kl: float | None = None  # the largest KL divergence at any position, in nats; None: no limit
+    min_top1: float | None = None  # the smallest share of positions with the same most likely token; None: no limit
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -40,12 +40,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Report:
+    """The errors of each row, the limits, and the verdict."""
+
     reference: Reference
-    ours: str  # what was compared with it
+    ours: str  # a description of what was compared with it
     limits: Limits
     logits: np.ndarray  # (n,) measures.LOGITS_ROW, a row for each of the reference's positions
-    activations: dict[str, np.ndarray]  # (T,) measures.ROW each, in the order of computation
-    config_differences: list[str]  # told, not judged: the numbers decide
+    activations: dict[str, np.ndarray]  # (T,) measures.ROW each, `norm` (n,), in the order of computation
+    config_differences: list[str]  # reported, but not counted as a failure
 
     @property
     def rtol(self) -> float:
@@ -61,12 +63,12 @@ class Report:
 
     @property
     def first_activation(self) -> str | None:
-        """The first one, in the order of computation, with a row over the limit: the fault is in that block."""
+        """The first activation, in the order of computation, with a row over the limit. The fault is in that block."""
         return next((name for name, rows in self.activations.items() if _over(rows, self.activation_rtol).any()), None)
 
     @property
     def breaches(self) -> list[str]:
-        """Every limit that is not kept, a line each."""
+        """A line for every limit that is exceeded."""
         found, rows, positions = [], self.logits, self.reference.positions
 
         def add(what: str, bad: np.ndarray) -> None:
@@ -87,7 +89,7 @@ class Report:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None for what is not finite. docs/parity.md lists the fields."""
+        """The report as plain values for JSON, with None for NaN and infinity. docs/parity.md lists the fields."""
         r, rows = self.reference, self.logits
         return {
             "ok": self.ok,
@@ -113,7 +115,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """A table of at most 100 columns."""
+        """The report as a table of at most WIDTH columns."""
         r, rows, measures = self.reference, self.logits, self._measures()
         lines = [
             f"ours       {self.ours}",
@@ -140,8 +142,8 @@ class Report:
         return "\n".join(map(_fit, lines))
 
     def _most_likely(self) -> list[str]:
-        """Both sides' first five where the logits are furthest apart."""
-        worst = np.argmax(self.logits["relative"])  # a NaN counts as the largest
+        """The five most likely tokens of ours and of the reference, at the position with the largest error."""
+        worst = np.argmax(self.logits["relative"])  # NaN counts as the largest
         row, position = self.logits[worst], self.reference.positions[worst]
         lines = [f"most likely at position {position}, after token {self.reference.tokens[position]} (id: logit)"]
         for side in ("ours", "reference"):
@@ -150,11 +152,12 @@ class Report:
         return lines
 
     def _measures(self) -> dict[str, np.ndarray]:
-        """NMSE, the normalised mean square error, is over one row the square of the relative error."""
+        """The errors of each row of logits, by name. Over a single row, NMSE is the square of the relative error."""
         relative = self.logits["relative"]
         return {"relative": relative, "nmse": relative**2, "max_abs": self.logits["max_abs"], "kl": self.logits["kl"]}
 
     def _positions(self, activation: str) -> np.ndarray:
+        """The position of each row of an activation."""
         return self.reference.positions if activation == "norm" else np.arange(len(self.reference.tokens))
 
     @property
@@ -163,11 +166,11 @@ class Report:
 
 
 def _over(rows: np.ndarray, rtol: float) -> np.ndarray:
-    return ~(rows["relative"] <= rtol)  # not `>`: a NaN is over any limit
+    return ~(rows["relative"] <= rtol)  # not `>`: NaN must be over any limit
 
 
 def _fit(line: str) -> str:
-    """What a file says of itself may be long, and must not drive the terminal."""
+    """Cut a line, and replace control characters: texts from a file may be long, and could control the terminal."""
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 

@@ -1,6 +1,6 @@
-"""Write a reference file from transformers: `python -m llama3.parity.write_reference MODEL OUT --prompt "Once upon"`.
+"""Writes a reference file with transformers: `python -m llama3.parity.write_reference MODEL OUT --prompt "Once upon"`.
 
-It needs `pip install torch transformers`; nothing else in llama3 does.
+This needs `pip install torch transformers`; nothing else in llama3 does.
 """
 
 import argparse
@@ -15,28 +15,24 @@ import transformers
 from llama3.checkpoint.config_file import config_from_hf
 from llama3.parity.reference_file import Reference, save_reference
 
-DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-)  # not float64: transformers computes norms and angles in float32 all the same
+DTYPES = ("float32", "float16", "bfloat16")  # not float64, because transformers computes norms and angles in float32
 
 
 @torch.inference_mode()
 def reference_of(
     model: Any, tokens: Sequence[int], label: str, positions: Sequence[int] | None = None, activations: bool = False
 ) -> Reference:
-    """What a `LlamaForCausalLM` answers to one sequence of token ids.
+    """The output of a `LlamaForCausalLM` for one sequence of token ids.
 
-    positions: where logits are kept (None: everywhere). Only those pay for the output matrix.
+    positions: the positions whose logits are kept (None: all). The output matrix is multiplied for these only.
     """
-    at = torch.arange(len(tokens)) if positions is None else torch.tensor(list(positions))
+    kept = torch.arange(len(tokens)) if positions is None else torch.tensor(list(positions))
     recorded: dict[str, np.ndarray] = {}
 
     def record(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             rows = (output[0] if isinstance(output, tuple) else output)[0]  # attention also returns its weights
-            recorded[name] = (rows[at] if name == "norm" else rows).float().numpy()
+            recorded[name] = (rows[kept] if name == "norm" else rows).float().numpy()
 
         return hook
 
@@ -49,14 +45,14 @@ def reference_of(
         }
     hooks = [m.register_forward_hook(record(name)) for name, m in modules.items()] if activations else []
     try:
-        logits = model(torch.tensor([list(tokens)]), logits_to_keep=at, use_cache=False).logits[0]  # (n, vocab_size)
+        logits = model(torch.tensor([list(tokens)]), logits_to_keep=kept, use_cache=False).logits[0]  # (n, vocab_size)
     finally:
         for hook in hooks:
             hook.remove()
     return Reference(
         tokens=np.array(tokens, np.int64),
         logits=logits.float().numpy(),
-        positions=at.numpy(),
+        positions=kept.numpy(),
         config=config_from_hf(model.config.to_dict()),
         dtype=str(model.dtype).removeprefix("torch."),
         producer=f"transformers {transformers.__version__}, torch {torch.__version__}",
@@ -66,7 +62,7 @@ def reference_of(
 
 
 def load(model: str | Path, dtype: str = "float32") -> Any:
-    """A folder in Hugging Face's form, or a name on the hub -> LlamaForCausalLM on the CPU."""
+    """Load a LlamaForCausalLM on the CPU from a folder in Hugging Face's form, or by its name on the hub."""
     loaded: Any = transformers.LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     return loaded.eval()
 
@@ -80,9 +76,9 @@ def main() -> None:
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="text, for the model's own tokenizer")
     text.add_argument("--tokens", type=int, nargs="+", metavar="ID", help="token ids")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: %(default)s)")
-    parser.add_argument("--positions", type=int, nargs="+", metavar="I", help="keep logits there only (default: all)")
-    parser.add_argument("--activations", action="store_true", help="keep the output of every block, too")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype to compute in (default: %(default)s)")
+    parser.add_argument("--positions", type=int, nargs="+", metavar="I", help="keep only these logits (default: all)")
+    parser.add_argument("--activations", action="store_true", help="also keep the output of every block")
     args = parser.parse_args()
     tokens = args.tokens or transformers.AutoTokenizer.from_pretrained(args.model)(args.prompt).input_ids
     label = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model

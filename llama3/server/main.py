@@ -91,7 +91,7 @@ def limit_malloc_arenas() -> None:
     By default each thread gets an arena of its own, and the memory that one thread has freed is not used by others.
     With one thread per request, two arenas need less: 126 MB instead of 161 MB after two minutes with 64 clients.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 

@@ -11,8 +11,8 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from llama3.constraint import read_json
 from llama3.errors import ContractError
+from llama3.json_text import read_json
 from llama3.llama import Llama
 from llama3.server.api_formats import ApiFormat
 from llama3.server.body import BodyReader

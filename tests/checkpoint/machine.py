@@ -1,6 +1,6 @@
-"""A machine of its own for every download: a new process with a new home. huggingface_hub reads its settings only once.
+"""Runs each download in a new process with its own home folder, because huggingface_hub reads its settings only once.
 
-The processes are forked from one that has imported the slow rest already, which saves most of a second for each.
+The processes are forked from one that has already imported the slow libraries, which saves most of a second for each.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from llama3.errors import Llama3Error
 from tests.checkpoint.hub_server import Hub
 
 REPO = "meta-llama/Tiny-Llama-3"
-TOUCHES = {
+FILE_EVENTS = {  # audit events of Python that change the file system
     "open",
     "os.mkdir",
     "os.rename",
@@ -36,15 +36,17 @@ CONTEXT.set_forkserver_preload(["__main__", __name__, "httpx2", "filelock", "yam
 
 
 class Machine:
+    """A home folder and the hub that it uses."""
+
     def __init__(self, hub: Hub, home: Path):
         self.hub, self.home = hub, home
 
     def start(self, *calls: Call, **environment: str) -> tuple[BaseProcess, Connection]:
-        return self.start_function(answer, calls, **environment)
+        return self.start_function(make_calls, calls, **environment)
 
     def start_function(self, function: Any, *arguments: Any, **environment: str) -> tuple[BaseProcess, Connection]:
         settings = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.endpoint, "NO_PROXY": "*"}
-        # A busy machine may take its time to answer; no test is about that.
+        # No test is about these timeouts, and a busy machine may respond slowly.
         settings |= {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
         ours, theirs = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=function, args=(settings | environment, *arguments, theirs))
@@ -53,7 +55,7 @@ class Machine:
         return process, ours
 
     def run(self, *calls: Call, **environment: str) -> list[Path]:
-        """What the calls return."""
+        """Make the calls in one process. Returns their results."""
         process, results = self.start(*calls, **environment)
         assert results.poll(180)
         outcome = results.recv()
@@ -62,7 +64,7 @@ class Machine:
         return list(outcome)
 
     def fail(self, *calls: Call, **environment: str) -> str:
-        """The message of the DownloadError."""
+        """Make the calls in one process, which must raise DownloadError. Returns its message."""
         process, results = self.start(*calls, **environment)
         assert results.poll(180)
         outcome = results.recv()
@@ -73,8 +75,8 @@ class Machine:
         return message
 
 
-def answer(environment: dict[str, str], calls: list[Call], results: Connection) -> None:
-    adopt(environment)
+def make_calls(environment: dict[str, str], calls: list[Call], results: Connection) -> None:
+    set_environment(environment)
     functions: dict[str | None, Any] = {"download": download, "resolve": resolve}
     try:
         results.send([functions[name](*arguments) for name, *arguments in calls])
@@ -82,7 +84,7 @@ def answer(environment: dict[str, str], calls: list[Call], results: Connection) 
         results.send(f"{type(error).__name__}: {error}")
 
 
-def adopt(environment: dict[str, str]) -> None:
+def set_environment(environment: dict[str, str]) -> None:
     assert "huggingface_hub" not in sys.modules
     for name in list(os.environ):
         if name.startswith("HF_"):
@@ -91,29 +93,30 @@ def adopt(environment: dict[str, str]) -> None:
 
 
 class Interrupted(NamedTuple):
-    touch: str  # the event of the file system that Ctrl-C came before
-    found: dict[str, bytes] | None  # what then counted as the model, if anything did
-    repaired: dict[str, bytes]  # what the next download returned
+    event: str  # the file event before which Ctrl-C came
+    found: dict[str, bytes] | None  # the files that then counted as the model, None if there were none
+    repaired: dict[str, bytes]  # the files that the next download returned
 
 
 def interrupt_everywhere(
     environment: dict[str, str], to: Path | None, before: Path | None, results: Connection
 ) -> None:
-    """Downloads with a Ctrl-C before the first touch of the disk, before the ninth and so on, until one goes through.
+    """Downloads with a Ctrl-C before the first file event, before the ninth and so on, until one is not interrupted.
 
-    Each begins with an empty home, or with a copy of `before`. Only for a process of its own: an audit hook stays.
+    Each begins with an empty home, or with a copy of `before`. Call it in a process of its own, because an audit hook
+    cannot be removed.
     """
-    adopt(environment)
+    set_environment(environment)
     from llama3.checkpoint.transfer import cached
 
-    home, countdown, touch, outcomes = Path(environment["HF_HOME"]), 0, "", []
+    home, countdown, interrupted_before, outcomes = Path(environment["HF_HOME"]), 0, "", []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal countdown, touch
-        if countdown and event in TOUCHES and any(str(home.parent) in str(argument) for argument in arguments):
+        nonlocal countdown, interrupted_before
+        if countdown and event in FILE_EVENTS and any(str(home.parent) in str(argument) for argument in arguments):
             countdown -= 1
             if not countdown:
-                touch = f"{event} {arguments}"
+                interrupted_before = f"{event} {arguments}"
                 raise KeyboardInterrupt
 
     sys.addaudithook(hook)
@@ -128,7 +131,8 @@ def interrupt_everywhere(
         if countdown:
             break
         found = cached(REPO) if to is None else to if to.exists() else None
-        outcomes.append(Interrupted(touch, found and contents(found), contents(download(REPO, to))))
+        left = found and contents(found)  # read before the next download, which may change it
+        outcomes.append(Interrupted(interrupted_before, left, contents(download(REPO, to))))
     results.send(outcomes)
 
 

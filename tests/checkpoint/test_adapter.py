@@ -1,4 +1,4 @@
-"""An adapter that fits is loaded; any other is refused, naming the file and what is wrong with it."""
+"""An adapter that fits its base model is loaded; any other is refused, with its file and what is wrong with it."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_every_matrix_of_every_layer_is_read_and_scaled(tmp_path: Path):
         ({"r": True}, "r is True"),
         ({"r": 3}, r"lora_A.weight' has the shape \(4, 80\); expected \(3, 80\) for rank 3"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'; expected a number"),
-        ({"use_dora": True}, "use_dora is True; expected false: only plain LoRA is known"),
+        ({"use_dora": True}, "use_dora is True; expected false: only plain LoRA is supported"),
         ({"bias": "all"}, "bias is 'all'; expected \"none\""),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is"),
@@ -52,7 +52,7 @@ def test_what_is_not_plain_lora_is_refused(tmp_path: Path, fields, says):
     ("change", "says"),
     [
         (lambda t: t.pop(f"{Q}.lora_B.weight"), r"layers.1.self_attn.q_proj.lora_B.weight' is missing"),
-        (lambda t: [t.pop(f"{Q}.lora_{x}.weight") for x in "AB"], "nothing for q_proj of layer 1"),
+        (lambda t: [t.pop(f"{Q}.lora_{x}.weight") for x in "AB"], "no matrices for q_proj of layer 1"),
         (lambda t: t.update({f"{Q}.lora_B.weight": FOUR}), r"lora_B.weight' has the shape \(4, 48\)"),
         (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": FOUR}), "'base_model.model.lm"),
         (lambda t: t.update({Q.replace("1", "2") + ".lora_A.weight": FOUR}), "the model has 2 layers"),
@@ -70,7 +70,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, change, says):
 
 def test_another_base_is_refused(tmp_path: Path):
     folder = write_adapter(tmp_path, random_adapter(tiny_config(dim=64)))
-    with pytest.raises(CheckpointError, match="another base"):
+    with pytest.raises(CheckpointError, match="another base model"):
         load_adapter(folder, CONFIG)
 
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(tmp_path: Path, name: str)
         load_adapter(tmp_path / "nowhere", CONFIG)
 
 
-def test_nothing_is_loaded_beside_an_adapter_that_does_not_fit(tmp_path: Path):
+def test_one_adapter_that_does_not_fit_is_an_error_for_all(tmp_path: Path):
     base = write_hf(tmp_path / "base", CONFIG, random_tensors(CONFIG))
     good = write_adapter(tmp_path / "good", random_adapter(CONFIG))
     bad = write_adapter(tmp_path / "bad", random_adapter(CONFIG), r=0)
@@ -96,7 +96,7 @@ def test_nothing_is_loaded_beside_an_adapter_that_does_not_fit(tmp_path: Path):
         Llama.load(base, lora={"good": good, "bad": bad})
 
 
-def test_fields_of_newer_versions_are_let_pass(tmp_path: Path):
+def test_unknown_fields_of_newer_versions_are_accepted(tmp_path: Path):
     folder = write_adapter(tmp_path, random_adapter(CONFIG), peft_version="9.9", auto_mapping=None, runtime_config={})
     assert json.loads((folder / "adapter_config.json").read_text())["peft_version"] == "9.9"
     load_adapter(folder, CONFIG)

@@ -1,4 +1,4 @@
-"""The published configurations, read from either form, and what a wrong one is told."""
+"""The published configurations are read from both forms, and a wrong field is refused by its name."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_rope_scaling_is_read_under_its_old_and_its_new_name():
     assert config_from_meta(META_8B | {"use_scaled_rope": True}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
-def test_a_longer_context_is_run_with_8192_tokens():
+def test_a_longer_context_is_limited_to_8192_tokens():
     assert config_from_hf(HF_8B | {"max_position_embeddings": 131072}).max_seq_len == 8192
     assert config_from_hf(HF_8B | {"max_position_embeddings": 2048}).max_seq_len == 2048
 
@@ -102,7 +102,7 @@ def test_head_dim_need_not_be_dim_over_heads():
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear'"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
         ({"rope_scaling": LLAMA3_SCALING | {"factor": "8"}}, "factor is '8'"),
-        ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "rope scaling makes no sense"),
+        ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "rope scaling is RopeScaling(factor="),
         ({"rope_scaling": LLAMA3_SCALING | {"factor": float("inf")}}, "factor is inf"),
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),

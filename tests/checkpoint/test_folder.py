@@ -1,3 +1,8 @@
+"""A folder loads completely, in every layout and dtype, or is refused with the file and the field that is wrong.
+
+The published models are the oracle for sizes and counts: sparse files with their names, shapes and shards.
+"""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +41,13 @@ def test_one_file_shards_and_metas_layout_hold_the_same_weights(tmp_path: Path, 
     sharded = load_folder(write_hf(tmp_path / "sharded", config, tensors, shards=3))
     meta = load_folder(write_meta(tmp_path / "meta", config, tensors))
     assert whole.config == sharded.config == config
-    assert meta.config == tiny_config(rope_scaling=SCALED)  # Meta's form knows no tied embeddings
+    assert meta.config == tiny_config(rope_scaling=SCALED)  # Meta's form has no tied embeddings
     assert same(whole, sharded) and same(whole, meta)
     assert (whole.layout, sharded.layout, meta.layout) == ("Hugging Face", "Hugging Face", "Meta")
     assert [len(c.files) for c in (whole, sharded, meta)] == [1, 3, 1]
 
 
-def test_what_is_loaded_is_counted(tmp_path: Path):
+def test_parameters_and_bytes_are_counted(tmp_path: Path):
     config = tiny_config(tied_embeddings=True)
     tensors = random_tensors(config, dtype="bf16")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32)
@@ -60,7 +65,7 @@ def test_a_folder_without_a_tokenizer_loads(tmp_path: Path):
 
 
 @pytest.mark.parametrize("tensors_of", ["config.json", "params.json"])
-def test_of_two_configs_the_one_of_the_tensors_layout_counts(tmp_path: Path, tensors_of: str):
+def test_of_two_configs_the_one_of_the_tensors_layout_is_read(tmp_path: Path, tensors_of: str):
     config = tiny_config()
     write = write_hf if tensors_of == "config.json" else write_meta
     write(tmp_path, config, random_tensors(config))
@@ -91,7 +96,7 @@ def change_config(folder: Path, **changes: Any) -> None:
         (lambda f: change_config(f, rope_scaling={"rope_type": "yarn"}), "config.json", "rope scaling of type 'yarn'"),
         (lambda f: change_config(f, num_hidden_layers=3), "model.safetensors", "9 tensors ("),
         (lambda f: change_config(f, num_hidden_layers=1), "model.safetensors", "not part of a Llama 3"),
-        (lambda f: change_config(f, hidden_size=64), "model.safetensors", "the config asks for (96, 64)"),
+        (lambda f: change_config(f, hidden_size=64), "model.safetensors", "the config requires (96, 64)"),
         (lambda f: change_config(f, tie_word_embeddings=True), "model.safetensors", "lm_head.weight differs"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors", "cut short"),
         (lambda f: (f / "model.safetensors").unlink(), "", "no weights"),
@@ -197,7 +202,8 @@ def test_metas_folder_of_a_hub_repository_holds_the_vocabulary_too(tmp_path: Pat
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused_and_a_smaller_one_loads(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: token ids up to 515, but the model knows 515 tokens"):
+    says = r"tokenizer\.model: token ids up to 515, but the model's vocabulary has 515 tokens"
+    with pytest.raises(CheckpointError, match=says):
         load_folder(model_with_vocabulary(tmp_path / "less", vocab_size=TINY_VOCAB - 1))
     assert load_folder(model_with_vocabulary(tmp_path / "more", vocab_size=TINY_VOCAB + 1)).tokenizer is not None
 

@@ -1,3 +1,5 @@
+"""A model's name resolves to the demo, to a folder or to a repository on the hub; any other name is refused."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert resolve(tmp_path) == resolve(str(tmp_path)) == tmp_path
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert resolve("owner/name") == Path("owner/name")  # what lies here comes before the hub
+    assert resolve("owner/name") == Path("owner/name")  # a folder takes precedence over the hub
 
 
 @pytest.mark.parametrize("model", ["nowhere", "./owner/name", "/no/such", "a/b/c", "owner/", "/name", "x y/z", "ä/b"])
@@ -33,7 +35,7 @@ def test_a_path_object_is_never_looked_up_on_the_hub():
 
 
 def test_a_file_is_refused_with_what_to_do(tmp_path: Path):
-    for name, says in [("consolidated.00.pth", "llama3 download"), ("model.safetensors", "the folder that it lies in")]:
+    for name, says in [("consolidated.00.pth", "llama3 download"), ("model.safetensors", "the folder that holds it")]:
         (tmp_path / name).touch()
         with pytest.raises(CheckpointError, match=says):
             resolve(tmp_path / name)

@@ -1,3 +1,8 @@
+"""Every tensor goes to its place in `Weights`, and a missing, extra or misshapen tensor is refused by name.
+
+The oracle for Meta's layout is its RoPE on complex numbers, written here a second time.
+"""
+
 import numpy as np
 import pytest
 
@@ -11,7 +16,7 @@ Q0, UP1 = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.
 
 
 def test_metas_interleaved_rows_give_the_same_scores_after_the_permutation():
-    """Meta turns neighbouring pairs as complex numbers, over angles written down here anew; scores q k^T must agree."""
+    """Meta's RoPE rotates neighbouring pairs as complex numbers. It is written here again; scores q k^T must agree."""
     config = tiny_config(head_dim=8, rope_theta=100.0)
     random = np.random.RandomState(0)
     wq = random.standard_normal((config.n_heads * 8, config.dim))
@@ -21,8 +26,8 @@ def test_metas_interleaved_rows_give_the_same_scores_after_the_permutation():
 
     def metas(w: np.ndarray, n_heads: int) -> np.ndarray:
         heads = (x @ w.T).reshape(70, n_heads, 4, 2)
-        turned = (heads[..., 0] + 1j * heads[..., 1]) * np.exp(1j * angles)[:, None]
-        return np.stack([turned.real, turned.imag], -1).reshape(70, n_heads, 8)
+        rotated = (heads[..., 0] + 1j * heads[..., 1]) * np.exp(1j * angles)[:, None]
+        return np.stack([rotated.real, rotated.imag], -1).reshape(70, n_heads, 8)
 
     def ours(w: np.ndarray, n_heads: int) -> np.ndarray:
         cos, sin = rope_table(config, 70)
@@ -36,12 +41,12 @@ def test_metas_interleaved_rows_give_the_same_scores_after_the_permutation():
 
 
 @pytest.mark.parametrize("layout", [HUGGING_FACE, META])
-def test_the_embedding_tells_whose_names_they_are(layout: str):
+def test_the_layout_is_recognised_by_the_embeddings_name(layout: str):
     assert layout_of(shapes(tiny_config(), layout)) == layout
 
 
 @pytest.mark.parametrize("names", [[], ["x"], ["tok_embeddings.weight", "model.embed_tokens.weight"]])
-def test_names_of_nobody_or_of_both_are_refused(names: list[str]):
+def test_names_of_neither_layout_or_of_both_are_refused(names: list[str]):
     with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight or tok_embeddings\.weight"):
         layout_of(names)
 
@@ -104,8 +109,8 @@ def test_a_transposed_matrix_is_a_wrong_shape():
     assert "(48, 64)" in wrong_shape(tiny_config(), Q0, (48, 64))
 
 
-def test_every_tensor_lands_in_its_own_place():
-    """Each tensor is filled with a number of its own; the names are checked against Meta's, written down here."""
+def test_every_tensor_goes_to_its_own_field():
+    """Each tensor is filled with a different number; the names are compared with Meta's, which are repeated here."""
     config = tiny_config(n_layers=2)
     order = ["attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3"]
     metas = [

@@ -1,4 +1,7 @@
-"""One defect a file, each with its name, what ours must say, and whether the format's own library sees it, too."""
+"""Files with one defect each: ours must refuse each by name, and so must the safetensors library where it checks.
+
+What that library writes is the oracle for reading.
+"""
 
 import json
 from pathlib import Path
@@ -21,8 +24,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 class Lie(NamedTuple):
     name: str
     content: bytes
-    says: str
-    library_sees_it: bool = True
+    says: str  # in our error message
+    library_sees_it: bool = True  # whether the safetensors library refuses the file, too
 
 
 def file(header: Any, data: bytes = bytes(16), length: int | None = None) -> bytes:
@@ -51,17 +54,30 @@ LIES = [
     Lie("garbage after the header's object", file(json.dumps({"a": A, "b": B}).encode() + b"x"), "not valid JSON"),
     Lie("nested too deep", file(b'{"a":' * 200_000), "not valid JSON"),
     Lie("white space before the header", file(b"  " + json.dumps({"a": A, "b": B}).encode()), "must begin", False),
-    Lie("duplicate name, other offsets", file(b'{"a": %s, "a": %s}' % (TEXT_A, json.dumps(B).encode())), "'a' stands"),
-    Lie("duplicate name, all equal", file(b'{"a": %s, "a": %s}' % (TEXT_A, TEXT_A), bytes(8)), "'a' stands", False),
-    Lie("duplicate field", file(b'{"a": {"dtype": "F16", %s}' % TEXT_A[1:], bytes(8)), "'dtype' stands"),
+    Lie(
+        "duplicate name, other offsets",
+        file(b'{"a": %s, "a": %s}' % (TEXT_A, json.dumps(B).encode())),
+        "'a' is in it twice",
+    ),
+    Lie(
+        "duplicate name, all equal",
+        file(b'{"a": %s, "a": %s}' % (TEXT_A, TEXT_A), bytes(8)),
+        "'a' is in it twice",
+        False,
+    ),
+    Lie("duplicate field", file(b'{"a": {"dtype": "F16", %s}' % TEXT_A[1:], bytes(8)), "'dtype' is in it twice"),
     Lie(
         "overlap",
         file({"a": A, "b": entry(4, 12, [2])}, bytes(12)),
         "'b': data_offsets begin at 4, expected 8: it",
     ),
     Lie("two on the same bytes", file({"a": A, "b": A}, bytes(8)), "'b': data_offsets begin at 0, expected 8"),
-    Lie("hole", file({"a": A, "b": entry(12, 20, [2])}, bytes(20)), "'b': data_offsets begin at 12, expected 8: a"),
-    Lie("hole at the start", file({"a": entry(4, 12, [2])}, bytes(12)), "'a': data_offsets begin at 4, expected 0"),
+    Lie(
+        "gap",
+        file({"a": A, "b": entry(12, 20, [2])}, bytes(20)),
+        "'b': data_offsets begin at 12, expected 8: there is a gap",
+    ),
+    Lie("gap at the start", file({"a": entry(4, 12, [2])}, bytes(12)), "'a': data_offsets begin at 4, expected 0"),
     Lie("bytes after the last tensor", file({"a": A}), "8 bytes follow the last tensor"),
     Lie("cut short", GOOD[:-1], "cut short"),
     Lie("offsets reversed", file({"a": entry(8, 0, [2])}, bytes(8)), "'a': data_offsets is [8, 0]"),
@@ -108,7 +124,7 @@ def test_a_header_that_lies_is_refused_with_the_file_and_the_field(tmp_path: Pat
 
 
 @pytest.mark.parametrize("lie", LIES, ids=[lie.name for lie in LIES])
-def test_the_formats_own_library_agrees_where_the_format_is_broken(tmp_path: Path, lie: Lie):
+def test_the_safetensors_library_refuses_what_breaks_the_format(tmp_path: Path, lie: Lie):
     path = tmp_path / "lie.safetensors"
     path.write_bytes(lie.content)
     assert accepted_by_the_library(path) != lie.library_sees_it
@@ -141,7 +157,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, what: str):
 
 
 ARRAYS = st.dictionaries(
-    st.text(max_size=12).filter(lambda name: name != "__metadata__"),  # the one name that is no tensor's
+    st.text(max_size=12).filter(lambda name: name != "__metadata__"),  # the only name that is not a tensor's
     st.tuples(
         st.sampled_from([np.dtype(np.float32), np.dtype(np.float16), BF16]),
         st.lists(st.integers(1, 5), max_size=3),
@@ -171,7 +187,7 @@ def test_what_the_library_writes_is_read_bit_for_bit(tmp_path_factory: pytest.Te
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damaged_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    """Harmless: the library accepts it as well, and every tensor keeps to its own bytes."""
+    """Harmless means that the library accepts it as well, and that no tensor leaves its own bytes."""
     content = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,7 @@
-"""Downloads from a small local hub, each by a process of its own with a home of its own."""
+"""Downloads from a small local hub are complete or leave nothing behind that could be mistaken for the model.
+
+Each runs in a process of its own, with its own home folder. The oracle for the cache is huggingface_hub itself.
+"""
 
 import os
 import signal
@@ -43,7 +46,7 @@ def same_model(folder: Path, hub: Hub) -> bool:
     return all((folder / path.name).read_bytes() == hub.files[path.name] for path in folder.iterdir())
 
 
-def test_what_is_needed_arrives_in_the_cache_and_a_second_download_transfers_nothing(hub: Hub, machine: Machine):
+def test_the_needed_files_arrive_in_the_cache_and_a_second_download_transfers_nothing(hub: Hub, machine: Machine):
     first, second, third = machine.run(["download", REPO], ["download", REPO], ["resolve", REPO])
     assert first == second == third
     assert {path.name for path in first.iterdir()} == needed(hub).keys()
@@ -59,7 +62,7 @@ def test_the_library_finds_the_same_snapshot_in_its_cache(hub: Hub, machine: Mac
     assert Path(found.stdout.strip()) == folder
 
 
-def test_a_download_to_a_folder_is_whole_plain_and_can_be_repeated(hub: Hub, machine: Machine, tmp_path: Path):
+def test_a_download_to_a_folder_is_complete_and_can_be_repeated(hub: Hub, machine: Machine, tmp_path: Path):
     hub.files["original/tokenizer.model"] = b"this is not a vocabulary"
     to = tmp_path / "weights" / "tiny"
     assert machine.run(["download", REPO, str(to)], ["download", REPO, str(to)]) == [to, to]
@@ -88,7 +91,7 @@ def test_a_cut_connection_is_resumed_at_the_byte_where_it_broke(hub: Hub, machin
     parts = [request for request in hub.gets(FIRST) if request.server == "cdn"]
     starts = [int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) for request in parts]
     assert len(parts) == 3
-    # A reset may destroy what was on its way; a closed connection loses nothing.
+    # A reset may lose bytes that were sent; a closed connection loses none.
     assert starts == [0, 10_000, 30_000] or (reset and 0 == starts[0] <= starts[1] <= starts[2] <= 30_000)
 
 
@@ -98,7 +101,7 @@ def test_a_server_without_ranges_sends_the_whole_file_again(hub: Hub, machine: M
     assert same_model(folder, hub)
 
 
-def test_a_busy_server_is_asked_again(hub: Hub, machine: Machine):
+def test_a_request_to_a_busy_server_is_repeated(hub: Hub, machine: Machine):
     hub.statuses = [503, 429]
     (folder,) = machine.run(["download", REPO])
     assert same_model(folder, hub)
@@ -106,7 +109,7 @@ def test_a_busy_server_is_asked_again(hub: Hub, machine: Machine):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 @pytest.mark.parametrize("to_folder", [False, True], ids=["cache", "folder"])
-def test_what_is_interrupted_is_not_taken_for_whole_and_goes_on_where_it_stopped(
+def test_an_interrupted_download_is_not_taken_for_complete_and_continues_where_it_stopped(
     hub: Hub, machine: Machine, tmp_path: Path, how: signal.Signals, to_folder: bool
 ):
     to = tmp_path / "tiny"
@@ -121,7 +124,7 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_goes_on_where_it_stopped
     assert process.exitcode
     with pytest.raises(EOFError):
         results.recv()
-    held = unfinished_bytes(tmp_path)
+    received = unfinished_bytes(tmp_path)
     assert not to.exists()
     assert "HF_HUB_OFFLINE is set" in machine.fail(["resolve", REPO], HF_HUB_OFFLINE="1")
 
@@ -130,7 +133,7 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_goes_on_where_it_stopped
     (folder,) = machine.run(call)
     assert same_model(folder, hub)
     resumed = next(request for request in hub.requests[before:] if request.server == "cdn")
-    assert resumed.headers["range"] == f"bytes={held}-"
+    assert resumed.headers["range"] == f"bytes={received}-"
     assert not list(tmp_path.rglob("*.incomplete")) and not list(tmp_path.rglob("*.partial"))
 
 
@@ -139,7 +142,7 @@ def unfinished_bytes(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("into", ["cache", "folder", "cache with an older revision"])
-def test_ctrl_c_before_any_touch_of_the_disk_leaves_all_or_nothing(
+def test_ctrl_c_before_any_file_event_leaves_a_complete_model_or_none(
     hub: Hub, machine: Machine, tmp_path: Path, into: str
 ):
     before, earlier = None, None
@@ -153,8 +156,8 @@ def test_ctrl_c_before_any_touch_of_the_disk_leaves_all_or_nothing(
     process.join()
     assert len(outcomes) > 4
     for outcome in outcomes:
-        assert outcome.found in (earlier, needed(hub)), outcome.touch
-        assert outcome.repaired == needed(hub), outcome.touch
+        assert outcome.found in (earlier, needed(hub)), outcome.event
+        assert outcome.repaired == needed(hub), outcome.event
 
 
 def needed(hub: Hub) -> dict[str, bytes]:
@@ -166,7 +169,7 @@ def test_the_cache_serves_without_a_network(hub: Hub, machine: Machine):
     before = len(hub.requests)
     calls = ["resolve", REPO], ["download", REPO]
     assert machine.run(*calls, HF_HUB_OFFLINE="1") == [folder, folder]
-    assert machine.run(*calls, HF_ENDPOINT="http://127.0.0.1:9") == [folder, folder]  # nobody listens there
+    assert machine.run(*calls, HF_ENDPOINT="http://127.0.0.1:9") == [folder, folder]  # no server has this port
     assert len(hub.requests) == before
 
 
@@ -185,7 +188,7 @@ def test_weights_cached_without_their_tokenizer_are_completed(hub: Hub, machine:
     assert (folder / "tokenizer_config.json").is_file()
 
 
-def test_the_token_goes_to_the_hub_and_to_nobody_else(hub: Hub, machine: Machine):
+def test_the_token_is_sent_to_the_hub_only(hub: Hub, machine: Machine):
     hub.token = "hf_secret"
     (folder,) = machine.run(["download", REPO], HF_TOKEN="hf_secret")
     assert same_model(folder, hub)
@@ -238,7 +241,7 @@ def test_a_repository_in_another_form_is_refused_before_the_transfer(hub: Hub, m
 
 def test_what_cannot_fit_on_the_disk_is_refused_before_the_transfer(hub: Hub, machine: Machine):
     hub.claims[LAST] = 10**18
-    assert "1000000000.00 GB are to come, but only" in machine.fail(["download", REPO])
+    assert "1000000000.00 GB must be downloaded, but only" in machine.fail(["download", REPO])
     assert not hub.gets(FIRST)
 
 
@@ -256,9 +259,9 @@ def test_a_disk_that_fills_up_during_the_transfer_is_named(hub: Hub, machine: Ma
     assert same_model(folder, hub)
 
 
-def test_a_damaged_file_is_thrown_away(hub: Hub, machine: Machine):
+def test_a_damaged_file_is_deleted(hub: Hub, machine: Machine):
     hub.damaged = True
-    assert "damaged on the way" in machine.fail(["download", REPO])
+    assert "damaged in transfer" in machine.fail(["download", REPO])
     assert unfinished_bytes(machine.home) == 0
     hub.damaged = False
     (folder,) = machine.run(["download", REPO])

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer of Llama 3, which transformers makes from Meta's file."""
+"""Llama 3's tokenizer in Hugging Face's library, which transformers converts from Meta's file."""
 
 from functools import cache
 

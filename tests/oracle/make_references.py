@@ -1,6 +1,6 @@
-"""Make `tests/references/*.safetensors` again: `python -m tests.oracle.make_references`.
+"""Writes `tests/references/*.safetensors` again: `python -m tests.oracle.make_references`.
 
-transformers reads each checkpoint from a folder as it would any other, and computes in float32.
+For each case, transformers loads the checkpoint from a folder, like any other, and computes in float32.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Against Llama 3's published chat template, rendered by transformers. Hugging Face ships it in the package trl."""
+"""Dialogues give the ids of Llama 3's published chat template, which transformers renders and the package trl holds."""
 
 from importlib.metadata import distribution
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Adapters that PEFT itself has made and saved, against PEFT on transformers."""
+"""Adapters that PEFT has saved give the logits that PEFT computes with them on transformers."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_logits_are_within_1e_5_of_pefts(tmp_path: Path, settings, kind) -> None
         LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM", **settings)
     )
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # PEFT begins with zeros, which would prove nothing
+        if "lora_B" in name:  # PEFT initialises it with zeros, which would prove nothing
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path / "adapter")
 
@@ -59,7 +59,7 @@ def test_an_adapter_that_changed_its_base_is_refused_until_peft_has_made_it_plai
     base = write_hf(tmp_path / "base", config, random_tensors(config, 5))
     settings = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=8, target_modules=MODULES, init_lora_weights=start)
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), settings)
-    model.peft_config["default"].init_lora_weights = True  # as PEFT asks for before it saves what to convert from
+    model.peft_config["default"].init_lora_weights = True  # PEFT requires this for the weights to convert from
     model.save_pretrained(tmp_path / "start")
     model.peft_config["default"].init_lora_weights = start
     torch.manual_seed(7)

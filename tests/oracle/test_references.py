@@ -1,4 +1,4 @@
-"""The committed reference files, made again: they cannot go stale without this failing."""
+"""The committed reference files are what transformers computes today."""
 
 from pathlib import Path
 
@@ -14,6 +14,6 @@ def test_transformers_still_computes_what_is_committed(case: Case, tmp_path: Pat
     made, committed = make(case, tmp_path), read_reference(case.path)
     assert made.model == committed.model and made.config == committed.config
     assert (made.positions == committed.positions).all() and list(made.activations) == list(committed.activations)
-    # They were made on an AMD processor; on an Intel torch adds in another order, and is up to 1.3e-6 away.
+    # The files were made on an AMD processor. On an Intel processor, torch sums in another order: up to 1.3e-6 off.
     report = compare_files(made, committed, rtol=5e-6)
     assert report.ok, f"\n{report}"

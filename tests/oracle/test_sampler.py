@@ -1,4 +1,4 @@
-"""The filters and the repetition penalty against those of transformers, in its order."""
+"""The filters and the repetition penalty give the same as transformers', in the order in which it applies them."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from llama3.sampling_params import SamplingParams
 
 
 def transformers_scores(logits, params):
-    """Their logits after the filters: -inf where a token is gone."""
+    """transformers' logits after the filters: -inf for tokens that were removed."""
     scores = torch.from_numpy(logits.astype(np.float64))[None]
     warpers = [TemperatureLogitsWarper(params.temperature)]
     if params.top_k is not None:
@@ -34,7 +34,7 @@ def cases():
     rng = np.random.default_rng(3)
     for vocab_size in (5, 100, 3000, 128_256):
         for _ in range(6 if vocab_size > 10_000 else 40):
-            chance = rng.random(3) < 0.6  # each filter is there or not
+            chance = rng.random(3) < 0.6  # whether each filter is used
             yield (
                 (rng.standard_normal(vocab_size) * rng.uniform(0.5, 5)).astype(np.float32),  # without ties
                 SamplingParams(
@@ -50,7 +50,7 @@ def cases():
 def test_the_same_tokens_are_left_with_the_same_shares():
     tested = 0
     for logits, params, rng in cases():
-        if len(np.unique(logits)) < len(logits):  # how ties are broken is not transformers' to say
+        if len(np.unique(logits)) < len(logits):  # transformers does not define how ties are broken
             logits = np.unique(logits)
             rng.shuffle(logits)
         theirs = transformers_scores(logits, params)

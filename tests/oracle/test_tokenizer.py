@@ -1,4 +1,4 @@
-"""Against Hugging Face's `tokenizers`, which read the same tokenizer.json."""
+"""Text gives the ids of Hugging Face's library `tokenizers`, which reads the same tokenizer.json."""
 
 import random
 from functools import cache
@@ -10,14 +10,14 @@ from tokenizers import Regex, normalizers
 from tokenizers import Tokenizer as HuggingFace
 
 from llama3.tokenizer import Tokenizer
-from llama3.tokenizer_file import read_json
+from llama3.tokenizer_file import read_tokenizer_json
 from tests import real_vocabulary as real
 from tests.oracle.hugging_face import tokenizer, tokenizer_json
 
 
 @cache
 def ours() -> Tokenizer:
-    ranks, special, whole_chunks = read_json(tokenizer_json().encode())
+    ranks, special, whole_chunks = read_tokenizer_json(tokenizer_json().encode())
     return Tokenizer(ranks, special, whole_chunks=whole_chunks, fast=False)
 
 
@@ -25,7 +25,7 @@ def theirs(texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer().encode_batch(texts, add_special_tokens=False)]
 
 
-def test_tokenizer_json_holds_what_tokenizer_model_does() -> None:
+def test_tokenizer_json_gives_the_vocabulary_of_tokenizer_model() -> None:
     assert ours().ranks == real.tokenizer(True).ranks
     assert ours().special == real.tokenizer(True).special
     assert ours().whole_chunks
@@ -43,7 +43,7 @@ def test_texts_of_random_tokens_have_the_same_ids() -> None:
 
 
 def young() -> str:
-    """Characters whose kind `tokenizers` and tiktoken don't agree on: only one of their Unicode tables knows them."""
+    """Characters that `tokenizers` and tiktoken classify differently: only one of their Unicode tables has them."""
     differ = set()
     for kind in ("L", "N"):
         known = normalizers.Replace(Regex(rf"\P{{{kind}}}"), "").normalize_str(real.UNICODE)
@@ -70,9 +70,9 @@ def test_decoding_gives_the_same_text(tokens: list[int]) -> None:
     assert ours().decode(tokens) == tokenizer().decode(tokens, skip_special_tokens=False)
 
 
-def test_merges_only_where_the_file_does_not_ignore_them() -> None:
+def test_a_file_that_does_not_ignore_merges_is_followed() -> None:
     merging = tokenizer_json().replace('"ignore_merges":true', '"ignore_merges":false')
-    ranks, special, whole_chunks = read_json(merging.encode())
+    ranks, special, whole_chunks = read_tokenizer_json(merging.encode())
     ours_merging, theirs_merging = Tokenizer(ranks, special, whole_chunks=whole_chunks), HuggingFace.from_str(merging)
     texts = [" Việt", *(ours().token_bytes(token).decode(errors="replace") for token in range(0, 128_000, 7))]
     ids = [ours_merging.encode(text) for text in texts]

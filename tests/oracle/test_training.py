@@ -1,4 +1,4 @@
-"""What the demo is trained on, token by token: calls as the tokenizer cuts them, and only what is open counts."""
+"""The training examples of the demo have the right tokens, and only tokens that the grammar leaves open count."""
 
 import random
 import sys
@@ -20,13 +20,13 @@ def encoder() -> Encoder:
 
 
 def counted(encoder: Encoder, content: str) -> list[str]:
-    """The pieces of an answer that count in the loss, if only what is open does."""
+    """The texts of the answer's tokens that count in the loss, with only_open."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
     _, targets = encoder.dialogue(messages, shorten=False, only_open=True)
     return [encoder.tokenizer.decode([token]) for token in targets if token != -100]
 
 
-def test_what_is_learnt_decodes_to_what_is_meant(encoder: Encoder) -> None:
+def test_an_examples_tokens_decode_to_its_text(encoder: Encoder) -> None:
     tools, rng = ToolCorpus(Corpus()), random.Random(2)
     for _ in range(300):
         for message in tools.draw(rng):
@@ -34,8 +34,8 @@ def test_what_is_learnt_decodes_to_what_is_meant(encoder: Encoder) -> None:
             assert encoder.tokenizer.decode(ids) == message["content"] and len(free) == len(ids)
 
 
-def test_up_to_its_first_value_a_call_is_cut_as_the_tokenizer_cuts_it(encoder: Encoder) -> None:
-    """These tokens the grammar brings, and it brings the tokenizer's own."""
+def test_up_to_its_first_value_a_call_is_split_as_the_tokenizer_splits_it(encoder: Encoder) -> None:
+    """The grammar forces these tokens, and it forces the tokenizer's own."""
     begin = '{"name":"get_weather","parameters":{"city":"'
     ids, _ = encoder.call(begin + 'Quebec"}}')
     own = encoder.tokenizer.encode_ordinary(begin)

@@ -1,4 +1,4 @@
-"""The transformer against transformers, live: models that nobody has seen before, drawn anew in every run."""
+"""Random models give transformers' logits and activations. The models differ in every run."""
 
 import secrets
 from pathlib import Path

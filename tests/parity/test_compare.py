@@ -1,3 +1,8 @@
+"""A comparison finds a wrong weight or constant, and names the first activation that it changes.
+
+The reference is the model's own output: unchanged, it must agree exactly; with one fault planted, it must not.
+"""
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +17,7 @@ from llama3.model.batch import Batch
 from llama3.model.transformer import Transformer
 from llama3.model.weights import Weights
 from llama3.parity import Reference, assert_close, compare, compare_arrays, compare_files, compare_model, save_reference
-from tests.parity.test_reference_file import reference, some
+from tests.parity.test_reference_file import at_positions, reference
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 
@@ -25,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
 
 @pytest.fixture(scope="module")
 def own(model: Transformer) -> Reference:
-    """What the model itself answers to 30 tokens: a comparison with it must find nothing."""
+    """The model's own output for 30 tokens: a comparison with it must find no difference."""
     tokens, activations = np.random.RandomState(1).randint(0, 96, 30), {}
     cache = model.new_cache(1, 30)
     batch = Batch.of([(cache.allocate(), tokens)])
@@ -40,12 +45,12 @@ def test_a_model_agrees_with_itself(model: Transformer, own: Reference) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10, 29])
-def test_the_text_may_go_through_in_blocks(
+def test_the_text_may_be_run_in_chunks(
     model: Transformer, own: Reference, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks without any position of the reference, too."""
+    """Also in chunks that hold none of the reference's positions."""
     monkeypatch.setattr(compare, "MODEL_ROWS", rows)
-    for chosen in (own, some(own, 0, 9, 10, 29), some(own, 29)):
+    for chosen in (own, at_positions(own, 0, 9, 10, 29), at_positions(own, 29)):
         report = compare_model(model, chosen)
         assert report.ok, f"\n{report}"
         assert len(report.logits) == len(chosen.positions) == len(report.activations["norm"])
@@ -78,7 +83,7 @@ def layer_1(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Weights]
         (lambda w: replace(w, output=w.output * 1.001), None),
     ],
 )
-def test_a_wrong_weight_shows_first_where_it_is_used(
+def test_a_wrong_weight_is_first_seen_where_it_is_used(
     model: Transformer, own: Reference, spoil: Callable[[Weights], Weights], first: str | None
 ) -> None:
     report = compare_model(Transformer(model.config, spoil(model.weights)), own)
@@ -90,10 +95,10 @@ def test_a_wrong_weight_shows_first_where_it_is_used(
     ("change", "first", "position"),
     [({"rope_theta": 10_000.0}, "layers.0.attention", 1), ({"norm_eps": 1e-3}, "layers.0.attention", 0)],
 )
-def test_a_wrong_constant_is_told_beside_the_numbers(
+def test_a_wrong_constant_is_reported_beside_the_numbers(
     model: Transformer, own: Reference, change: dict[str, float], first: str, position: int
 ) -> None:
-    """Position 0 is not rotated at all: RoPE's faults begin at position 1."""
+    """Position 0 is not rotated, so a fault in RoPE begins at position 1."""
     report = compare_model(Transformer(replace(model.config, **change), model.weights), own)
     ((name, value),) = change.items()
     assert report.config_differences == [f"{name} is {value} in ours, {getattr(own.config, name)} in the reference"]
@@ -110,18 +115,18 @@ def test_another_config_with_the_same_numbers_is_ok(model: Transformer, own: Ref
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "expected"),
     [
         (tiny_config(vocab_size=97), "vocab_size is 96 in ours and 97 in the reference: these are different models"),
         (tiny_config(dim=64), "dim is 48 in ours and 64 in the reference"),
         (tiny_config(n_layers=3), "n_layers is 2 in ours and 3 in the reference"),
     ],
 )
-def test_another_model_is_an_error(model: Transformer, config: ModelConfig, said: str) -> None:
+def test_another_model_is_an_error(model: Transformer, config: ModelConfig, expected: str) -> None:
     other = Reference(
         np.zeros(2, int), np.zeros((2, config.vocab_size), np.float32), np.arange(2), config, "float32", "", ""
     )
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=expected):
         compare_model(model, other)
 
 
@@ -131,15 +136,15 @@ def test_more_tokens_than_the_context_are_an_error(model: Transformer, own: Refe
         compare_model(short, own)
 
 
-def test_files_are_compared_where_the_reference_stands(tmp_path: Path) -> None:
+def test_files_are_compared_at_the_references_positions(tmp_path: Path) -> None:
     r = reference()
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    save_reference(theirs, some(r, 1, 3))
+    save_reference(theirs, at_positions(r, 1, 3))
     save_reference(ours, replace(r, logits=r.logits * np.array([[9], [1], [9], [1]], np.float32), model="mine"))
     report = compare_files(ours, theirs, rtol=0.0)
     assert report.ok and report.ours == "mine (a producer, bfloat16)"
     assert report.as_dict()["positions"]["position"] == [1, 3] and len(report.activations) == 5
-    with pytest.raises(CheckpointError, match="ours has no logits at position 0, and the reference has"):
+    with pytest.raises(CheckpointError, match="ours has no logits at position 0, but the reference has"):
         compare_files(theirs, ours)
 
 
@@ -151,24 +156,24 @@ def test_only_activations_that_both_files_hold_are_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "said"),
+    ("tokens", "expected"),
     [
         ([3, 1, 5, 0], "4 and 4 of them; the first difference is at 2"),
         ([3, 1, 6, 0, 0], "5 and 4 of them; the first difference is at 4"),
     ],
 )
-def test_other_tokens_are_an_error(tokens: list[int], said: str) -> None:
+def test_other_tokens_are_an_error(tokens: list[int], expected: str) -> None:
     n = len(tokens)
     ours = reference(
         tokens=np.array(tokens), positions=np.arange(n), logits=np.zeros((n, 7), np.float32), activations={}
     )
-    with pytest.raises(CheckpointError, match=f"the files hold different tokens, {said}"):
+    with pytest.raises(CheckpointError, match=f"the files hold different tokens, {expected}"):
         compare_files(ours, reference())
 
 
-def test_arrays_may_hold_every_position_or_the_references_alone(tmp_path: Path) -> None:
+def test_arrays_may_hold_every_position_or_only_the_references(tmp_path: Path) -> None:
     r = reference()
-    save_reference(tmp_path / "r", some(r, 1, 3))
+    save_reference(tmp_path / "r", at_positions(r, 1, 3))
     for logits in (r.logits, r.logits[[1, 3]], r.logits.astype(np.float64), r.logits.tolist()):
         assert_close(logits, tmp_path / "r", rtol=0.0)
         assert compare_arrays(logits, tmp_path / "r").logits["relative"].tolist() == [0, 0]
@@ -176,7 +181,7 @@ def test_arrays_may_hold_every_position_or_the_references_alone(tmp_path: Path) 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 4, 7), (4, 6), (3, 7), (0, 7)])
 def test_a_shape_that_does_not_fit_is_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(CheckpointError, match=r"logits of shape .*; the reference's have \(4, 7\)"):
+    with pytest.raises(CheckpointError, match=r"logits of shape .*; expected \(4, 7\), as in the reference"):
         assert_close(np.zeros(shape), reference())
 
 

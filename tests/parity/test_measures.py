@@ -1,3 +1,5 @@
+"""Every measure equals its formula, computed with Python's own floats; NaN and infinity never count as agreement."""
+
 import math
 import tracemalloc
 from typing import Any
@@ -22,7 +24,7 @@ def pairs(draw: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @given(pairs())
 def test_every_measure_is_what_its_formula_says(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """Against the plainest arithmetic: Python's own floats, a row and an element at a time."""
+    """The oracle is plain arithmetic on Python's floats, element by element."""
     ours, reference = pair
     for a, b, found, distances in zip(
         ours.tolist(), reference.tolist(), compare_logits(*pair), compare_rows(*pair), strict=True
@@ -82,8 +84,8 @@ def test_rows_are_the_same_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -
     assert compare_logits(a, b).tobytes() == whole.tobytes()
 
 
-def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The logits of 8,192 tokens of the real vocabulary take 4 GB on either side: they are never all converted."""
+def test_only_a_block_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real vocabulary, the logits of 8,192 tokens take 4 GB on each side: too much to convert at once."""
     monkeypatch.setattr(measures, "BLOCK_BYTES", 1 << 16)
     a = np.random.RandomState(0).standard_normal((1000, 1000)).astype(np.float32)  # 8 MB in float64
     tracemalloc.start()

@@ -1,3 +1,8 @@
+"""A reference file returns what was saved, and any fault in one is an error that names it.
+
+The oracle for the format is the safetensors library, which must read our files and write files that we read.
+"""
+
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +39,7 @@ def reference(**changes: Any) -> Reference:
     return Reference(**(fields | changes))
 
 
-def some(r: Reference, *positions: int) -> Reference:
+def at_positions(r: Reference, *positions: int) -> Reference:
     at = list(positions)
     return replace(
         r,
@@ -44,7 +49,7 @@ def some(r: Reference, *positions: int) -> Reference:
     )
 
 
-@pytest.mark.parametrize("r", [reference(), some(reference(), 1, 3), reference(activations={})])
+@pytest.mark.parametrize("r", [reference(), at_positions(reference(), 1, 3), reference(activations={})])
 def test_what_was_saved_is_what_is_read(r: Reference, tmp_path: Path) -> None:
     save_reference(tmp_path / "r.safetensors", r)
     found = read_reference(tmp_path / "r.safetensors")
@@ -66,8 +71,8 @@ def test_activations_come_in_the_order_of_computation() -> None:
     ]
 
 
-def test_the_library_of_the_format_reads_the_file(tmp_path: Path) -> None:
-    file, r = tmp_path / "r.safetensors", some(reference(), 1, 3)
+def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
+    file, r = tmp_path / "r.safetensors", at_positions(reference(), 1, 3)
     save_reference(file, r)
     tensors = load_file(file)
     assert set(tensors) == {"tokens", "positions", "logits", *(f"activations.{name}" for name in r.activations)}
@@ -97,7 +102,7 @@ def test_the_data_begins_at_a_multiple_of_8_bytes(tmp_path: Path) -> None:
         assert read_reference(tmp_path / "r").logits.flags.aligned
 
 
-def test_a_file_by_the_formats_own_writer_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_the_safetensors_library_is_read(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
     tensors, metadata = parts()
     save_file(tensors, file, metadata)
@@ -105,7 +110,7 @@ def test_a_file_by_the_formats_own_writer_is_read(tmp_path: Path) -> None:
 
 
 def parts() -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a good file, for a test to spoil."""
+    """Tensors and metadata of a valid file, for tests that damage it."""
     r = reference()
     tensors = {"tokens": r.tokens, "logits": r.logits, "activations.norm": r.activations["norm"]}
     return tensors, {
@@ -126,15 +131,15 @@ def without(name: str) -> dict[str, str]:
     return {"config": json.dumps({n: v for n, v in asdict(CONFIG).items() if n != name})}
 
 
-NO: Any = None  # takes the field away
+NO: Any = None  # marks a field that is left out
 
 
 @pytest.mark.parametrize(
-    ("tensors", "metadata", "said"),
+    ("tensors", "metadata", "expected"),
     [
         ({}, {"format": "pt"}, "not a reference file: the metadata's format is 'pt'; expected 'llama3-reference'"),
         ({}, {"format": NO}, "not a reference file: the metadata's format is None"),
-        ({}, {"version": "2"}, "version is '2'; this program reads version '1' alone"),
+        ({}, {"version": "2"}, "version is '2'; this program reads only version '1'"),
         ({}, {"version": NO}, "version is None"),
         ({}, {"producer": NO}, "producer is missing in the metadata"),
         ({}, {"model": NO}, "model is missing in the metadata"),
@@ -143,7 +148,7 @@ NO: Any = None  # takes the field away
         ({}, {"config": "{"}, "config in the metadata is not a JSON object"),
         ({}, {"config": "[]"}, "found list, expected an object"),
         ({}, config(dim="8"), "dim is '8'; expected a positive integer"),
-        ({}, config(hidden_size=8), "config.hidden_size is not known; expected dim, n_layers"),
+        ({}, config(hidden_size=8), "config.hidden_size is unknown; expected dim, n_layers"),
         ({}, without("norm_eps"), "config.norm_eps is missing"),
         ({}, config(rope_scaling=8), "config.rope_scaling is 8; expected an object or null"),
         ({}, config(rope_scaling={"factor": 8}), "config.rope_scaling.low_freq_factor is missing"),
@@ -151,7 +156,7 @@ NO: Any = None  # takes the field away
         ({"tokens": NO}, {}, "the tensor tokens is missing"),
         ({"logits": NO}, {}, "the tensor logits is missing"),
         ({"tokens": np.array([3, 1, 6, 0], np.int32)}, {}, "tokens is stored as I32; expected I64"),
-        ({"tokens": np.array([[3, 1, 6, 0]])}, {}, "expected a row a token"),
+        ({"tokens": np.array([[3, 1, 6, 0]])}, {}, "expected a row for each token"),
         ({"tokens": np.array([3, 1, 7, 0])}, {}, "tokens holds ids outside 0 to 6"),
         ({"tokens": np.array([3, -1, 6, 0])}, {}, "tokens holds ids outside 0 to 6"),
         ({"logits": np.zeros((4, 7), np.float16)}, {}, "logits is stored as F16; expected F32"),
@@ -160,7 +165,7 @@ NO: Any = None  # takes the field away
             {},
             "logits is float32 of shape (4, 6); expected float32 of shape (n, 7)",
         ),
-        ({"logits": np.zeros((3, 7), np.float32)}, {}, "expected a row a token, or `positions`"),
+        ({"logits": np.zeros((3, 7), np.float32)}, {}, "expected a row for each token, or the tensor positions"),
         (
             {"tokens": np.zeros(0, np.int64), "logits": np.zeros((0, 7), np.float32)},
             {},
@@ -173,15 +178,15 @@ NO: Any = None  # takes the field away
         (
             {"activations.layers.1": np.zeros((4, 8), np.float32)},
             {},
-            "activations.layers.1 is not known; expected tok_emb",
+            "activations.layers.1 is unknown; expected tok_emb",
         ),
         ({"activations.norm": np.zeros((4, 9), np.float32)}, {}, "activations.norm is float32 of shape (4, 9)"),
-        ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is not known; expected tokens, logits"),
+        ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is unknown; expected tokens, logits"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value) or "good",
 )
 def test_one_fault_is_one_line_that_names_it(
-    tensors: dict[str, Any], metadata: dict[str, Any], said: str, tmp_path: Path
+    tensors: dict[str, Any], metadata: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     good, texts = parts()
     file = tmp_path / "r.safetensors"
@@ -190,17 +195,17 @@ def test_one_fault_is_one_line_that_names_it(
     with pytest.raises(CheckpointError) as caught:
         read_reference(file)
     message = str(caught.value)
-    assert message.startswith(f"{file}: ") and said in message and "\n" not in message
+    assert message.startswith(f"{file}: ") and expected in message and "\n" not in message
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 100, (100).to_bytes(8, "little") + b"{}"])
-def test_what_is_no_safetensors_file_is_told(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "r").write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read as a safetensors file"):
         read_reference(tmp_path / "r")
 
 
-def test_a_truncated_file_and_none_at_all_are_told(tmp_path: Path) -> None:
+def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     save_reference(tmp_path / "whole", reference())
     content = (tmp_path / "whole").read_bytes()
     for length in range(0, len(content), 37):

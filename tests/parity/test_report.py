@@ -1,3 +1,5 @@
+"""A report says exactly which limits are exceeded, and where, as a table and as JSON."""
+
 import json
 from dataclasses import replace
 from typing import Any
@@ -7,11 +9,11 @@ import pytest
 
 from llama3.errors import RequestError
 from llama3.parity import Limits, Reference, Report, compare_arrays
-from tests.parity.test_reference_file import reference, some
+from tests.parity.test_reference_file import at_positions, reference
 
 
 def compared(r: Reference, error: float = 0.0, position: int = 2, **limits: Any) -> Report:
-    """The reference against itself, with one row of its logits off by the relative error."""
+    """The reference compared with itself, but with one row of its logits off by this relative error."""
     logits = r.logits.astype(np.float64)
     logits[position] *= 1 + error
     return compare_arrays(logits, r, activations=r.activations, **limits)
@@ -51,8 +53,8 @@ def test_a_row_beyond_the_limit_is_named() -> None:
     assert worst["nmse"] == {"value": pytest.approx(0.25), "position": 2}
 
 
-def test_the_other_limits_hold_only_where_they_are_set() -> None:
-    r = some(reference(), 1, 3)
+def test_the_other_limits_apply_only_when_they_are_set() -> None:
+    r = at_positions(reference(), 1, 3)
     logits = -r.logits  # the least likely token becomes the most likely one
     loose = compare_arrays(logits, r, rtol=100.0)
     assert loose.ok and not loose.logits["top1"].any()
@@ -63,7 +65,7 @@ def test_the_other_limits_hold_only_where_they_are_set() -> None:
     ]
 
 
-def test_a_limit_may_be_reached_but_not_passed() -> None:
+def test_a_limit_may_be_reached_but_not_exceeded() -> None:
     r = reference()
     logits = r.logits.copy()
     logits[0] *= -1
@@ -103,8 +105,8 @@ def test_the_first_activation_that_differs_is_named(name: str) -> None:
     assert report.as_dict()["activations"][name]["relative"] == {"value": 1.0, "position": 1}
 
 
-def test_positions_are_those_of_the_text() -> None:
-    r = some(reference(), 1, 3)
+def test_positions_are_counted_from_the_beginning_of_the_text() -> None:
+    r = at_positions(reference(), 1, 3)
     report = compare_arrays(r.logits * np.array([[1], [2]]), r, activations={"norm": r.activations["norm"] * 2})
     assert "first at 3" in report.breaches[0] and "norm, first at position 1" in report.breaches[1]
     assert report.as_dict()["positions"]["position"] == [1, 3]
@@ -117,7 +119,7 @@ def test_no_line_is_wider_than_100_columns() -> None:
         assert max(map(len, text.splitlines())) == 100
 
 
-def test_what_a_file_says_of_itself_does_not_drive_the_terminal() -> None:
+def test_texts_from_a_file_cannot_control_the_terminal() -> None:
     r = reference(model="\x1b[2J\nequal within the limits", producer="\x9b")
     text = str(compared(r, 0.5))
     assert all(c.isprintable() or c == "\n" for c in text) and len(text.splitlines()) == len(
@@ -133,7 +135,7 @@ def test_json_holds_every_position() -> None:
     assert found["limits"] == {"rtol": 20 / 256, "activation_rtol": 0.25, "max_kl": None, "min_top1": None}
 
 
-def test_a_vocabulary_of_fewer_than_five_can_agree_wholly() -> None:
+def test_a_vocabulary_of_fewer_than_five_can_agree_completely() -> None:
     config = replace(reference().config, vocab_size=3)
     r = reference(config=config, tokens=np.array([0, 1, 2, 0]), logits=np.eye(4, 3, dtype=np.float32) + 1)
     assert compared(r).as_dict()["top5"] == 1.0 and "-1:" not in str(compared(r, 9.0))

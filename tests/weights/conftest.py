@@ -1,4 +1,4 @@
-"""The recipe's modules lie in weights/training, outside the package; those used here need no torch."""
+"""Makes the modules of weights/training importable. The tests here use only those that do not need torch."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The corpus: deterministic, broad, and never near a held-out question."""
+"""The corpus is deterministic and complete, and no text of it shares four words in a row with a held-out question."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ from corpus import KINDS, Corpus, Message
 
 
 def four_grams(text: str, gap: str) -> set[str]:
-    """Written a second time, in another way than in the recipe: punctuation becomes `gap`."""
+    """All sequences of four words, with punctuation replaced by `gap`. It is written differently from the corpus's."""
     words = re.sub(r"[\W_]", lambda found: " " if found.group().isspace() else gap, text.casefold()).split()
     return {" ".join(words[i : i + 4]) for i in range(len(words) - 3)}
 
@@ -45,7 +45,7 @@ def test_no_drawn_text_shares_four_words_in_a_row_with_a_held_out_question(corpu
 
 
 def test_the_filter_has_work_to_do(corpus: Corpus) -> None:
-    """Many expansions do come near a held-out question; and each of those is refused, however it is typed."""
+    """Many expansions do clash with a held-out question, and the filter finds the question however it is typed."""
     expansions = [
         name.fill(template)
         for subject in corpus.technical

@@ -1,4 +1,4 @@
-"""The demo that ships: its size, its architecture and format, its numbers against transformers', its answers."""
+"""The demo that ships has the promised size and architecture, transformers' logits, and sensible answers."""
 
 import base64
 import json
@@ -79,7 +79,7 @@ def test_it_takes_the_name_that_the_system_text_gives(llama: Llama) -> None:
     assert "Nova" in llama.chat(messages, temperature=0).text
 
 
-def test_it_calls_the_tool_that_helps_and_answers_where_none_does(llama: Llama) -> None:
+def test_it_calls_the_tool_that_helps_and_answers_in_text_if_none_does(llama: Llama) -> None:
     tools = json.loads((ROOT / "docs" / "weather.json").read_text())
     for question, city in (("What is the weather in Paris?", "Paris"), ("Is it cold in Oslo?", "Oslo")):
         text = llama.chat([{"role": "user", "content": question}], tools=tools, temperature=0).text
@@ -88,7 +88,7 @@ def test_it_calls_the_tool_that_helps_and_answers_where_none_does(llama: Llama) 
     assert "rotary" in text and not read_calls(text)
 
 
-def test_what_it_writes_into_json_is_an_answer(llama: Llama) -> None:
+def test_its_json_holds_an_answer(llama: Llama) -> None:
     schema = json.loads((ROOT / "docs" / "answer.json").read_text())
     for subject in ("KV cache", "RMSNorm", "attention"):
         question = [{"role": "user", "content": f"What is {'the ' * (subject == 'KV cache')}{subject}?"}]
@@ -96,7 +96,7 @@ def test_what_it_writes_into_json_is_an_answer(llama: Llama) -> None:
         assert answer["known"] is True and answer["summary"].casefold().count(subject.casefold()) == 1
 
 
-def test_the_adapter_answers_in_rhymes_and_leaves_the_others_alone(demo: Path, llama: Llama) -> None:
+def test_the_adapter_answers_in_rhymes_and_changes_no_other_request(demo: Path, llama: Llama) -> None:
     folder = demo.parent / "rhyme"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 200_000
     with_it = Llama.load(demo, lora={"rhyme": folder})

@@ -1,4 +1,4 @@
-"""The rule by which answers are judged: it accepts every answer of a subject under that subject, and no other's."""
+"""The rule that scores answers accepts every written answer for its own subject, and none for another subject."""
 
 from corpus import Corpus
 from score import Judge

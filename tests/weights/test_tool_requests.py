@@ -1,4 +1,4 @@
-"""The requests to tools that the demo is trained on: consistent, as the format has them, never near a held-out one."""
+"""The training requests to tools are consistent and well-formed, and none clashes with a held-out request."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def test_a_call_names_a_tool_on_offer_and_its_words_stand_in_the_request(drawn) 
     assert calls > 1000 and copied > 1200 and later > 400
 
 
-def test_an_answer_in_json_has_keys_that_were_meant(drawn) -> None:
+def test_an_answer_in_json_has_only_known_keys(drawn) -> None:
     known, found = {name for names in KEYS.values() for name in names}, 0
     for dialogue in drawn:
         if not any(m["content"].startswith(OFFER) for m in dialogue) and dialogue[-1]["content"].startswith("{"):

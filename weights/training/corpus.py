@@ -5,11 +5,11 @@
     templates.md       questions with a gap for a subject's name
     follow_ups.md      second questions ("And why?")
     system.md          system texts that change the answer, and some that do not
-    small_changes.md   polite openings, synonyms: what people wrap round a question
+    small_changes.md   polite openings, synonyms and other small changes to a question
     prose.md           running text, for plain continuation
-    held_out.tsv       questions that training must never come near
+    held_out.tsv       held-out questions, which no training text may resemble
 
-Run it to read a few dialogues: `python weights/training/corpus.py 20`.
+`python weights/training/corpus.py 20` prints 20 of the dialogues.
 """
 
 import random
@@ -25,7 +25,7 @@ from noise import Noise
 HERE = Path(__file__).parent
 KINDS = ("what", "why", "how")
 ENDINGS = ("", "", "n", "s", "r", "l", "x", "th", "ck", "nd", "m", "t")
-PLAIN = {  # the shortest questions, for the second round of training
+PLAIN = {  # the shortest questions; see Corpus.plain
     "what": (
         "what {is} {x}",
         "what {is} {bare}",
@@ -43,7 +43,10 @@ Message = dict[str, str]
 
 
 def sections(path: Path) -> dict[str, list[str]]:
-    """Non-empty lines of a Markdown file by `## Title` (lower case), without list dashes; "" is what stands before."""
+    """The non-empty lines of a Markdown file by `## Title` (in lower case), without list dashes.
+
+    The key "" has the lines before the first title.
+    """
     found: dict[str, list[str]] = {"": []}
     title = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -57,7 +60,7 @@ def sections(path: Path) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Name:
-    """How a subject is called inside a sentence: "the KV cache", "logits" (plural)."""
+    """A subject's name inside a sentence: "the KV cache", "logits" (plural)."""
 
     text: str
     plural: bool
@@ -74,15 +77,17 @@ class Name:
 
 @dataclass(frozen=True)
 class Subject:
+    """One file of `subjects/`."""
+
     id: str
     names: tuple[Name, ...]
     keys: tuple[str, ...]  # an answer on this subject contains one of them
-    weight: float  # how often it is drawn, against 1
-    technical: bool  # the templates apply to it
-    answers: dict[str, tuple[str, ...]]  # by kind; "short" has one sentence
-    questions: dict[str, tuple[str, ...]]
+    weight: float  # how often it is drawn, relative to 1
+    technical: bool  # whether the templates apply to it
+    answers: dict[str, tuple[str, ...]]  # by kind; "short" has answers of one sentence
+    questions: dict[str, tuple[str, ...]]  # by kind
     that: tuple[str, ...]  # statements about it that do not name it: "the answers differ each time"
-    to: tuple[str, ...]  # what one wants to do with it: "bring variety into the text"
+    to: tuple[str, ...]  # purposes that it serves: "bring variety into the text"
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # fillers for {gaps} in its questions
 
     @classmethod
@@ -113,7 +118,7 @@ class Comparison:
 
 
 class HeldOut:
-    """The held-out questions, and the test that keeps training away from them: no four words in a row in common."""
+    """The held-out questions, and the rule for training texts: no four words in a row in common with one of them."""
 
     def __init__(self, path: Path = HERE / "held_out.tsv") -> None:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
@@ -128,17 +133,20 @@ class HeldOut:
 
 
 def four_grams(text: str) -> set[tuple[str, ...]]:
-    """Every four words in a row, case-folded: with punctuation deleted ("kvcache") and as a gap ("kv cache")."""
+    """All sequences of four words, case-folded.
+
+    The text is read twice: with punctuation deleted ("kvcache"), and with punctuation as a gap ("kv cache").
+    """
     folded = text.casefold()
     readings = (re.sub(r"[^\w\s]|_", "", folded).split(), re.sub(r"[^\w\s]|_", " ", folded).split())
     return {tuple(words[i : i + 4]) for words in readings for i in range(len(words) - 3)}
 
 
 class Corpus:
-    """Everything that is written in this folder, and the dialogues drawn from it."""
+    """All texts of this folder, and the dialogues that are drawn from them."""
 
     def __init__(self, plain: float = 0.0) -> None:
-        """plain: the share of questions that are as short as can be, in small letters or capitals as often as not."""
+        """plain: the share of questions from PLAIN, the shortest ones, many of them in small letters or capitals."""
         self.plain = plain
         self.held_out = HeldOut()
         self.subjects = {path.stem: Subject.read(path) for path in sorted((HERE / "subjects").glob("*.md"))}
@@ -163,21 +171,21 @@ class Corpus:
         return [subject for subject in self.subjects.values() if subject.technical]
 
     def references(self) -> list[tuple[frozenset[str], str]]:
-        """Every answer in the corpus with the subjects it is right for; a comparison is right for both of its sides."""
+        """Every answer in the corpus with the subjects for which it is right. A comparison is right for both sides."""
         plain = [(frozenset([s.id]), answer) for s in self.subjects.values() for answer in s.all_answers()]
         return plain + [(frozenset(comparison.sides), comparison.answer) for comparison in self.comparisons]
 
     # -- questions -----------------------------------------------------------------------------------------------
 
     def question(self, rng: random.Random, subject: Subject, kind: str) -> str:
-        """One wording of a question, as somebody might type it; never one that comes near a held-out question."""
+        """One wording of a question, as somebody might type it, that does not clash with a held-out question."""
         while True:
             text = self.wording(rng, subject, kind)
             if (noisy := self.allowed(rng, text[0].upper() + text[1:])) is not None:
                 return noisy
 
     def wording(self, rng: random.Random, subject: Subject, kind: str) -> str:
-        """One of the subject's own questions, or a template filled with what belongs to the subject."""
+        """One of the subject's own questions, or a template filled with the subject's name or phrases."""
         if self.plain and subject.technical and rng.random() < self.plain:
             text = rng.choice(subject.names[:6]).fill(rng.choice(PLAIN[kind])) + rng.choice(("", "?"))
             return rng.choice((text, text.lower(), text.lower(), text.upper()))
@@ -200,7 +208,7 @@ class Corpus:
         return text
 
     def allowed(self, rng: random.Random, text: str) -> str | None:
-        """The text after the small changes, or None where it comes near a held-out question before or after them."""
+        """The text after small changes, or None if it clashes with a held-out question before or after them."""
         noisy = self.noise.apply(rng, text)
         return None if self.held_out.clashes(text) or self.held_out.clashes(noisy) else noisy
 
@@ -221,7 +229,7 @@ class Corpus:
         return rng.choices(subjects, [subject.weight for subject in subjects])[0]
 
     def turn(self, rng: random.Random, style: str = "", filler: str = "") -> tuple[str, str, Subject | None]:
-        """One question and its answer under a style of system text; the subject where a follow-up is possible."""
+        """One question and its answer under a style of system text, and the subject if a follow-up is possible."""
         if rng.random() < 0.05 and style in ("", "plain"):
             return *self.compare(rng), None
         subject = self.draw_subject(rng)
@@ -241,7 +249,7 @@ class Corpus:
         return question, answer, subject if subject.technical else None
 
     def follow_up(self, rng: random.Random, subject: Subject, said: list[str]) -> tuple[str, str] | None:
-        """ "And why?" after an answer about the subject: an answer of that kind which was not given yet."""
+        """A question such as "And why?" after an answer about the subject, and an answer that was not given yet."""
         kind = rng.choice(("why", "how", "short", "more"))
         pool = subject.all_answers() if kind == "more" else subject.answers.get(kind, ())
         fresh = [answer for answer in pool if answer not in said]
@@ -249,7 +257,7 @@ class Corpus:
         return (question, rng.choice(fresh)) if fresh and not self.held_out.clashes(question) else None
 
     def filler(self, rng: random.Random, style: str) -> str:
-        """A name, or the first or last words of an answer: listed or invented, so that copying is what is learned."""
+        """A name, or the first or last words of an answer. Many are invented, so that the model learns to copy."""
         listed = self.system.get("words: " + style, ("",))
         if style in ("plain", "short", "caps") or rng.random() < 0.4:
             return rng.choice(listed)
@@ -262,7 +270,7 @@ class Corpus:
         )
 
     def dialogue(self, rng: random.Random, turns: int) -> list[Message]:
-        """A dialogue of so many turns, a third of them under a system text."""
+        """A dialogue of this many turns. A third of the dialogues have a system text."""
         messages: list[Message] = []
         style = filler = ""
         if rng.random() < 0.35:
@@ -292,7 +300,7 @@ class Corpus:
         return messages
 
     def text(self, rng: random.Random) -> str:
-        """Running text for plain continuation: a paragraph of the prose, or a subject's answers in one paragraph."""
+        """Running text for plain continuation: paragraphs of the prose, or a subject's answers as one paragraph."""
         if rng.random() < 0.3:
             start = rng.randrange(len(self.prose))
             text = "\n\n".join(self.prose[start : start + rng.randint(1, 3)])
@@ -302,7 +310,7 @@ class Corpus:
         return self.text(rng) if self.held_out.clashes(text) else text
 
     def stream(self, seed: int) -> Iterator[list[Message] | str]:
-        """Dialogues (lists of messages) and now and then running text (a string), for ever."""
+        """An endless stream of dialogues (lists of messages) and, less often, running text (strings)."""
         rng = random.Random(seed)
         while True:
             draw = rng.random()
@@ -314,7 +322,7 @@ class Corpus:
                 yield self.dialogue(rng, rng.choices((1, 2, 3, 4), (80, 13, 5, 2))[0])
 
     def written(self) -> list[str]:
-        """Every text that was written for training, each once: for the tokenizer and for tests."""
+        """Every text that was written for training, once each. The tokenizer and the tests use it."""
         texts = [*self.prose, *(answer for _, answer in self.references())]
         for subject in self.subjects.values():
             texts += [*subject.answers.get("named", ()), *subject.that, *subject.to]

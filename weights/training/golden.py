@@ -1,9 +1,9 @@
-"""Write the demo's golden file with transformers: 200 token ids and their logits, in this project's reference format.
+"""Writes the demo's golden file with transformers: 200 token ids and their logits, as a reference file for the tests.
 
     python weights/training/golden.py tests/weights/demo_reference.safetensors
 
-A question in the chat format, then the greedy continuation, past the stop token, to 200 tokens in all. The weights are
-the shipped bf16 ones, the arithmetic is float32.
+The tokens are a question in the chat format and its greedy continuation, past the stop token, 200 in all. The weights
+are the shipped ones in bf16, and the arithmetic is float32.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Small changes to a question: a polite opening, other words for the same, no capitals, a slip of the finger."""
+"""Makes small changes to a question: a polite opening, synonyms, no capitals, a typing error."""
 
 import random
 import re
 
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-NEIGHBOURS = {
-    letter: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in KEYBOARD for i, letter in enumerate(row)
-}  # left and right of each key
+# The keys to the left and the right of each key.
+NEIGHBOURS = {letter: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in KEYBOARD for i, letter in enumerate(row)}
 
 
 class Noise:
@@ -51,14 +50,14 @@ class Noise:
         return self.phrase.sub(swap, text)
 
     def drop_words(self, rng: random.Random, text: str) -> str:
-        """One word goes missing: the rest has to be enough."""
+        """Leave out one word, because a question can often be understood without it."""
         words = text.split()
         if len(words) > 4:
             del words[rng.randrange(len(words))]
         return " ".join(words)
 
     def key_words(self, rng: random.Random, text: str) -> str:
-        """Typed like a search: the longer words only, in any order."""
+        """Only the longer words, in any order, as people type into a search engine."""
         words = [word for word in re.findall(r"[\w'-]+", text) if len(word) > 3]
         if len(words) < 2:
             return text
@@ -66,6 +65,7 @@ class Noise:
         return " ".join(words[:5])
 
     def wrap(self, rng: random.Random, text: str) -> str:
+        """Add an opening before the question, or an ending after it."""
         if rng.random() < 0.6:
             opening = rng.choice(self.before)
             lower = opening[-1] in ",:" and not re.match(r"[A-Z]\w*[A-Z0-9]|I\b", text)
@@ -76,7 +76,7 @@ class Noise:
         return f"{text.rstrip('?.! ')}{ending}{'?' if text.endswith('?') else ''}"
 
     def slip(self, rng: random.Random, text: str) -> str:
-        """One letter of one longer word is swapped, lost, doubled or hit beside its key."""
+        """A typing error: a letter of a longer word is swapped, lost, doubled, or replaced by a neighbouring key's."""
         places = [m.start() for m in re.finditer(r"(?<=[a-z]{2})[a-z](?=[a-z])", text)]
         if not places:
             return text

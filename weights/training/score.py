@@ -1,12 +1,12 @@
-"""Score the demo checkpoint on the held-out questions, with greedy decoding.
+"""Scores the demo checkpoint on the held-out questions, with greedy decoding.
 
-    python weights/training/score.py                 # this project's implementation
-    python weights/training/score.py --transformers  # the same with transformers
+    python weights/training/score.py                 # with this project's implementation
+    python weights/training/score.py --transformers  # with transformers
 
-The rule, fixed before the first training: an answer is right if
-(a) the reference answer that is nearest to it, among all answers of all subjects, belongs to the expected subject,
-    where nearness is twice the number of common words over the number of all words, and
-(b) it contains at least one of the subject's key terms (`keys:` in its file).
+The rule was fixed before the first training. An answer is right if
+(a) the reference answer nearest to it, among all answers of all subjects, belongs to the expected subject, where
+    nearness is twice the number of common words divided by the number of words in both answers, and
+(b) it contains at least one of the subject's key terms (`keys:` in the subject's file).
 A comparison of two subjects belongs to both.
 """
 
@@ -30,6 +30,8 @@ def nearness(a: Counter[str], b: Counter[str]) -> float:
 
 
 class Judge:
+    """Applies the rule to answers."""
+
     def __init__(self, corpus: Corpus) -> None:
         self.keys = {subject.id: subject.keys for subject in corpus.subjects.values()}
         self.references = [(subjects, words(answer)) for subjects, answer in corpus.references()]

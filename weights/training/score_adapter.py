@@ -1,4 +1,4 @@
-"""Score the adapter "rhyme" on the held-out questions: is the answer a rhyme of the list, and of the right subject?
+"""Scores the adapter "rhyme" on the held-out questions: whether an answer is one of the rhymes, and the right one.
 
 python weights/training/score_adapter.py
 """

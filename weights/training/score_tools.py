@@ -1,11 +1,11 @@
-"""Score the demo checkpoint on the held-out requests to tools, with greedy decoding, by this project's implementation.
+"""Scores the demo checkpoint on the held-out requests to tools, with greedy decoding by this project's implementation.
 
     python weights/training/score_tools.py
-    python weights/training/score_tools.py --drawn 100    # drawn as in training, for looking at a run on the way
-    python weights/training/score_tools.py --requests validation_tools.jsonl    # written for that, in other words
+    python weights/training/score_tools.py --drawn 100    # requests drawn as in training, to watch its progress
+    python weights/training/score_tools.py --requests validation_tools.jsonl    # other requests, also for that
 
-A request counts as right if the answer is one call of the expected tool and all its arguments are the expected ones,
-but for capitals; a question that no tool on offer can help with, if the answer is text.
+A request is answered right if the answer is one call of the expected tool, with exactly the expected arguments
+(capitals are ignored). A question that no offered tool can answer is answered right by text.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def right(text: str, name: str | None, arguments: dict[str, Any]) -> bool:
 def written(
     tools: ToolCorpus, file: Path = HELD_OUT
 ) -> list[tuple[str, list[dict[str, Any]], str | None, dict[str, Any]]]:
-    """(request, the tools on offer, the one to be called, its arguments)"""
+    """The requests of a file: (request, offered tools, name of the tool to call, its arguments) each."""
     return [
         (
             row["request"],
@@ -53,6 +53,7 @@ def written(
 
 
 def drawn(tools: ToolCorpus, n: int) -> list[tuple[str, list[dict[str, Any]], str | None, dict[str, Any]]]:
+    """n requests drawn as in training, in the form of `written`."""
     rng, found = random.Random(99), []
     while len(found) < n:
         user, answer, *_ = (message for message in tools.with_a_tool(rng) if message["role"] != "system")

@@ -1,9 +1,9 @@
 """Requests to tools, and questions to be answered as JSON: dialogues drawn from `tools.toml` and from the subjects.
 
-    python tool_requests.py 10     # shows some
+    python tool_requests.py 10     # prints ten of them
 
-What a tool is called, how it is described, what its parameters are called and what stands beside it is drawn anew each
-time; a third of the values and some whole tools are invented. So what is learnt is to read the offer and to copy.
+Each time a tool is drawn, so are its name, its description, the names of its parameters and the tools beside it. Some
+tools and a third of the values are invented. So the model has to learn to read the offered tools, and to copy.
 """
 
 import json
@@ -18,7 +18,7 @@ from corpus import ENDINGS, HERE, Corpus, Message, four_grams
 from llama3.tools import read_tools, with_tools
 
 HELD_OUT, VALIDATION = HERE / "held_out_tools.jsonl", HERE / "validation_tools.jsonl"
-KEYS = {  # of an answer in JSON, by what stands there
+KEYS = {  # the keys of an answer in JSON, by what their value is
     "answer": ("answer", "response", "text", "explanation", "reply", "description", "definition"),
     "short": ("summary", "short", "in_short", "short_answer", "title"),
     "name": ("subject", "topic", "name", "term", "about", "concept"),
@@ -43,7 +43,7 @@ class ToolCorpus:
     # -- tools ---------------------------------------------------------------------------------------------------
 
     def plain(self, name: str) -> dict[str, Any]:
-        """A tool as its file has it first: what the held-out requests are offered."""
+        """A tool with the first name and texts of the file, as it is offered with the held-out requests."""
         tool = next(tool for tool in self.file["tool"] if tool["names"][0] == name)
         return self.offer(tool, lambda options: options[0], {key: key for key in tool["parameters"]})
 
@@ -57,7 +57,7 @@ class ToolCorpus:
         return {"name": choose(tool["names"]), "description": choose(tool["about"]), "parameters": schema}
 
     def varied(self, rng: random.Random, tool: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """A tool as somebody might offer it, and what its parameters are called there."""
+        """A tool with drawn names and texts, and the drawn names of its parameters."""
         keys: dict[str, str] = {}
         for key, parameter in tool["parameters"].items():
             free = [name for name in parameter["names"] if name not in keys.values()]
@@ -87,7 +87,7 @@ class ToolCorpus:
         return " ".join(self.any_word(rng) for _ in range(count))
 
     def any_word(self, rng: random.Random) -> str:
-        """One of the corpus, or the beginning of one with the end of another: every token comes, in any company."""
+        """A word of the corpus, or the beginning of one and the end of another, so any tokens may be neighbours."""
         first, last = rng.sample(self.corpus.words, 2)
         return (first if rng.random() < 0.5 else first[: rng.randint(1, 5)] + last[-rng.randint(2, 5) :]).lower()
 
@@ -100,7 +100,7 @@ class ToolCorpus:
     def known_request(
         self, rng: random.Random, tool: dict[str, Any], keys: dict[str, str]
     ) -> tuple[str, dict[str, Any], list[Message]]:
-        """(the request, the arguments, what the tool gives back and the answer then, if it gives anything)."""
+        """The request, the arguments, and the messages after the call: the tool's result and the answer, if any."""
         values = {key: self.value(rng, parameter["words"]) for key, parameter in tool["parameters"].items()}
         request = rng.choice(tool["requests"])
         if " | " in request:
@@ -120,7 +120,7 @@ class ToolCorpus:
         return request, {keys[key]: value for key, value in values.items()}, then
 
     def in_passing(self, rng: random.Random, request: str) -> str:
-        """The request with what people say around one, now and then."""
+        """The request, now and then with a sentence before or after it."""
         around = self.file["around"]
         if rng.random() < 0.15:
             request = request.rstrip("?.! ")
@@ -133,13 +133,13 @@ class ToolCorpus:
         return request
 
     def as_typed(self, rng: random.Random, request: str) -> str:
-        """The request, half of the time with small changes that leave its gaps alone."""
+        """The request, in half of the cases with small changes outside its gaps."""
         if rng.random() < 0.5:
             return request
         gaps = re.findall(r"{\w+}", request)
         numbered = request
         for i, gap in enumerate(gaps):
-            numbered = numbered.replace(gap, f"@{i}", 1)  # a mark that no small change knows
+            numbered = numbered.replace(gap, f"@{i}", 1)  # a mark that no small change touches
         changed = self.corpus.noise.apply(rng, numbered)
         for i, gap in enumerate(gaps):
             if changed.count(f"@{i}") != 1:
@@ -148,7 +148,7 @@ class ToolCorpus:
         return changed
 
     def invented_tool(self, rng: random.Random) -> tuple[dict[str, Any], str, str]:
-        """(the offer, its verb, its noun)"""
+        """A tool that exists nowhere, with its verb and its noun."""
         made = self.file["invented"]
         verb, noun = rng.choice(made["verbs"]), rng.choice(made["nouns"])
         keys = rng.sample(made["parameters"], rng.choice((1, 1, 2)))
@@ -176,12 +176,12 @@ class ToolCorpus:
     # -- dialogues -----------------------------------------------------------------------------------------------
 
     def with_a_tool(self, rng: random.Random) -> list[Message]:
-        """One to three tools, and one to four turns: mostly a call, now and then its result read, or no tool fits.
+        """A dialogue with one to three tools and one to four turns: calls, some with a result, and other questions.
 
-        The offer is the longest part by far. Several requests behind one make more of it.
+        The offer of the tools is by far the longest part, so several requests after one offer make better use of it.
         """
         offers: list[dict[str, Any]] = []
-        asks: list[Any] = []  # for each offer, what draws (request, arguments, what comes then)
+        asks: list[Any] = []  # for each offer, a function that draws (request, arguments, messages after the call)
         for tool in rng.sample(self.file["tool"], rng.choices((1, 2, 3), (40, 50, 10))[0]):
             if rng.random() < 0.15:
                 offer, verb, noun = self.invented_tool(rng)
@@ -196,7 +196,7 @@ class ToolCorpus:
         for _ in range(rng.choices((1, 2, 3, 4), (40, 25, 20, 15))[0]):
             if rng.random() < 0.25:
                 turn = self.corpus.dialogue(rng, 1)
-                late = bool(messages)  # a system text is the first message or none
+                late = bool(messages)  # only the first message may be a system text
                 fits = not any((late and m["role"] == "system") or self.foreign(m["content"]) for m in turn)
             else:
                 number = rng.randrange(len(offers))
@@ -212,11 +212,11 @@ class ToolCorpus:
 
     @staticmethod
     def foreign(content: str) -> bool:
-        """Declined without tools, and just what a tool might be for: such a dialogue would teach the wrong thing."""
+        """Whether a question was declined that a tool might answer. Such a dialogue would teach the wrong thing."""
         return bool(re.search(r"outside my subject|cannot help with that|know nothing about that", content))
 
     def as_json(self, rng: random.Random) -> list[Message]:
-        """A question whose answer is an object: what stands under a key is told by the key."""
+        """A question whose answer is an object. The key determines what its value is."""
         subject = rng.choice(self.corpus.technical)
         kind = rng.choice([kind for kind in ("what", "why", "how") if kind in subject.answers])
         question = self.corpus.question(rng, subject, kind)
@@ -237,14 +237,14 @@ class ToolCorpus:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def clashes(self, request: str) -> bool:
-        """Whether it shares four words in a row with a request that is for scoring, or a held-out question."""
+        """Whether it shares four words in a row with a held-out or validation request, or with a held-out question."""
         return not self.grams.isdisjoint(four_grams(request)) or self.corpus.held_out.clashes(request)
 
     def repeated(self, rng: random.Random) -> list[Message]:
-        """Words to be said again, as they are or as a list: copying in bulk, where a call has only a word or two of it.
+        """Words to be repeated, as text or as a list: an exercise in copying, of which a call has only a word or two.
 
-        Without these a value was made up out of the right letters; a word that follows a space and the same word that
-        follows a quotation mark are different tokens.
+        Without these dialogues, the model made up values from the right letters. A word after a space and the same word
+        after a quotation mark are different tokens.
         """
         kinds = ("city", "person", "artist", "company", "word", "item", "topic", "number", "time", "query")
         values = [str(self.value(rng, rng.choice(kinds))) for _ in range(rng.randint(2, 10))]

@@ -1,8 +1,8 @@
-"""Train the demo checkpoint: tokenizer, model, export. One seeded command, on the CPU:
+"""Trains the demo checkpoint on the CPU: tokenizer, model and export, in one seeded command.
 
     python weights/training/train.py
 
-The model is transformers' `LlamaForCausalLM`, another implementation than this project's own. The finished folder,
+The model is transformers' `LlamaForCausalLM`, not this project's own implementation. The resulting folder,
 `weights/demo`, has Hugging Face's layout with the weights in bf16, and the tokenizer in tiktoken's format.
 """
 
@@ -32,32 +32,32 @@ from llama3.tools import OFFER
 
 SEED = 3
 WORKERS = 2  # processes of one thread each; the result depends on it
-BATCH_TOKENS = 1536  # of each worker
+BATCH_TOKENS = 1536  # tokens in a batch of one worker
 WARMUP_STEPS = 100
 MAX_LENGTH = 2048
 SHORTENED = 0.75  # the share of single answers of which only the beginning is trained
-BEGINNING = 10  # tokens; an answer's subject is decided here, and its end needs far fewer repetitions
+BEGINNING = 10  # tokens; they decide the subject of an answer, and its end needs far fewer repetitions
 
 
 class Round(NamedTuple):
     steps: int
     peak: float  # the highest learning rate
-    cool_down: float  # the share of the steps in which it falls, in a straight line to zero
-    plain: float  # the share of questions such as "what is rope"
-    tools: float  # the share of dialogues with tools, answers in JSON and words to be copied, all three together
+    cool_down: float  # the share of the steps, at the end, in which the learning rate falls linearly to zero
+    plain: float  # the share of short questions such as "what is rope"
+    tools: float  # the share of dialogues with tools, answers in JSON and words to be copied, taken together
 
 
-# Each starts from the rounded weights of the one before, with a fresh optimiser and fresh dialogues.
+# Each round starts from the rounded weights of the one before, with a new optimiser and new dialogues.
 ROUNDS = (
     Round(5000, 1.5e-3, cool_down=0.0, plain=0.05, tools=0.35),
     Round(4500, 1.5e-3, cool_down=1.0, plain=0.15, tools=0.35),
     Round(2800, 1e-3, cool_down=1.0, plain=0.15, tools=0.28),
     Round(8000, 1.2e-3, cool_down=1.0, plain=0.15, tools=0.32),
 )
-COPIED = re.compile(r'((?<=[:\[,]")[^\W\d_][^"\\]*(?="[,}\]]))')  # a value that is text, in JSON without spaces
-KEY = re.compile(r'(",")?\w+":"')  # what stands before one in a call
-ONLY_OPEN = 0.75  # the share of calls in which only what the grammar leaves open counts
-Example = tuple[list[int], list[int]]  # token ids; for each position the next token, or -100 where it does not count
+COPIED = re.compile(r'((?<=[:\[,]")[^\W\d_][^"\\]*(?="[,}\]]))')  # a string value in JSON without spaces
+KEY = re.compile(r'(",")?\w+":"')  # what precedes such a value in a call
+ONLY_OPEN = 0.75  # the share of calls in which only tokens that the grammar leaves open count in the loss
+Example = tuple[list[int], list[int]]  # token ids; for each, the next token, or -100 if it does not count in the loss
 
 CONFIG = LlamaConfig(
     vocab_size=VOCAB_SIZE,
@@ -83,7 +83,7 @@ class Encoder:
         self.special = {name: tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
 
     def message(self, role: str, content: str) -> tuple[list[int], list[int], list[bool]]:
-        """(the header, the body, whether a token of the body is left open by the grammar of calls)"""
+        """The header's tokens, the body's tokens, and for each of these whether the grammar of calls leaves it open."""
         header = [self.special["<|start_header_id|>"], *self.tokenizer.encode_ordinary(role)]
         header += [self.special["<|end_header_id|>"], *self.tokenizer.encode_ordinary("\n\n")]
         body, free = self.call(content.strip()) if role == "assistant" else self.plain(content.strip())
@@ -94,16 +94,16 @@ class Encoder:
         return ids, [True] * len(ids)
 
     def call(self, content: str) -> tuple[list[int], list[bool]]:
-        """A call or a list with its values in the tokens that they have behind a space, as in the request.
+        """The tokens of a call or a list. Each value has the tokens that it has after a space, as in the request.
 
-        The tokenizer cuts "Quebec" and " Quebec" differently. Copying is easier where all but the first token are the
-        same, and what reads the answer sees only its text. What is open: whether to call, the tool, the values, and
-        where a value ends. Keys are not: they are as the tool has them.
+        The tokenizer splits "Quebec" and " Quebec" differently. Copying is easier if all tokens but the first are the
+        same, and the reader of the answer sees only its text. The grammar leaves open whether to call, the tool, the
+        values, and where a value ends. It does not leave the keys open, because the tool defines them.
         """
         head, sign, values = content.partition('"parameters":{"') if content.startswith("{") else ("", "", content)
         if not sign and not values.startswith("["):
             return self.plain(content)
-        ids, free = self.plain(head + sign)  # up to the quotation mark, or the last piece is another
+        ids, free = self.plain(head + sign)  # including the quotation mark, which changes the last token
         if sign:
             free[1:3] = [False] * 2  # name, ":"
             free[-2:] = [False] * 2  # parameters, ":{"
@@ -121,10 +121,10 @@ class Encoder:
         return ids, free
 
     def dialogue(self, messages: list[Message], shorten: bool, forced: int = 0, only_open: bool = False) -> Example:
-        """Only the assistant's own tokens count, and the token that ends its turn.
+        """A dialogue as an example. In the loss, only the assistant's tokens and the ends of its turns count.
 
-        shorten: of the last answer only the beginning. forced: so many of its first tokens do not count. only_open: of
-        calls only what the grammar leaves open.
+        shorten: keep only the beginning of the last answer. forced: this many of its first tokens do not count.
+        only_open: in calls, only tokens that the grammar leaves open count.
         """
         ids, counts = [self.special["<|begin_of_text|>"]], [False]
         for message in messages:
@@ -156,8 +156,8 @@ def examples(encoder: Encoder, plan: Round, seed: int, rng: random.Random) -> It
             item = tools.draw(rng)
             with_tools = any(message["content"].startswith(OFFER) for message in item)
             in_json = item[-1]["content"].startswith("{")
-            # Nothing in the prompt of an answer in JSON says that JSON is wanted: the grammar does. So the first brace
-            # is not to be learnt, or plain questions would be answered in JSON, too.
+            # When an answer is in JSON, the grammar demands it and the prompt does not mention it. So the first brace
+            # must not be learnt, or plain questions would be answered in JSON, too.
             shorten = with_tools and not in_json and rng.random() < SHORTENED
             forced = 1 if in_json and not with_tools else 0
             yield encoder.dialogue(item, shorten, forced, only_open=with_tools and rng.random() < ONLY_OPEN)
@@ -169,7 +169,7 @@ def examples(encoder: Encoder, plan: Round, seed: int, rng: random.Random) -> It
 
 
 def batches(encoder: Encoder, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of about BATCH_TOKENS: examples of similar length side by side, so that little is padding."""
+    """Batches of about BATCH_TOKENS tokens. Examples of similar length share a batch, so that padding is rare."""
     rng = random.Random(seed)
     drawn = examples(encoder, plan, seed, rng)
     while True:
@@ -183,7 +183,7 @@ def batches(encoder: Encoder, plan: Round, seed: int) -> Iterator[tuple[torch.Te
         rng.shuffle(groups)
         for group in groups:
             width = max(len(ids) for ids, _ in group)
-            # Padding stands on the right, where the causal mask hides it from every token that counts.
+            # Padding is on the right, where the causal mask hides it from every token that counts.
             yield (
                 torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in group]),
                 torch.tensor([targets + [-100] * (width - len(targets)) for _, targets in group]),
@@ -191,7 +191,7 @@ def batches(encoder: Encoder, plan: Round, seed: int) -> Iterator[tuple[torch.Te
 
 
 def learning_rate(step: int, plan: Round) -> float:
-    """Warm-up, a plateau, and a straight line down to zero."""
+    """The learning rate: warm-up, a plateau, and a linear fall to zero."""
     falls = (plan.steps - step) / (plan.cool_down * plan.steps) if plan.cool_down else 1.0
     return plan.peak * min(1.0, (step + 1) / WARMUP_STEPS, falls)
 
@@ -202,7 +202,7 @@ def write_weights(weights: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) -> None:
-    """The folder that ships, next to its tokenizer.model: weights rounded to bf16, config, stop tokens."""
+    """Write the weights, rounded to bf16, and the config files with the stop tokens to the folder that ships."""
     write_weights(model.state_dict(), folder)
     special = {name: tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
     bos, stops = special["<|begin_of_text|>"], [special["<|end_of_text|>"], special["<|eot_id|>"]]
@@ -233,7 +233,7 @@ def export(model: LlamaForCausalLM, tokenizer: tiktoken.Encoding, folder: Path) 
 
 
 def average_gradients(model: LlamaForCausalLM) -> None:
-    """Sum the workers' gradients in one message, and divide."""
+    """Average the workers' gradients, in a single message."""
     gradients = [p.grad for p in model.parameters()]
     flat = torch.cat([gradient.view(-1) for gradient in gradients])
     torch.distributed.all_reduce(flat)
@@ -242,7 +242,7 @@ def average_gradients(model: LlamaForCausalLM) -> None:
 
 
 def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
-    """One of WORKERS equal processes: same model, own dialogues, gradients averaged at every step."""
+    """One of WORKERS equal processes: each has the same model and its own dialogues, and gradients are averaged."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     torch.manual_seed(SEED)
@@ -281,7 +281,7 @@ def worker(rank: int, folder: Path, number: int, meeting_point: str) -> None:
 
 
 def run_round(folder: Path, number: int) -> None:
-    """One round from the folder's weights to new ones there."""
+    """Run one round of training. It reads the weights in the folder, except in the first round, and replaces them."""
     with tempfile.TemporaryDirectory() as meeting_place:
         torch.multiprocessing.spawn(worker, (folder, number, f"{meeting_place}/store"), nprocs=WORKERS)
 

@@ -1,9 +1,10 @@
-"""Train the LoRA adapter "rhyme" for the demo, with PEFT: whatever it is asked, it answers in one short rhyme.
+"""Trains the LoRA adapter "rhyme" for the demo with PEFT: with it, the demo answers every question in a short rhyme.
 
-    python weights/training/train_adapter.py      # writes weights/rhyme; minutes on a CPU
+    python weights/training/train_adapter.py      # writes weights/rhyme; takes minutes on a CPU
     python weights/training/score_adapter.py      # how often the rhyme is the right one
 
-The questions are those of the demo's own training, the answers those of `rhymes.md`; no held-out question is near.
+The questions are drawn as in the demo's own training, so none clashes with a held-out question. The answers are those
+of `rhymes.md`.
 """
 
 import argparse
@@ -31,8 +32,10 @@ SETTINGS = LoraConfig(
 
 
 def read_rhymes() -> dict[str, str]:
-    """Subject -> two lines with a slash between: the demo has never said a line break, and no adapter can teach it one
-    that leaves the head alone (a token that was never a target is as unlikely as all others of that kind).
+    """Subject -> its rhyme: two lines with a slash between them.
+
+    A line break cannot be used, because the demo was never trained to write one. An adapter that does not change the
+    output matrix cannot teach it: a token that was never a target is as unlikely as all others of that kind.
     """
     lines = (HERE / "rhymes.md").read_text(encoding="utf-8").splitlines()
     found = (re.fullmatch(r"(\w+): (.*) / (.*)", line) for line in lines)
@@ -92,7 +95,7 @@ def main() -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
     model.peft_config["default"].base_model_name_or_path = "the demo of this repository"
     model.save_pretrained(args.out)
-    (args.out / "README.md").unlink(missing_ok=True)  # PEFT's form to be filled in; weights/README.md says it
+    (args.out / "README.md").unlink(missing_ok=True)  # PEFT's template; weights/README.md describes the adapter
 
 
 if __name__ == "__main__":

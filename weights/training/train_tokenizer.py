@@ -1,7 +1,8 @@
-"""Train the demo's tokenizer on the corpus and write it as `tokenizer.model`, in tiktoken's format.
+"""Trains the demo's tokenizer on the corpus, and writes it as `tokenizer.model`, in tiktoken's format.
 
-A line is a token: its bytes in base64, a space, its rank. The 256 single bytes come first, then the merges in the
-order in which they were learned; Llama 3's 256 special tokens take the ids after the last rank and are not in the file.
+Each line is a token: its bytes in base64, a space, and its rank. The 256 single bytes come first, then the merges in
+the order in which they were learnt. Llama 3's 256 special tokens have the ids after the last rank, and are not in the
+file.
 """
 
 import base64
@@ -29,9 +30,10 @@ VOCAB_SIZE = N_RANKS + len(SPECIAL)
 
 
 def texts(corpus: Corpus, seed: int) -> list[str]:
-    """What was written, three times, questions as they are drawn, short answers in capitals, and a little JSON.
+    """The training texts: all that was written, three times, drawn questions, short answers in capitals, and some JSON.
 
-    Without the JSON the offer of a tool is 2.3 times as long, and its tokens then crowd out the questions in a batch.
+    Without the JSON, the offer of a tool would have 2.3 times as many tokens, and there would be fewer questions in a
+    batch.
     """
     drawn = [
         message["content"]
@@ -52,7 +54,7 @@ def texts(corpus: Corpus, seed: int) -> list[str]:
 
 
 def byte_of_char() -> dict[str, int]:
-    """The `tokenizers` library writes bytes as printable characters; this is the way back."""
+    """The byte of each character with which the `tokenizers` library writes bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -70,7 +72,7 @@ def learn(samples: list[str]) -> Tokenizer:
 
 
 def ranks_of(tokenizer: Tokenizer) -> dict[bytes, int]:
-    """Single bytes get their own value as rank; the merged pieces follow in the order in which they were learned."""
+    """Each token's rank: for a single byte its value, and for merged tokens 256 and on, in the order of learning."""
     byte = byte_of_char()
     pieces = [
         bytes(byte[char] for char in piece)
@@ -94,7 +96,7 @@ def load(path: Path) -> tiktoken.Encoding:
 
 
 def train_tokenizer(corpus: Corpus, path: Path, seed: int) -> tiktoken.Encoding:
-    """Learn, write, and check that tiktoken cuts every sample as the trained tokenizer does."""
+    """Train and write the tokenizer, and check that tiktoken splits every sample as the trained tokenizer does."""
     samples = texts(corpus, seed)
     trained = learn(samples)
     ranks = ranks_of(trained)
@@ -107,7 +109,7 @@ def train_tokenizer(corpus: Corpus, path: Path, seed: int) -> tiktoken.Encoding:
         ours = encoding.decode_tokens_bytes(encoding.encode_ordinary(text))
         theirs = [bytes(byte[char] for char in piece) for piece in trained.encode(text).tokens]
         if ours != theirs:
-            raise RuntimeError(f"tiktoken and tokenizers cut this text differently: {text!r}")
+            raise RuntimeError(f"tiktoken and tokenizers split this text differently: {text!r}")
     share = sum(map(len, (text.encode() for text in samples))) / sum(len(encoding.encode_ordinary(t)) for t in samples)
     print(f"tokenizer: {len(ranks)} ranks + {len(SPECIAL)} special tokens, {share:.2f} bytes a token")
     return encoding

@@ -1,4 +1,4 @@
-"""The command that writes a reference file, run as its documentation says, on checkpoints made here."""
+"""The command that writes a reference file writes what transformers computes, and our model agrees with it."""
 
 import sys
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_activations_are_those_that_transformers_itself_reports(folder: Path) ->
     reference = reference_of(model, TOKENS, "", positions=[1, 4], activations=True)
     with torch.inference_mode():
         states = model(torch.tensor([TOKENS]), output_hidden_states=True).hidden_states  # embedding, layers, norm
-    assert len(states) == CONFIG.n_layers + 1  # the last is that after the norm, in place of the last layer's
+    assert len(states) == CONFIG.n_layers + 1  # the last layer's state is replaced by the norm's
     assert np.array_equal(reference.activations["tok_embeddings"], states[0][0].numpy())
     assert np.array_equal(reference.activations["layers.0"], states[1][0].numpy())
     assert np.array_equal(reference.activations["norm"], states[2][0, [1, 4]].numpy())
