@@ -1,14 +1,14 @@
-"""Is the CPU path fast enough, and small enough? Four layers of Llama 3 8B's own shapes, embedding and output matrix.
+"""Speed and memory on the CPU, with four layers of the 8B's shapes, its embedding and its output matrix.
 
     python benchmarks/cpu.py [--out FILE.json]        (needs the extra "oracle" and 12 GB of memory)
 
-Three questions, each with a bar, all in one run on as many threads for either side:
-- decoding at batch 1 behind 256 tokens, against transformers in bfloat16 on the very same weights and cache;
-- a prompt of 512 tokens, the whole forward pass, against NumPy's own float32 matmul over the layers' projections alone;
+Three figures, each with a bar, all from one run in which both sides use the same number of threads:
+- decoding at batch 1 after 256 tokens, against transformers in bfloat16 on the same weights and the same cache;
+- the forward pass of a prompt of 512 tokens, against NumPy's float32 matmul of the layers' projections alone;
 - the peak memory of a process that reads a prompt of 8,192 tokens, above its weights and its cache.
 
-The weights are random and in bfloat16. The two sides take turns, and a ratio is the median of the turns' ratios: what
-else a busy machine does then meets both. transformers' own speed at prompts is shown without a bar.
+The weights are random and in bfloat16. The two sides take turns, and a ratio is the median of the turns' ratios, so
+that other work on the machine affects both. The speed of transformers at prompts is shown without a bar.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from machine import about_this_run  # the file beside this one
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.config import ModelConfig
+from llama3.cpu_model import CpuModel
 from llama3.engine import Engine, Request
 from llama3.model.batch import Batch
-from llama3.model.transformer import Transformer
 from llama3.model.weights import LayerWeights, Weights
 from llama3.sampling_params import SamplingParams
 
@@ -57,7 +57,7 @@ def random_matrix(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
     return matrix.view(ml_dtypes.bfloat16)
 
 
-def random_transformer() -> Transformer:
+def random_transformer() -> CpuModel:
     c, rng = CONFIG, np.random.default_rng(0)
     ones = np.ones(c.dim, ml_dtypes.bfloat16)
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -76,7 +76,7 @@ def random_transformer() -> Transformer:
         for _ in range(c.n_layers)
     ]
     embeddings, output = (random_matrix(rng, c.vocab_size, c.dim) for _ in range(2))
-    return Transformer(c, Weights(embeddings, layers, ones, output))
+    return CpuModel(c, Weights(embeddings, layers, ones, output))
 
 
 def projections(layer: LayerWeights) -> list[np.ndarray]:
@@ -137,7 +137,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compare_decoding(model: Transformer, turns: int) -> dict:
+def compare_decoding(model: CpuModel, turns: int) -> dict:
     import torch
     from transformers import DynamicCache
 
@@ -181,7 +181,7 @@ def nmse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sum((a - b) ** 2) / np.sum(b**2))
 
 
-def compare_prompt(model: Transformer, turns: int) -> dict:
+def compare_prompt(model: CpuModel, turns: int) -> dict:
     rng = np.random.default_rng(2)
     prompt = rng.integers(0, CONFIG.vocab_size, PROMPT).tolist()
     cache = model.new_cache(1, PROMPT)

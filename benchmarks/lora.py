@@ -2,7 +2,8 @@
 
     python benchmarks/lora.py [--out FILE.json]
 
-Random bfloat16 weights; one row a step, with the adapter and without in turn, so that a busy machine slows both.
+Random bfloat16 weights and one row a step, alternately with and without the adapter, so that other work on the machine
+slows both.
 """
 
 import argparse

@@ -175,7 +175,7 @@ def test_a_sampler_that_fails_ends_its_own_request_alone():
     assert hopeless.finish_reason == "error" and "no token is left" in str(hopeless.error)
 
 
-def test_a_request_that_joins_waits_for_no_other():
+def test_a_request_joins_while_others_run():
     model = MockModel()
     engine = Engine(model, slots=2)
     first, second = Request([1, 2], GREEDY, 20), Request([3], GREEDY, 2)
@@ -188,7 +188,7 @@ def test_a_request_that_joins_waits_for_no_other():
     assert second.finish_reason == "length" and first.finish_reason is None
 
 
-def test_a_prompt_is_read_in_longer_pieces_as_long_as_nobody_decodes():
+def test_a_prompt_is_read_in_longer_chunks_while_no_request_decodes():
     model = MockModel()
     engine = Engine(model, slots=2)
     for n in (30, 5):
@@ -227,7 +227,7 @@ def test_the_next_turn_of_a_dialogue_runs_only_what_is_new():
     assert model.batches[0].counts == (3,)  # the first answer's last token had never been fed, and two are new
 
 
-def test_a_mask_decides_what_may_come():
+def test_a_mask_restricts_the_next_token():
     def only_even():
         mask = [token % 2 == 0 for token in range(VOCAB)]
         return np.array(mask)

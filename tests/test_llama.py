@@ -1,4 +1,4 @@
-"""What an embedder sees: text in, text out, and the same answer by every way of asking."""
+"""`Llama` as an embedder uses it: the same answer from stream, generate and chat, alone and beside other requests."""
 
 import gc
 import itertools
@@ -36,7 +36,7 @@ def speechless(tmp_path_factory) -> Llama:
 
 @settings(max_examples=25)
 @given(st.text(min_size=1, max_size=20), st.integers(1, 30), st.floats(0, 5), st.integers(0, 2**64 - 1))
-def test_a_stream_and_a_completion_say_the_same(llama, prompt, n, temperature, seed):
+def test_stream_and_generate_give_the_same_answer(llama, prompt, n, temperature, seed):
     parameters = {"max_tokens": n, "temperature": temperature, "seed": seed}
     stream = llama.stream(prompt, **parameters)
     text = "".join(piece.text for piece in stream)
@@ -77,7 +77,7 @@ def test_logprobs_are_those_of_the_logits(llama):
         assert [token for token, _ in piece.top_logprobs] == np.argsort(-row, kind="stable")[:3].tolist()
 
 
-def test_a_long_text_goes_through_in_blocks(llama):
+def test_a_long_text_is_computed_in_chunks(llama):
     tokens = np.random.RandomState(0).randint(0, 256, PREFILL_CHUNK + 100).tolist()
     blocks = []
     logits = llama.logits(tokens, trace=lambda name, value: blocks.append(len(value)) if name == "norm" else None)
@@ -134,7 +134,7 @@ def test_a_stop_string_on_the_last_token_allowed_is_still_a_stop(llama):
     assert stopped.finish_reason == stopped.pieces[-1].finish_reason == "stop"
 
 
-def test_a_stream_counts_what_it_has_given_however_far_another_has_turned_the_crank(llama):
+def test_a_stream_counts_its_own_pieces_while_another_stream_runs_the_steps(llama):
     parameters = {"max_tokens": 40, "seed": 3, "temperature": 3.0}
     stop = llama.generate("Once", **parameters).text[5:8]
     alone = llama.generate("Once", stop=stop, **parameters)
@@ -143,14 +143,14 @@ def test_a_stream_counts_what_it_has_given_however_far_another_has_turned_the_cr
     assert stopped.completion() == alone
 
 
-def test_a_closed_stream_gives_nothing_more(llama):
+def test_a_closed_stream_yields_no_more_pieces(llama):
     stream, other = llama.stream("Once", max_tokens=9), llama.stream("Once", max_tokens=9)
     next(stream), next(other), next(other)
     stream.close()
     assert list(stream) == [] and stream.finish_reason == "cancelled" and len(stream.tokens) == 1
 
 
-def test_streams_may_be_read_in_turns(llama):
+def test_two_streams_can_be_read_alternately(llama):
     parameters = [{"max_tokens": 20, "seed": seed, "temperature": 2.0} for seed in range(5)]  # more than the slots
     expected = [llama.generate("Once", **p).tokens for p in parameters]
     streams = [llama.stream("Once", **p) for p in parameters]
@@ -198,7 +198,7 @@ def test_the_same_seed_gives_the_same_text_in_a_larger_batch(tmp_path):
         assert np.abs(ends / ends[-1] - uniform(i, at)).min() <= 1e-5
 
 
-def test_a_stream_that_is_dropped_or_closed_gives_its_slot_back(llama):
+def test_a_stream_that_is_dropped_or_closed_frees_its_slot(llama):
     for _ in range(10):
         next(llama.stream("Once", max_tokens=500))
     gc.collect()
@@ -210,7 +210,7 @@ def test_a_stream_that_is_dropped_or_closed_gives_its_slot_back(llama):
     assert not llama._engine.busy
 
 
-def test_what_has_ended_is_let_go_without_a_search_for_circles(llama):
+def test_ended_requests_are_freed_without_the_garbage_collector(llama):
     """A circle keeps arrays of the vocabulary's size, or a grammar, until Python happens to look for circles."""
     kinds = [{}, {"json_schema": {"type": "boolean"}}] if find_spec("llguidance") else [{}]
     gc.collect()
@@ -230,13 +230,13 @@ def test_what_has_ended_is_let_go_without_a_search_for_circles(llama):
         gc.enable()
 
 
-def test_the_prompt_s_progress_is_told(llama):
+def test_on_prompt_reports_the_progress_of_the_prompt(llama):
     seen = []
     llama.generate([97] * (PREFILL_CHUNK + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
     assert seen == [(PREFILL_CHUNK, PREFILL_CHUNK + 9), (PREFILL_CHUNK + 9, PREFILL_CHUNK + 9)]
 
 
-def test_without_a_tokenizer_it_speaks_ids(speechless):
+def test_without_a_tokenizer_ids_go_in_and_out(speechless):
     completion = speechless.generate([1, 2, 3], max_tokens=5, temperature=0)
     assert len(completion.tokens) == 5 and completion.text == ""
     for call in (
@@ -273,7 +273,7 @@ def test_without_a_tokenizer_it_speaks_ids(speechless):
         (lambda llama: Llama.load(llama.checkpoint.path, slots=0), "slots is 0"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(llama, call, named):
+def test_bad_input_is_explained_in_one_line(llama, call, named):
     with pytest.raises(RequestError) as error:
         call(llama)
     assert named in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Adapters from the outside: by name in Python and by the contract; each keeps to its own, whoever else is there."""
+"""LoRA adapters through `Llama` and the contract: chosen by name, and independent of other requests in the batch."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def llama(tmp_path_factory) -> Llama:
     return Llama.load(base, slots=2, lora=adapters)
 
 
-def test_an_answer_names_its_adapter_and_another_is_refused_by_name(llama):
+def test_a_request_names_its_adapter_and_an_unknown_name_is_refused(llama):
     texts = {name: llama.generate(PROMPT, temperature=0, max_tokens=20, lora=name).text for name in (None, "a", EVIL)}
     assert llama.adapters == ("a", EVIL) and len(set(texts.values())) == 3
     with pytest.raises(RequestError, match=r"there is no adapter 'b'; loaded: a, <\|eot_id\|>"):
@@ -36,7 +36,7 @@ def test_an_answer_names_its_adapter_and_another_is_refused_by_name(llama):
         llama.generate(PROMPT, lora=7)
 
 
-def test_keys_and_values_of_one_adapter_are_never_another_ones(llama):
+def test_cached_keys_and_values_are_not_shared_between_adapters(llama):
     """The engine keeps a finished text's cache for the next that begins alike: but only under the same adapter."""
     fresh = {name: llama.generate(PROMPT, temperature=0, max_tokens=12, lora=name).tokens for name in (None, "a", EVIL)}
     assert fresh[None] == Llama(llama.checkpoint).generate(PROMPT, temperature=0, max_tokens=12).tokens
@@ -44,7 +44,7 @@ def test_keys_and_values_of_one_adapter_are_never_another_ones(llama):
         assert llama.generate(PROMPT, temperature=0, max_tokens=12, lora=name).tokens == fresh[name]
 
 
-def test_in_one_batch_each_says_what_it_says_alone(llama):
+def test_in_one_batch_each_request_gets_the_answer_it_gets_alone(llama):
     parameters = {"temperature": 1, "seed": 3, "max_tokens": 15}
     alone = {name: llama.generate(PROMPT, **parameters, lora=name).tokens for name in ("a", EVIL)}
     streams = {name: llama.stream(PROMPT, **parameters, lora=name) for name in alone}
@@ -54,7 +54,7 @@ def test_in_one_batch_each_says_what_it_says_alone(llama):
     assert {name: stream.tokens for name, stream in streams.items()} == alone
 
 
-def test_the_contract_names_it_beside_a_prompt_and_beside_messages(llama):
+def test_the_contract_takes_lora_with_a_prompt_and_with_messages(llama):
     for inputs in ({"prompt": PROMPT}, {"messages": [{"role": "user", "content": PROMPT}]}):
         inputs = {**inputs, "max_tokens": 15, "temperature": 0}
         found = {name: llama.run({**inputs, **({"lora": name} if name else {})}) for name in (None, "a", EVIL)}

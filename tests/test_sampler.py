@@ -117,7 +117,7 @@ def big_logits(kind):
     ],
     ids=str,
 )
-def test_a_whole_vocabulary_is_sampled_like_by_a_full_sort(kind, options):
+def test_a_whole_vocabulary_is_sampled_as_by_plain(kind, options):
     logits, params = big_logits(kind), SamplingParams(temperature=0.7, seed=11, **options)
     expected, _ = plain.survivors(logits.astype(np.float64), params)
     ids = survivors(logits, params)

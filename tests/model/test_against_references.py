@@ -47,7 +47,7 @@ SCALED = [case for case in CASES if case.config.rope_scaling is not None]
 
 
 @pytest.mark.parametrize("case", SCALED, ids=lambda case: case.name)
-def test_without_its_rope_scaling_a_model_would_be_told(case: Case, tmp_path: Path) -> None:
+def test_a_model_without_its_rope_scaling_is_noticed(case: Case, tmp_path: Path) -> None:
     checkpoint = load_folder(case.write(tmp_path, case.tensors()))
     config = replace(checkpoint.config, rope_scaling=None)
     reference = read_reference(case.path)

@@ -1,3 +1,5 @@
+"""A batch's rows, slots and counts: what it refuses, and where each sequence's rows are."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The KV cache: slots are taken, shortened, copied and overwritten, and what is behind a length is never read."""
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""The tiled product against float64: every dtype and shape, threads, forks, and which bits do not change."""
+
 import struct
 import subprocess
 import sys
@@ -76,7 +78,7 @@ def test_every_16_bit_pattern_is_converted_exactly(dtype: Any, rows: int) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 7])
-def test_any_view_of_the_weights_will_do(dtype: Any, rows: int, tmp_path: Path) -> None:
+def test_strided_and_mapped_weights_give_the_same_product(dtype: Any, rows: int, tmp_path: Path) -> None:
     x, w = draw(rows, 40), draw(100, 40, dtype, seed=1)
     (tmp_path / "file").write_bytes(b"odd" + w.tobytes())
     views = {
@@ -114,7 +116,7 @@ def test_float32_weights_of_the_same_values_give_the_same_bits(rows: int) -> Non
         np.testing.assert_array_equal(linear(x, w), linear(x, w.astype(np.float32)))
 
 
-def test_a_few_rows_do_not_touch_each_others_bits() -> None:
+def test_with_few_rows_a_row_s_bits_do_not_depend_on_the_others() -> None:
     x, w = draw(VECTORS, 100), draw(1001, 100, ml_dtypes.bfloat16, seed=1)
     with small_tiles:
         np.testing.assert_array_equal(linear(x, w), np.concatenate([linear(row[None], w) for row in x]))
@@ -157,7 +159,7 @@ def test_an_exception_arrives_and_blas_has_its_threads_again(where: str) -> None
         assert worst_error(x, w, linear(x, w)) <= 1e-6
 
 
-def test_callers_in_many_threads_do_not_disturb_each_other() -> None:
+def test_calls_from_many_threads_give_the_right_products() -> None:
     w = draw(1001, 100, ml_dtypes.bfloat16, seed=1)
     xs = [draw(1 + i % 9, 100, seed=i) for i in range(64)]
     with threadpool_limits(2, user_api="blas"), small_tiles, ThreadPoolExecutor(4) as callers:

@@ -73,13 +73,13 @@ def test_rows_of_three_adapters_and_of_none_in_one_batch_are_as_with_merged_weig
         assert name is None or relative(found, plain) > 0.1  # it does something
 
 
-def test_a_batch_without_adapters_is_multiplied_by_the_very_weights(model):
+def test_a_batch_without_adapters_uses_the_same_weight_arrays(model):
     layers = model.weights.layers
     assert with_adapters(layers, Batch.of([(0, [1, 2])]), model.adapters) is layers
     assert with_adapters(layers, Batch.of([(0, [1, 2]), (1, [3])], [None, None]), model.adapters) is layers
 
 
-def test_what_decodes_beside_others_has_the_bits_it_has_alone(model):
+def test_decoding_beside_other_adapters_gives_the_same_bits_as_alone(model):
     """As far as `linear` promises it: up to four rows."""
     tokens = [3, 14, 15, 9, 2, 6]
     (alone,) = logits(model, [(tokens, "all")], 1)

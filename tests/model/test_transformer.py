@@ -1,4 +1,4 @@
-"""However the rows are dealt out to steps, the logits are those of one full forward."""
+"""The logits are those of one full forward pass, however the rows are divided into steps; and those of plain.py."""
 
 import ast
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_a_prompt_in_chunks_equals_one_full_forward(long_model, long_logits, chu
     assert worst_row(np.concatenate(got), expected) <= BAR
 
 
-def test_a_long_sequence_does_not_feel_a_long_neighbour(long_model, long_logits):
+def test_a_long_sequence_is_not_changed_by_a_long_neighbour(long_model, long_logits):
     tokens, expected = long_logits
     other = tokens_of(long_model.config, LONG, seed=1)
     cache = long_model.new_cache(2, LONG)
@@ -138,7 +138,7 @@ def test_a_step_s_sampler_that_fails_does_not_stop_the_others(model):
 
 @settings(max_examples=25)
 @given(st.data())
-def test_a_sequence_does_not_feel_its_neighbours(model, data):
+def test_a_sequence_is_not_changed_by_its_neighbours(model, data):
     """Any number of sequences, cut into any chunks, each step mixing chunks of several: each is as if alone."""
     n = data.draw(st.integers(1, 4))
     sequences = [tokens_of(model.config, data.draw(st.integers(1, 60)), seed) for seed in range(n)]
@@ -159,7 +159,7 @@ def test_a_sequence_does_not_feel_its_neighbours(model, data):
         assert worst_row(np.concatenate(got[i]), full_forward(model, sequences[i])) <= BAR
 
 
-def test_a_rewound_sequence_goes_on_as_if_the_rest_had_never_been(model):
+def test_a_truncated_sequence_continues_as_if_the_rest_had_never_been(model):
     tokens = tokens_of(model.config, 90)
     cache = model.new_cache(2, 120)
     slot, other = cache.allocate(), cache.allocate()
@@ -173,7 +173,7 @@ def test_a_rewound_sequence_goes_on_as_if_the_rest_had_never_been(model):
     assert worst_row(model.forward(Batch.of([(other, tokens[40:])]), cache, np.arange(50)), expected[40:]) <= BAR
 
 
-def test_only_the_rows_asked_for_are_given(model):
+def test_logits_are_given_for_the_requested_rows_only(model):
     tokens = tokens_of(model.config, 10)
     expected = full_forward(model, tokens)
     assert worst_row(full_forward(model, tokens, np.array([9, 2])), expected[[9, 2]]) <= BAR
@@ -202,7 +202,7 @@ def test_the_trace_names_every_block_in_order(model):
     assert names == [(name, (3, model.config.dim)) for name in ["tok_embeddings", *layers, "norm"]]
 
 
-def test_a_step_draws_for_those_that_ask(model):
+def test_a_step_draws_for_sequences_with_a_sampler(model):
     cache = model.new_cache(2, 16)
     a, b = cache.allocate(), cache.allocate()
     batch = Batch.of([(a, [1, 2, 3]), (b, [4, 5])])
