@@ -9,13 +9,16 @@ this one once, in changing order. The ratio of the two measurements of the same 
 """
 
 import argparse
+import atexit
 import itertools
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,31 +102,49 @@ def decoding() -> Callable[[], float]:
 
 def server() -> Callable[[], float]:
     """-> seconds that the server adds to a token of the demo, over the engine alone."""
-    import server as benchmark  # the file beside this one
-
     from llama3 import Llama
 
-    llama, served = Llama.load(), benchmark.Server("--slots", "1")
-    inputs = {**benchmark.ASKED, "max_tokens": SERVED_TOKENS, "stream": True}
-    body = json.dumps(inputs).encode()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llama3.cli", "serve", "--quiet", "--port", str(port), "--slots", "1"]
+    process = subprocess.Popen(command)
+    atexit.register(process.terminate)
+    llama, inputs = Llama.load(), {"prompt": "Go on and on", "temperature": 3, "seed": 5, "max_tokens": SERVED_TOKENS}
+    body = json.dumps(inputs | {"stream": True}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/run", b'{"inputs": %s}' % body)
+
+    def ask(url: str | urllib.request.Request) -> bytes:
+        with urllib.request.urlopen(url) as response:
+            return bytes(response.read())
+
+    while True:
+        try:
+            ask(f"http://127.0.0.1:{port}/health")
+            break
+        except OSError:
+            time.sleep(0.05)
 
     def measure() -> float:
         begin = time.perf_counter()
-        sum(1 for _ in llama.run(inputs))
+        pieces = sum(1 for _ in llama.run(inputs | {"stream": True}))
         middle = time.perf_counter()
-        served.ask("POST", benchmark.RUN, body)
+        events = ask(request).count(b"data: ")
+        assert events == pieces + 1, (events, pieces)
         return (time.perf_counter() - middle - (middle - begin)) / SERVED_TOKENS
 
     return measure
 
 
-def work(figure: str) -> None:
+def work(checkout: Path, figure: str) -> None:
+    import llama3
+
+    assert llama3.__file__ == str(checkout / "llama3" / "__init__.py"), llama3.__file__
     measure = start if figure == "start" else globals()[figure]()
     measure()
     print("ready", flush=True)
     for _ in sys.stdin:
         print(measure(), flush=True)
-    os._exit(0)
 
 
 # ---- the comparison
@@ -132,8 +153,7 @@ def work(figure: str) -> None:
 class Worker:
     def __init__(self, checkout: Path, figure: str):
         command = [sys.executable, str(Path(__file__).resolve()), str(checkout), "--work", figure]
-        paths = [checkout, checkout / "benchmarks"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths)}
+        environment = os.environ | {"PYTHONPATH": str(checkout)}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True)
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
@@ -173,7 +193,7 @@ def main() -> None:
     parser.add_argument("--work", choices=FIGURES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        return work(args.work)
+        return work(args.before, args.work)
     from machine import about_this_run  # the file beside this one
 
     before = args.before.resolve()
