@@ -3,11 +3,9 @@
     run(llama, {"prompt": "What is RoPE?"})            -> {"response": ..., "tool_calls": [], "usage": {...}}
     run(llama, {"messages": [...], "stream": True})    -> an iterator of {"response": ..., "p": ...}; the last has usage
 
-There is no HTTP here: `llama3.server` adds it. Wrong input raises ContractError, with the service's error code and a
-message that names the path of the wrong value. Keys that the contract does not name are ignored.
+There is no HTTP here: `llama3.server` adds it. `workers_ai_input.py` says what the input object may hold.
 """
 
-import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,25 +16,11 @@ from llama3.config import ModelConfig
 from llama3.engine import MAX_TOKENS, FinishReason
 from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.json_text import read_json
-from llama3.limits import LIMITS
-from llama3.tools import prepare, read_calls, read_tools
+from llama3.tools import prepare, read_calls
+from llama3.workers_ai_input import CONTEXT_EXCEEDED, NUMBERS, bad_input, json_mode_failed, to_contract_error
+from llama3.workers_ai_input import validate as validate  # public here
 
-BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # the service's codes
 PADDING_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-# Each numeric parameter: whether it must be a whole number, its minimum and its maximum.
-NUMBERS: dict[str, tuple[bool, float, float]] = {
-    "max_tokens": (True, 1, math.inf),
-    "temperature": (False, 0, 5),
-    "top_p": (False, 0.001, 1),
-    "top_k": (True, 1, 50),
-    "seed": (True, 1, 9_999_999_999),
-    "repetition_penalty": (False, 0, 2),  # 0 means off, the same as 1
-    "frequency_penalty": (False, -2, 2),
-    "presence_penalty": (False, -2, 2),
-}
-BOOLEANS = ("raw", "stream")
-JSON_MODES = ("json_object", "json_schema")
 
 
 class Stream(Protocol):
@@ -79,193 +63,6 @@ def validate_and_start(llama: Llama, inputs: Any) -> tuple[Stream, dict[str, Any
     """The first half of `run` -> (stream, parameters), for `chunks` or `result`. Raises ContractError."""
     parameters = validate(inputs)
     return start_generation(llama, parameters), parameters
-
-
-# ---- validation of the inputs ----
-
-
-def validate(inputs: Any) -> dict[str, Any]:
-    """The inputs that the contract names, checked and normalised: the parameters of the request.
-
-    "tools" and "functions" become one list, "tools". "response_format" becomes the JSON Schema that it asks for.
-    Raises ContractError.
-    """
-    check_type("/", inputs, "object")
-    parameters: dict[str, Any] = {}
-    if is_prompt_request(inputs):
-        parameters["prompt"] = check_type("/prompt", inputs["prompt"], "string")
-        if not parameters["prompt"]:
-            raise bad_input("'/prompt' must not be shorter than 1 character")
-    else:
-        parameters["messages"] = check_messages(inputs["messages"])
-        parameters["tools"] = [*check_tools(inputs.get("tools")), *check_functions(inputs.get("functions"))]
-    for name, (whole, low, high) in NUMBERS.items():
-        if name in inputs:
-            parameters[name] = check_number(f"/{name}", inputs[name], whole, low, high)
-    for name in BOOLEANS:
-        if name in inputs:
-            parameters[name] = check_type(f"/{name}", inputs[name], "boolean")
-    if "response_format" in inputs:
-        parameters["response_format"] = check_response_format(inputs["response_format"])
-    if "lora" in inputs:
-        parameters["lora"] = check_type("/lora", inputs["lora"], "string")
-    return parameters
-
-
-def is_prompt_request(inputs: Mapping[str, Any]) -> bool:
-    """True for a request by "prompt", False for one by "messages". Raises ContractError for neither or both.
-
-    If both keys are present but only one of them has a value of the right kind, the other is ignored.
-    """
-    both = "prompt" in inputs and "messages" in inputs
-    if both:
-        is_prompt = json_type(inputs["prompt"]) == "string" and inputs["prompt"] != ""
-        if is_prompt != is_message_list(inputs["messages"]):
-            return is_prompt
-        both = is_prompt
-    elif "prompt" in inputs or "messages" in inputs:
-        return "prompt" in inputs
-    missing = "0 matches: required properties at '/' are 'prompt', required properties at '/' are 'messages'"
-    matches = "2 matches: 'prompt' and 'messages' exclude one another"
-    raise bad_input(f"oneOf at '/' not met, {matches if both else missing}")
-
-
-def is_message_list(value: Any) -> bool:
-    return json_type(value) == "array" and all(
-        json_type(message) == "object" and all(json_type(message.get(name)) == "string" for name in ("role", "content"))
-        for message in value
-    )
-
-
-def check_messages(messages: Any) -> list[dict[str, str]]:
-    check_type("/messages", messages, "array")
-    if not messages:
-        raise bad_input("'/messages' must not be empty")
-    if len(messages) > LIMITS.messages:
-        raise bad_input(f"'/messages' must not have more than {LIMITS.messages} items")
-    out = []
-    for i, message in enumerate(messages):
-        path = f"/messages/{i}"
-        check_type(path, message, "object")
-        missing = [name for name in ("role", "content") if name not in message]
-        if missing:
-            raise bad_input(f"required properties at '{path}' are 'role,content'")
-        role, content = (check_type(f"{path}/{name}", message[name], "string") for name in ("role", "content"))
-        if not role:
-            raise bad_input(f"'{path}/role' must not be shorter than 1 character")
-        out.append({"role": role, "content": content})
-    return out
-
-
-def check_tools(tools: Any) -> list[dict[str, Any]]:
-    """Tools, flat or in OpenAI's envelope. The page's schema is stricter than what real frameworks send."""
-    if tools is None:
-        return []
-    check_type("/tools", tools, "array")
-    for i, tool in enumerate(tools):
-        check_type(f"/tools/{i}", tool, "object")
-    try:
-        return read_tools(tools)
-    except RequestError as error:
-        raise bad_input(f"'/tools': {error}") from error
-
-
-def check_functions(functions: Any) -> list[dict[str, Any]]:
-    """Functions as tools without a description or a schema of their arguments. Their code is never run or read."""
-    if functions is None:
-        return []
-    check_type("/functions", functions, "array")
-    out = []
-    for i, function in enumerate(functions):
-        check_type(f"/functions/{i}", function, "object")
-        for name in ("name", "code"):
-            if name not in function:
-                raise bad_input(f"required properties at '/functions/{i}' are 'name,code'")
-            check_type(f"/functions/{i}/{name}", function[name], "string")
-        out.append({"name": function["name"]})
-    try:
-        return read_tools(out)
-    except RequestError as error:
-        raise bad_input(f"'/functions': {error}") from error
-
-
-def check_number(path: str, value: Any, whole: bool, low: float, high: float) -> float:
-    expected = "integer" if whole else "number"
-    if json_type(value) not in ("integer", "number") or (whole and value != value // 1):
-        raise type_mismatch(path, json_type(value), expected)
-    if not value >= low:  # true for NaN, too
-        raise bad_input(f"'{path}' must be >= {low}")
-    if not value <= high or value == math.inf:
-        raise bad_input(f"'{path}' must be <= {high}")
-    return int(value) if whole else float(value)
-
-
-def check_response_format(response_format: Any) -> Mapping[str, Any]:
-    """The JSON Schema that a response_format asks for, bare or in OpenAI's envelope {"name", "schema", "strict"}."""
-    path = "/response_format"
-    check_type(path, response_format, "object")
-    if "type" not in response_format:
-        raise bad_input(f"required properties at '{path}' are 'type'")
-    mode = check_type(f"{path}/type", response_format["type"], "string")
-    if mode not in JSON_MODES:
-        raise bad_input(f"'{path}/type' must be one of 'json_object', 'json_schema'")
-    if mode == "json_object":
-        return {"type": "object"}
-    if "json_schema" not in response_format:
-        raise bad_input(f"required properties at '{path}' are 'json_schema'")
-    schema: Mapping[str, Any] = check_type(f"{path}/json_schema", response_format["json_schema"], "object")
-    if "schema" in schema and "name" in schema:
-        schema = check_type(f"{path}/json_schema/schema", schema["schema"], "object")
-    return schema
-
-
-def check_type(path: str, value: Any, expected: str) -> Any:
-    """The value, if it has this JSON type. Raises ContractError."""
-    if json_type(value) != expected:
-        raise type_mismatch(path, json_type(value), expected)
-    return value
-
-
-def json_type(value: Any) -> str:
-    """The name that JSON Schema gives the value's type; Python's name for a type that JSON does not have."""
-    if value is None:
-        return "null"
-    kinds: dict[type | tuple[type, ...], str] = {
-        bool: "boolean",  # before int, which is its base class
-        int: "integer",
-        float: "number",
-        str: "string",
-        (list, tuple): "array",
-        Mapping: "object",
-    }
-    return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(type(value)))
-
-
-# ---- errors, in the service's words ----
-
-
-def type_mismatch(path: str, found: str, expected: str) -> ContractError:
-    return bad_input(f"Type mismatch of '{path}', '{found}' not in '{expected}'")
-
-
-def bad_input(why: str) -> ContractError:
-    return ContractError(f"AiError: Bad input: Error: {why}", BAD_INPUT, 400)
-
-
-def json_mode_failed(why: object) -> ContractError:
-    return ContractError(f"AiError: JSON Mode couldn't be met: {why}", JSON_MODE_FAILED, 400)
-
-
-def to_contract_error(error: Exception) -> ContractError:
-    """The error of the service for an exception during generation.
-
-    A GrammarError, from a schema that cannot be satisfied, is a failure of JSON mode. All others are internal errors.
-    """
-    if isinstance(error, ContractError):
-        return error
-    if isinstance(error, GrammarError):
-        return json_mode_failed(error)
-    return ContractError(f"AiError: {' '.join(str(error).split())}", INTERNAL_ERROR, 500)
 
 
 # ---- generation ----

@@ -27,6 +27,7 @@ FLOORS = (
     "cuda",
     "engine",
     "completion",
+    "workers_ai_input",
     "workers_ai",
     "llama",
     "llama3",  # the public names

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llama3 import Llama
 from llama3.errors import ContractError
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
-from llama3.workers_ai import NUMBERS, validate
+from llama3.workers_ai import validate
+from llama3.workers_ai_input import NUMBERS
 from tests.schema_values import values_of
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 

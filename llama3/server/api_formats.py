@@ -10,7 +10,8 @@ from typing import Any
 from llama3.errors import ContractError
 from llama3.llama import Llama
 from llama3.server.responses import JsonResponse, binding_error, rest_error, success_response
-from llama3.workers_ai import Stream, bad_input, chunks, error_chunk, result, validate_and_start
+from llama3.workers_ai import Stream, chunks, error_chunk, result, validate_and_start
+from llama3.workers_ai_input import bad_input
 
 
 @dataclass(frozen=True)

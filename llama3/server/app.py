@@ -23,7 +23,7 @@ from llama3.server.chat_completions import CHAT_COMPLETIONS
 from llama3.server.completions import COMPLETIONS
 from llama3.server.responses import MODELS, JsonResponse, binding_error, error_response, rest_error, unknown_model
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
-from llama3.workers_ai import bad_input, check_type
+from llama3.workers_ai_input import bad_input, check_type
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
 OPENAI_BASES = ("", ACCOUNT)  # in front of /v1

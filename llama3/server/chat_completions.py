@@ -16,17 +16,8 @@ from llama3.llama import Llama
 from llama3.server.api_formats import ApiFormat
 from llama3.server.responses import MODELS, JsonResponse, rest_error, unknown_model
 from llama3.tools import Call, read_calls
-from llama3.workers_ai import (
-    NUMBERS,
-    Stream,
-    bad_input,
-    check_type,
-    json_type,
-    start_generation,
-    to_contract_error,
-    usage_object,
-    validate,
-)
+from llama3.workers_ai import Stream, start_generation, usage_object
+from llama3.workers_ai_input import NUMBERS, bad_input, check_type, json_type, to_contract_error, validate
 
 MAX_TOP_LOGPROBS = 20
 

@@ -15,7 +15,8 @@ from llama3.server.chat_completions import (
     start_with_stops,
 )
 from llama3.server.responses import MODELS, JsonResponse, rest_error
-from llama3.workers_ai import NUMBERS, Stream, bad_input, check_type, to_contract_error, usage_object, validate
+from llama3.workers_ai import Stream, usage_object
+from llama3.workers_ai_input import NUMBERS, bad_input, check_type, to_contract_error, validate
 
 
 def start_completion(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:

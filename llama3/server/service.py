@@ -20,7 +20,8 @@ from llama3.server.metrics import Metrics
 from llama3.server.responses import error_response, no_capacity, server_stopping
 from llama3.server.streaming import EventStream, result_unless_disconnected
 from llama3.server.threads import in_new_thread
-from llama3.workers_ai import Stream, to_contract_error
+from llama3.workers_ai import Stream
+from llama3.workers_ai_input import to_contract_error
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for the access log; the client has disconnected and does not see it
 SERVICE_UNAVAILABLE = 7009  # the service's code
