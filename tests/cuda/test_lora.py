@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from llama3.cpu_model import CpuModel
 from llama3.cuda.device import Kernel
 from llama3.cuda.lora import Lora, upload_adapters
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.engine import Engine, Request
-from llama3.model import transformer as plain
 from llama3.model.batch import Batch
 from llama3.model.lora import LowRank
 from llama3.sampling_params import SamplingParams
@@ -88,7 +88,7 @@ def models(device):
     weights = weights_of(CONFIG)
     return (
         Transformer(device, CONFIG, upload_weights(device, weights), ADAPTERS),
-        plain.Transformer(CONFIG, weights, ADAPTERS),
+        CpuModel(CONFIG, weights, ADAPTERS),
     )
 
 

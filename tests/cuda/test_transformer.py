@@ -7,12 +7,13 @@ import pytest
 
 from llama3.checkpoint.names import HUGGING_FACE, to_weights
 from llama3.config import ModelConfig, RopeScaling
+from llama3.cpu_model import CpuModel
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.engine import Engine, Request
 from llama3.errors import DeviceError
-from llama3.model import transformer as plain
 from llama3.model.batch import Batch
+from llama3.model.weights import Weights
 from llama3.philox import uniform
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
@@ -31,7 +32,7 @@ CONFIGS = {
 
 
 @once
-def weights_of(config: ModelConfig, dtype: str = "bf16") -> plain.Weights:
+def weights_of(config: ModelConfig, dtype: str = "bf16") -> Weights:
     """The embeddings have size 1, so that, as in a trained model, the residual stream outweighs what a layer adds."""
     tensors = random_tensors(config, dtype=dtype)
     table = tensors["model.embed_tokens.weight"]
@@ -44,7 +45,7 @@ def on_device(device, config=CONFIG, dtype="bf16"):
 
 
 def in_numpy(config=CONFIG):
-    return plain.Transformer(config, weights_of(config))
+    return CpuModel(config, weights_of(config))
 
 
 def tokens_of(n, seed=0, config=CONFIG):
