@@ -1,15 +1,10 @@
 """Keys and values of every position seen so far, on the GPU."""
 
-from typing import TYPE_CHECKING
-
 from llama3.config import ModelConfig
 from llama3.cuda.attention import new_workspace
 from llama3.cuda.device import Device, bfloat16
-from llama3.cuda.linear import MAX_FEW
+from llama3.cuda.linear import MAX_FEW, bucket
 from llama3.model.kv_cache import Slots
-
-if TYPE_CHECKING:
-    from llama3.cuda.decoding import Decoding
 
 
 class KVCache(Slots):
@@ -24,7 +19,6 @@ class KVCache(Slots):
         self.v = device.alloc(shape, bfloat16)
         rows = max(slots, min(bucket(slots), MAX_FEW))  # single rows of a step: one a slot
         self.workspace = new_workspace(device, rows, config.n_heads, config.head_dim, max_len)
-        self.decoding: Decoding | None = None  # the graphs that know this cache's addresses
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` positions of slot `source`."""
@@ -32,8 +26,3 @@ class KVCache(Slots):
         for array in (self.k, self.v):
             self.device.copy(array[:, source, :, :length], array[:, target, :, :length])
         self.lengths[target] = length
-
-
-def bucket(rows: int) -> int:
-    """The next power of two: a graph is recorded for so many rows."""
-    return 1 << (rows - 1).bit_length()

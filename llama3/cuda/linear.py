@@ -10,10 +10,15 @@ from llama3.cuda.device import Array, Device, Kernel, bfloat16
 from llama3.cuda.feed_forward import swiglu
 from llama3.cuda.rms_norm import rms_norm
 
-MAX_FEW = 64  # rows
+MAX_FEW = 64  # rows that our own kernels take; cuBLAS takes more
 THREADS = 256
 OUTPUTS = THREADS // 32  # a block's of linear.cu: one a warp
 FEW_OUTPUTS = 32  # a block's of linear_few.cu; of swiglu_few 16, each two sums
+
+
+def bucket(rows: int) -> int:
+    """The next power of two: linear_few.cu is compiled, and graphs are captured, for so many rows."""
+    return 1 << (rows - 1).bit_length()
 
 
 def linear(device: Device, x: Array, w: Array, out: Array) -> None:
@@ -75,7 +80,7 @@ def _launch(device: Device, name: str, w: Array, x: Array, out: Array, end: str 
     if rows == 1 and matrices == 1:
         device.launch(Kernel("linear.cu", name + end), (-(-n_out // OUTPUTS),), (THREADS,), args, dependent=True)
     else:
-        columns = max(8, 1 << (rows - 1).bit_length())
+        columns = max(8, bucket(rows))
         kernel = Kernel("linear_few.cu", f"{name}_few{end}", (f"ROWS={columns}",))
         grid = (-(-n_out * matrices // FEW_OUTPUTS),)
         device.launch(kernel, grid, (THREADS,), [*args, np.int32(rows)], dependent=True)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Transformer:
         cos, sin = rope_table(config, config.max_seq_len)
         self.rope_table = device.upload(cos), device.upload(sin)  # (max_seq_len, head_dim / 2) float32
         self._activations = Activations.alloc(device, config, 1)
+        self._decodings: WeakKeyDictionary[KVCache, Decoding] = WeakKeyDictionary()
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.device, self.config, slots, max_len)
@@ -58,10 +60,11 @@ class Transformer:
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
-        decoding = cache.decoding = cache.decoding or Decoding(self, cache)
+        decoding = self._decoding(cache)
         drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
         if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all drawn
-            return Pending(decoding.step(batch, [s for s in samplers if s is not None]), drawing, len(samplers))
+            read_samples = decoding.step(batch, cache, [s for s in samplers if s is not None], self._launch_decoding)
+            return Pending(read_samples, drawing, len(samplers))
         decoding.forget()
         a = self._run(batch, cache)
         if not drawing:
@@ -70,6 +73,15 @@ class Transformer:
         self._some_logits(a, batch.last_rows[drawing], logits)
         slots = [batch.slots[i] for i in drawing]
         return Pending(decoding.draw(logits, slots, [samplers[i] for i in drawing]), drawing, len(samplers))  # type: ignore[misc]
+
+    def _decoding(self, cache: KVCache) -> Decoding:
+        if cache not in self._decodings:
+            self._decodings[cache] = Decoding(self.device, self.config, len(cache.lengths))
+        return self._decodings[cache]
+
+    def _launch_decoding(self, a: Activations, cache: KVCache, logits: Array) -> None:
+        self.layers(a, cache, singles=len(a.tokens), tiles=None)
+        self.logits(a, logits)
 
     def _run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
         """Any batch, launch by launch: in front sequences of one row, then pieces of prompts."""

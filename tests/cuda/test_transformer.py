@@ -1,5 +1,7 @@
 """The whole of a tiny Llama on a device, through the launch code and the kernels, against NumPy on the same weights."""
 
+import gc
+import weakref
 from functools import cache as once
 
 import numpy as np
@@ -154,11 +156,11 @@ def decode(model, cache, rows, samplers, steps, before_step=lambda decoding: Non
     """Tokens (steps, n), and the logits of each step."""
     tokens, logits = [], []
     for _ in range(steps):
-        if cache.decoding:
-            before_step(cache.decoding)
+        if cache in model._decodings:
+            before_step(model._decodings[cache])
         samples = model.step(Batch.of([(slot, [token]) for slot, token in rows]), cache, samplers).samples()
         assert all(isinstance(sample, Sample) for sample in samples), samples
-        logits.append(model.device.download(cache.decoding._logits[: len(rows)]))
+        logits.append(model.device.download(model._decodings[cache]._logits[: len(rows)]))
         rows = [(slot, sample.token) for (slot, _), sample in zip(rows, samples)]
         tokens.append([token for _, token in rows])
         for sampler, (_, token) in zip(samplers, rows):
@@ -248,6 +250,25 @@ def test_in_every_order_of_threads_and_blocks(device, in_every_order):
     in_every_order(run)
 
 
+def test_dropping_a_cache_frees_its_graphs_at_once(device):
+    """By reference counting: neither the cache nor the model is part of a circle that only the collector could free."""
+    model = on_device(device)
+    cache = model.new_cache(2, 40)
+    decode(model, cache, [(0, 1), (1, 2)], greedy(2), 3)
+    kept_graphs = weakref.ref(model._decodings[cache]._graphs[2])
+    kept_cache, kept_decoding, kept_model = (weakref.ref(x) for x in (cache, model._decodings[cache], model))
+    gc.disable()
+    try:
+        del cache
+        assert kept_cache() is None and kept_decoding() is None and kept_graphs() is None
+        other = model.new_cache(1, 40)
+        decode(model, other, [(0, 1)], greedy(1), 1)
+        del model
+        assert kept_model() is None
+    finally:
+        gc.enable()
+
+
 # ---- under the engine ----
 
 
@@ -318,7 +339,7 @@ def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, mo
 
     which, failures, expected = 0, 0, engine_tokens(model, [tokens_of(5)], [params])[0][0][:2]
     while True:
-        engine.cache.decoding = None  # its buffers and graphs, too, are made anew
+        model._decodings.clear()  # its buffers and graphs, too, are made anew
         model._activations = model._activations.first(1)
         failing, calls = failing_at(device.alloc, which)
         with monkeypatch.context() as patch:
