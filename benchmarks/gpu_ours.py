@@ -17,7 +17,8 @@ from gpu_timing import timed
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.device import Array, CupyDevice, Device, Kernel, bfloat16
+from llama3.cuda.device import Array, CupyDevice, Device, bfloat16
+from llama3.cuda.launch import Kernel
 from llama3.cuda.linear import linear
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights

@@ -4,13 +4,15 @@ import ctypes
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Graph, Kernel
-from tests.cuda.emulator.build import EmulatedKernel, Launch, Range, load
+from llama3.cuda.device import Array, Device, Graph
+from llama3.cuda.launch import Launch
+from tests.cuda.emulator.build import EmulatedKernel, Range, load
+from tests.cuda.emulator.build import Launch as LaunchStruct
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
 ORDERS = ("forward", "reverse", "shuffled")  # of the blocks of a grid and of the threads of a block
@@ -23,16 +25,6 @@ REGISTERS = 64 * 1024  # of an SM, handed out to warps in pieces of 256
 
 class EmulationError(Exception):
     """What a GPU would have let pass, or refused, or died of."""
-
-
-@dataclass
-class Recorded:
-    kernel: Kernel
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    args: list[Any]  # arrays by weak reference: a graph holds addresses, and only `Graph.keep` holds the memory
-    shared: int
-    dependent: bool
 
 
 class EmulatedDevice(Device):
@@ -92,7 +84,7 @@ class EmulatedDevice(Device):
     def _owns(self, arg: Any) -> bool:
         return isinstance(arg, np.ndarray) and allocation_of(arg) is not None
 
-    # ---- graphs: recorded, then run with what was recorded ----
+    # ---- graphs: a capture records launches, and a replay runs them with the recorded arguments ----
 
     def _begin_capture(self, graph: Graph) -> None:
         graph.handle = []
@@ -101,43 +93,29 @@ class EmulatedDevice(Device):
         pass
 
     def replay(self, graph: Graph) -> None:
-        for r in graph.handle:
-            args = [arg() if isinstance(arg, weakref.ref) else arg for arg in r.args]
+        for launch in graph.handle:
+            args = [arg() if isinstance(arg, weakref.ref) else arg for arg in launch.args]
             if any(arg is None for arg in args):
-                raise EmulationError(f"{r.kernel.name}: the graph names an array whose memory is gone")
-            self._run(r.kernel, r.grid, r.block, args, r.shared, r.dependent)
+                raise EmulationError(f"{launch.kernel.name}: the graph names an array whose memory is gone")
+            self._run(replace(launch, args=args))
 
-    def _launch(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None:
+    def _launch(self, launch: Launch) -> None:
         if self.capturing:
-            kept = [weakref.ref(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-            self.capturing.handle.append(Recorded(kernel, grid, block, kept, shared, dependent))
+            # Arrays by weak reference: a graph holds addresses, and only `Graph.keep` holds the memory.
+            args = [weakref.ref(arg) if isinstance(arg, np.ndarray) else arg for arg in launch.args]
+            self.capturing.handle.append(replace(launch, args=args))
         else:
-            self._run(kernel, grid, block, args, shared, dependent)
+            self._run(launch)
 
     # ---- one launch ----
 
-    def _run(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None:
+    def _run(self, launch: Launch) -> None:
+        kernel, args = launch.kernel, launch.args
         emulated = load(kernel.file, kernel.name, kernel.defines)
-        self._check_size(kernel, emulated, grid, block, shared)
-        _check_types(kernel, emulated, args)
+        self._check_size(launch, emulated)
+        _check_types(launch, emulated)
         written = [arg for arg, type_ in zip(args, emulated.parameters) if _is_output(type_)]
-        if not dependent:
+        if not launch.dependent:
             self._in_flight = []
         self._in_flight += [allocation for array in written if (allocation := allocation_of(array))]
         hidden = list(
@@ -146,26 +124,29 @@ class EmulatedDevice(Device):
 
         before = [(array, _around(array)) for array in written]
         message = ctypes.create_string_buffer(1024)
-        launch = Launch(
-            grid, block, shared, ORDERS.index(self.order), self.seed, dependent,
+        struct = LaunchStruct(
+            launch.grid, launch.block, launch.shared, ORDERS.index(self.order), self.seed, launch.dependent,
             len(hidden), (Range * len(hidden))(*hidden), _addresses(args), ctypes.cast(message, ctypes.c_char_p), None,
         )  # fmt: skip
-        failed = emulated.run(ctypes.byref(launch))
+        failed = emulated.run(ctypes.byref(struct))
         if failed:
-            where = self._describe(launch.fault, args) if launch.fault else ""
+            where = self._describe(struct.fault, args) if struct.fault else ""
             raise EmulationError(f"{kernel.name}: {message.value.decode()}{where}")
+        self._check_surroundings(kernel.name, written, before)
+
+    def _check_surroundings(
+        self, name: str, written: list[Array], before: list[tuple[Array, list[np.ndarray]]]
+    ) -> None:
+        """Has a kernel changed anything but its outputs? before: each output, with copies of the memory around it."""
         if any(not allocation.intact() for allocation in self._live):
-            raise EmulationError(f"{kernel.name}: wrote outside its arrays")
+            raise EmulationError(f"{name}: wrote outside its arrays")
         for array, outside in before:
             others = [a for a in written if a is not array and allocation_of(a) is allocation_of(array)]
             if not others and any(not np.array_equal(x, y) for x, y in zip(outside, _around(array))):
-                raise EmulationError(
-                    f"{kernel.name}: wrote beside an array of shape {array.shape}, into what surrounds it"
-                )
+                raise EmulationError(f"{name}: wrote beside an array of shape {array.shape}, into what surrounds it")
 
-    def _check_size(
-        self, kernel: Kernel, emulated: EmulatedKernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int
-    ) -> None:
+    def _check_size(self, launch: Launch, emulated: EmulatedKernel) -> None:
+        kernel, grid, block, shared = launch.kernel, launch.grid, launch.block, launch.shared
         threads = int(np.prod(block))
         if not 1 <= threads <= emulated.max_threads:
             raise EmulationError(
@@ -191,13 +172,14 @@ def _is_output(type_: str) -> bool:
     return type_.endswith("*") and not type_.startswith("const ")
 
 
-def _check_types(kernel: Kernel, emulated: EmulatedKernel, args: Sequence[Any]) -> None:
+def _check_types(launch: Launch, emulated: EmulatedKernel) -> None:
+    name, args = launch.kernel.name, launch.args
     if len(args) != len(emulated.parameters):
-        raise EmulationError(f"{kernel.name}: {len(args)} arguments; it takes {', '.join(emulated.parameters)}")
+        raise EmulationError(f"{name}: {len(args)} arguments; it takes {', '.join(emulated.parameters)}")
     for i, (arg, type_) in enumerate(zip(args, emulated.parameters)):
         found = arg.dtype.name + "*" * isinstance(arg, np.ndarray)
         if found != type_.removeprefix("const "):
-            raise EmulationError(f"{kernel.name}, argument {i}: {found}; it takes {type_}")
+            raise EmulationError(f"{name}, argument {i}: {found}; it takes {type_}")
 
 
 def _addresses(args: Iterable[Any]) -> Any:

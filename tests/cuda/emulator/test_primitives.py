@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cuda.launch import Kernel
 from tests.cuda.emulator import build
 
 FILE = str(Path(__file__).parent / "primitives.cu")
