@@ -1,4 +1,4 @@
-"""The emulation behind `llama3.cuda.device.Device`: NumPy arrays in guarded memory, kernels as fibers on the CPU."""
+"""The emulated `llama3.cuda.device.Device`: NumPy arrays in guarded memory, kernels that run as fibers on the CPU."""
 
 import ctypes
 import weakref
@@ -15,26 +15,27 @@ from tests.cuda.emulator.build import EmulatedKernel, Range, load
 from tests.cuda.emulator.build import Launch as LaunchStruct
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
-ORDERS = ("forward", "reverse", "shuffled")  # of the blocks of a grid and of the threads of a block
+ORDERS = ("forward", "reverse", "shuffled")  # in which the blocks of a grid and the threads of a block run
 
-# The smallest of the supported architectures decides (CUDA programming guide, "technical specifications").
+# The lowest limits of the supported architectures (CUDA programming guide, "technical specifications").
 SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
 STATIC_LIMIT = 48 * 1024
-REGISTERS = 64 * 1024  # of an SM, handed out to warps in pieces of 256
+REGISTERS = 64 * 1024  # of an SM, allocated to warps in units of 256
 
 
 class EmulationError(Exception):
-    """What a GPU would have let pass, or refused, or died of."""
+    """A bug that a GPU would not notice, would refuse, or would crash on."""
 
 
 class EmulatedDevice(Device):
     def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
-        self.free = 80 << 30  # bytes of a GPU of which we know no more
+        self.free = 80 << 30  # bytes; the memory of the emulated GPU
         self.order = "forward"
         self.seed = 0
-        self.registers = registers or {}  # of (file, name, defines): a thread's, as the compiler reported them
+        self.registers = registers or {}  # (file, name, defines) -> registers a thread, as the compiler reported them
         self._live: weakref.WeakSet[Allocation] = weakref.WeakSet()
-        # Written by the launches that may still run when a dependent one starts: since the last that was not dependent.
+        # The outputs of all launches since the last one that was not dependent, including that one: they may still be
+        # running when a dependent launch starts.
         self._in_flight: list[Allocation] = []
 
     @contextmanager
@@ -57,7 +58,7 @@ class EmulatedDevice(Device):
         out = self.alloc(array.shape, array.dtype) if into is None else into
         assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
         out[...] = array
-        self._in_flight = []  # a copy waits for all kernels before it, and those after it wait for the copy
+        self._in_flight = []  # a copy waits for all kernels before it, and later kernels wait for the copy
         return out
 
     def download(self, array: Array) -> np.ndarray:
@@ -96,7 +97,7 @@ class EmulatedDevice(Device):
         for launch in graph.handle:
             args = [arg() if isinstance(arg, weakref.ref) else arg for arg in launch.args]
             if any(arg is None for arg in args):
-                raise EmulationError(f"{launch.kernel.name}: the graph names an array whose memory is gone")
+                raise EmulationError(f"{launch.kernel.name}: the graph uses an array whose memory was freed")
             self._run(replace(launch, args=args))
 
     def _launch(self, launch: Launch) -> None:
@@ -157,12 +158,12 @@ class EmulatedDevice(Device):
         if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
             raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
         registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
-        a_warp = -(-registers * 32 // 256) * 256
-        if a_warp * -(-threads // 32) > REGISTERS:
+        per_warp = -(-registers * 32 // 256) * 256
+        if per_warp * -(-threads // 32) > REGISTERS:
             raise EmulationError(f"{kernel.name}: {threads} threads of {registers} registers do not fit an SM")
 
     def _describe(self, fault: int, args: Sequence[Any]) -> str:
-        """Which argument an address belongs to, or the nearest to it."""
+        """The argument that contains an address, or is nearest to it."""
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
         i, array = min(arrays, key=lambda pair: abs(fault - pair[1].ctypes.data))
         return f": byte {fault - array.ctypes.data} of argument {i}, which has {array.nbytes}"
@@ -183,16 +184,16 @@ def _check_types(launch: Launch, emulated: EmulatedKernel) -> None:
 
 
 def _addresses(args: Iterable[Any]) -> Any:
-    """Of the arguments' values, as cuLaunchKernel takes them."""
+    """The addresses of the arguments' values, as cuLaunchKernel takes them."""
     values = [np.uint64(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
     buffers = [ctypes.create_string_buffer(value.tobytes(), 8) for value in values]
     pointers = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(buffer) for buffer in buffers))
-    pointers.buffers = buffers  # type: ignore[attr-defined]  # as long as their addresses are in use
+    pointers.buffers = buffers  # type: ignore[attr-defined]  # kept alive while their addresses are used
     return pointers
 
 
 def _around(array: np.ndarray) -> list[np.ndarray]:
-    """Copies of what an allocation holds before and behind an array that is a part of it."""
+    """Copies of an allocation's bytes before and after an array that is a part of it."""
     allocation = allocation_of(array)
     assert allocation
     whole, start = np.asarray(allocation), array.ctypes.data - allocation.address
