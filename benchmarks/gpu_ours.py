@@ -152,7 +152,7 @@ class Ours:
 
 
 def probes(device: Device, tiny: bool) -> dict[str, float]:
-    """This GPU's limits: TB/s of reading; microseconds of a launch, of a kernel in a graph, of a barrier of all blocks."""
+    """This GPU's limits: TB/s of reading; microseconds a launch, a kernel in a graph, a barrier of all blocks."""
     count = (1 << 12) if tiny else (1 << 32)  # bytes
     blocks = 1 if tiny else 8 * multiprocessors(device)
     data = device.alloc((count // 2,), bfloat16)

@@ -10,7 +10,10 @@ THREADS = 256
 
 
 def swiglu(device: Device, gate_up: Array, out: Array) -> None:
-    """out (T, hidden_dim) = silu(gate) * up. A row of gate_up (T, 2 * hidden_dim) is gate, then up. Both are bfloat16."""
+    """out (T, hidden_dim) bfloat16 = silu(gate) * up.
+
+    gate_up (T, 2 * hidden_dim) bfloat16: in each row gate, then up.
+    """
     rows, hidden_dim = out.shape
     assert gate_up.shape == (rows, 2 * hidden_dim) and hidden_dim % 8 == 0, (gate_up.shape, out.shape)
     args = [gate_up, out, np.int32(rows), np.int32(hidden_dim)]
