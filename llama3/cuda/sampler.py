@@ -56,7 +56,8 @@ class SamplerState:
         # What the host knows about the device's copies. During a draw it knows nothing: a draw that is interrupted may
         # or may not have advanced them.
         self._device_rows: list[DrawRow] = []  # the rows that `params` describes
-        self._device_history: list[tuple[SequenceSampler, int] | None] = [None] * slots  # whose tokens, how many
+        # For each slot the sampler whose tokens `history` counts, and how many tokens it had. None: not known.
+        self._device_history: list[tuple[SequenceSampler, int] | None] = [None] * slots
         self._drawing: list[DrawRow] = []  # the rows of the draw whose results have not been read
 
     def set(self, device: Device, samplers: Sequence[SequenceSampler], slots: Sequence[int]) -> None:
