@@ -1,5 +1,6 @@
-"""The interface between the launch code and a GPU: memory, launches, cuBLAS, graphs. No other module imports CuPy.
+"""The interface between the launch code and a GPU: memory, launches, cuBLAS, graphs.
 
+Only this module works with CuPy; doctor.py imports it, too, to find out whether it is installed and complete.
 `Device` defines the operations, and refuses calls that a GPU would silently get wrong. `CupyDevice` carries them out on
 a GPU. The tests use another implementation, which runs the same kernels on the CPU.
 """
@@ -178,7 +179,7 @@ class CupyDevice(Device):
             yield
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        self._not_while_capturing("alloc")  # no replay would own that memory
+        self._not_while_capturing("alloc")  # nothing would own that memory after the capture
         with self._current():
             try:
                 return self._cupy.empty(shape, dtype)
