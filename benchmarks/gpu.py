@@ -1,14 +1,14 @@
-"""How near to the limits of a GPU does decoding come, and how does it stand beside the best of the others?
+"""How close does decoding come to the limits of a GPU, and how does it compare with the best other implementations?
 
     python benchmarks/gpu.py [--out FILE.json] [--parts first prompt ...]    on a GPU with 64 GB
-    python benchmarks/gpu.py --tiny            the same code on a CPU, emulated: a smoke test, no figures
+    python benchmarks/gpu.py --tiny            the same code on a CPU, emulated: a smoke test without useful figures
 
-On a GPU it needs the extra "oracle", and a torch and a CuPy that see it.
+On a GPU it needs the extra "oracle", and a torch and a CuPy that support the GPU.
 
-Llama 3 8B of random weights, the same for all, in bf16. Every figure is the median of three runs, but for the one start
-that compiles the kernels. A share is that of
-the rate of reading, or of multiplying, measured in the same run. The parts come in the order of what they tell; each
-takes less than ten minutes, and --out is written anew after every row, so that a run cut short is no run lost.
+All implementations run Llama 3 8B in bf16 with the same random weights. Every figure is the median of three runs,
+except for the one process start that compiles the kernels. Shares are of the rate of reading, or of multiplying, that
+the same run has measured. The most important parts come first. Each part takes less than ten minutes, and --out is
+rewritten after every row, so that an interrupted run keeps its figures.
 """
 
 import argparse
@@ -49,13 +49,13 @@ class Run:
         if tiny:
             from tests.cuda.emulator.device import EmulatedDevice
 
-            self.config, self.device, self.where = TINY, EmulatedDevice(), "cpu"
+            self.config, self.device, self.torch_device = TINY, EmulatedDevice(), "cpu"
         else:
-            self.config, self.device, self.where = LLAMA3_8B, open_device("cuda"), "cuda"
+            self.config, self.device, self.torch_device = LLAMA3_8B, open_device("cuda"), "cuda"
         self.steps = 2 if tiny else 64
         name = torch.cuda.get_device_name() if not tiny else "none: emulated"
         self.report: dict[str, Any] = about_this_run() | {"device": name, "torch": torch.__version__, "rows": []}
-        model = random_model(self.config, self.where)
+        model = random_model(self.config, self.torch_device)
         self.baselines, self.model = Baselines(model, self.config), model
         self.baselines.sync()
         self.ours = Ours(self.device, self.config, model)
@@ -63,7 +63,7 @@ class Run:
         self.save()
 
     def limits(self) -> dict[str, float]:
-        """The six probes, and the two rates that every share is one of."""
+        """The six probes, the rate of a large product, and the rate of a pinned copy."""
         found = probes(self.device, self.tiny)
         found["matmul_TFLOP_s"] = self.baselines.matmul_rate()
         found["pinned_GB_s"] = self.baselines.pinned_rate()
@@ -74,7 +74,10 @@ class Run:
     # ---- rows ----
 
     def row(self, name: str, measure: Callable[[], float], tokens: int = 0, read: int = 0, flops: float = 0) -> None:
-        """One figure; what cannot be measured is written down as that, and the rest goes on."""
+        """Measure one figure. If that fails, the error is recorded in its place, and the benchmark goes on.
+
+        tokens: of one measured step; read: the bytes that it reads; flops: what it computes.
+        """
         row: dict[str, Any] = {"name": name}
         try:
             row["ms"] = ms = measure()
@@ -93,16 +96,16 @@ class Run:
         print(line(row), flush=True)
         self.save()
 
-    def rows(self, what: str, measure: Callable[[], dict[str, float]], **kind: Any) -> None:
-        """Several figures that are measured together; all or none."""
+    def rows(self, name: str, measure: Callable[[], dict[str, float]], **kind: Any) -> None:
+        """Several figures that are measured together: if one fails, all are missing."""
         try:
             found = measure()
         except Exception as error:
             failed = error
-            self.row(f"{what}: baselines", lambda: raised(failed))
+            self.row(f"{name}: baselines", lambda: raised(failed))
             return
-        for name, ms in found.items():
-            self.row(f"{what}: {name}", lambda ms=ms: ms, **kind)
+        for variant, ms in found.items():
+            self.row(f"{name}: {variant}", lambda ms=ms: ms, **kind)
 
     def save(self) -> None:
         free, total = self.device.memory()
@@ -111,7 +114,7 @@ class Run:
             self.out.write_text(json.dumps(self.report, indent=1) + "\n")
 
     def context(self, wanted: int) -> int:
-        """As much of it as leaves room for the steps."""
+        """The wanted context, or a shorter one that leaves room for the steps."""
         return min(wanted, self.config.max_seq_len - self.steps - 1)
 
     def decode(self, name: str, batch: int, wanted: int, params: Any = None) -> None:
@@ -121,7 +124,7 @@ class Run:
             measure = lambda: self.ours.decode(batch, context, self.steps, params)  # noqa: E731
         else:
             measure = lambda: self.baselines.decode(name, batch, context, self.steps)  # noqa: E731
-        sampling = FULLY if params else ""
+        sampling = ALL_PARAMETERS if params else ""
         self.row(f"decode, batch {batch}, context {wanted}: {name}{sampling}", measure, tokens=batch, read=read)
         if name.endswith("compile"):
             torch._dynamo.reset()
@@ -147,7 +150,8 @@ class Run:
         flops = attention_flops(self.config, T)
         self.row("attention of 8192: ours", lambda: self.ours.attention(T), flops=flops)
         self.rows("attention of 8192", lambda: self.baselines.attention(T), flops=flops)
-        for piece in (512, 1024, 8192):  # the engine takes 2,048 rows a step; 512 where others decode beside it
+        # The engine reads 2,048 prompt rows a step, or 512 while other requests decode.
+        for piece in (512, 1024, 8192):
             name = f"in pieces of {piece}, prefill of 8192: ours"
             self.row(
                 name, lambda piece=piece: self.ours.prefill(T, piece), tokens=T, flops=prefill_flops(self.config, T)
@@ -160,9 +164,9 @@ class Run:
 
     def products(self) -> None:
         for name, (n_out, width) in shapes(self.config).items():
-            for who, measure in (("ours", self.ours.product), ("cuBLAS", self.baselines.product)):
+            for library, measure in (("ours", self.ours.product), ("cuBLAS", self.baselines.product)):
                 kind = {"read": 2 * n_out * width}
-                self.row(f"one row times {name}: {who}", lambda name=name, measure=measure: measure(name), **kind)
+                self.row(f"one row times {name}: {library}", lambda name=name, measure=measure: measure(name), **kind)
 
     def prompts(self) -> None:
         for T in (128, 512, 2048):
@@ -177,46 +181,50 @@ class Run:
             self.decode("fast_compile", batch, 1024)
 
     def start(self) -> None:
-        """Weights from the page cache to the device, and a process from its start to its first token."""
+        """The upload of weights from memory, and a process from its start to its first token."""
+        self._upload()
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder, max_shard_size="4GB")
+            device_name = "cuda" if isinstance(self.device, CupyDevice) else "cpu"
+
+            def median_start() -> dict[str, float]:
+                """Both figures from the same start: the one with the median time to the first token."""
+                starts = sorted((start_process(folder, device_name) for _ in range(RUNS)), key=lambda times: times[1])
+                loaded, first = starts[RUNS // 2]
+                return {"of that, loading weights": loaded, "first token, kernels cached": first}
+
+            self.row("process start: first token, kernels compiled", lambda: start_process(folder, device_name)[1])
+            self.rows("process start", median_start)
+
+    def _upload(self) -> None:
         device, layer = self.device, self.ours.transformer.weights.layers[0]
-        there = [device.alloc(array.shape, array.dtype) for array in (layer.w13, layer.w2, layer.wqkv)]
-        here = [device.download(array) for array in there]
-        size = sum(array.nbytes for array in here)
+        targets = [device.alloc(array.shape, array.dtype) for array in (layer.w13, layer.w2, layer.wqkv)]
+        sources = [device.download(array) for array in targets]
+        size = sum(array.nbytes for array in sources)
 
         def upload() -> None:
-            for source, into in zip(here, there, strict=True):
+            for source, into in zip(sources, targets, strict=True):
                 device.upload(source, into=into)
 
         self.row(UPLOAD, lambda: timed(device.sync, upload), read=0)
         ms = self.report["rows"][-1].get("ms")
         if ms:
             rate = size / ms / 1e6
-            self.report["rows"][-1] |= {
-                "GB_s": rate,
-                "share_of_pinned_rate": rate / self.report["limits"]["pinned_GB_s"],
-            }
-            print(f"  {rate:.1f} GB/s, {rate / self.report['limits']['pinned_GB_s']:.0%} of a pinned copy", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.save_pretrained(folder, max_shard_size="4GB")
-            target = "cuda" if isinstance(device, CupyDevice) else "cpu"
+            share = rate / self.report["limits"]["pinned_GB_s"]
+            self.report["rows"][-1] |= {"GB_s": rate, "share_of_pinned_rate": share}
+            print(f"  {rate:.1f} GB/s, {share:.0%} of a pinned copy", flush=True)
 
-            def begin() -> tuple[float, float]:
-                command = [sys.executable, "-c", START, str(time.time()), folder, target]
-                environment = os.environ | {"CUPY_CACHE_DIR": f"{folder}/kernels"}  # empty before the first
-                root = Path(__file__).parents[1]
-                ran = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
-                if ran.returncode:
-                    raise RuntimeError(ran.stderr.strip().splitlines()[-1])
-                loaded, first = map(float, ran.stdout.split())
-                return loaded * 1e3, first * 1e3
 
-            def cached() -> dict[str, float]:
-                """Both of one start, the median one of three."""
-                loaded, first = sorted((begin() for _ in range(RUNS)), key=lambda times: times[1])[RUNS // 2]
-                return {"of that, loading weights": loaded, "first token, kernels cached": first}
-
-            self.row("process start: first token, kernels compiled", lambda: begin()[1])
-            self.rows("process start", cached)
+def start_process(folder: str, device_name: str) -> tuple[float, float]:
+    """Milliseconds for loading the weights, and from the start of the process to its first token."""
+    command = [sys.executable, "-c", START, str(time.time()), folder, device_name]
+    environment = os.environ | {"CUPY_CACHE_DIR": f"{folder}/kernels"}  # empty at the first start, which compiles
+    root = Path(__file__).parents[1]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    if ran.returncode:
+        raise RuntimeError(ran.stderr.strip().splitlines()[-1])
+    loaded, first = map(float, ran.stdout.split())
+    return loaded * 1e3, first * 1e3
 
 
 def raised(error: Exception) -> float:
@@ -224,7 +232,7 @@ def raised(error: Exception) -> float:
 
 
 def verdicts(report: dict[str, Any]) -> list[str]:
-    """What was to be shown, and what was measured; a figure that is not there was not measured."""
+    """Each target of the project with the measured figure, one line each. A missing figure counts as not measured."""
     rows = {row["name"]: row for row in report["rows"]}
     ms = {name: row["ms"] for name, row in rows.items() if "ms" in row}
     nan = float("nan")
@@ -236,17 +244,17 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         return rows.get(name, {}).get(key, nan)
 
     def faster(ours: str, others: list[str]) -> float:
-        """How many times as fast as the fastest of the others."""
+        """How many times as fast as the fastest other one."""
         return min([ms[name] for name in others if name in ms], default=nan) / ms.get(ours, nan)
 
     found = []
-    for context, bar in ((128, 0.90), (8192, 0.85)):
+    for context, target in ((128, 0.90), (8192, 0.85)):
         ours, others = decode(1, context, "ours"), [decode(1, context, name) for name in DECODERS]
-        found.append((f"decode at {context}: share of reading", figure(ours, "share_of_read_bandwidth"), bar))
+        found.append((f"decode at {context}: share of reading", figure(ours, "share_of_read_bandwidth"), target))
         found.append((f"decode at {context}: times as fast as the fastest other", faster(ours, others), 1.10))
-    for batch, bar in ((8, 6.5), (32, 20), (64, 34)):
+    for batch, target in ((8, 6.5), (32, 20), (64, 34)):
         gained = batch * faster(decode(batch, 1024, "ours"), [decode(1, 1024, "ours")])
-        found.append((f"batch {batch}: times the tokens of one", gained, bar))
+        found.append((f"batch {batch}: times the tokens of one", gained, target))
     prompt = "prefill of 8192: ours"
     others = [name for name in ms if name.startswith("prefill of 8192: ") and name != prompt]
     greedy = decode(1, 128, "ours")
@@ -254,7 +262,7 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         ("prefill of 8192: times as fast as the fastest other", faster(prompt, others), 1 / 1.15),
         ("prefill of 8192: share of multiplying", figure(prompt, "share_of_matmul_rate"), 0.60),
         ("attention of 8192: TFLOP/s", figure("attention of 8192: ours", "TFLOP_s"), 300),
-        ("greedy: share of a step with every parameter set", 1 / faster(greedy, [greedy + FULLY]), 0.98),
+        ("greedy: share of a step with every parameter set", 1 / faster(greedy, [greedy + ALL_PARAMETERS]), 0.98),
         ("weights to the device: share of a pinned copy", figure(UPLOAD, "share_of_pinned_rate"), 0.60),
     ]
     beyond = ms.get("process start: first token, kernels cached", nan) - ms.get(
@@ -262,13 +270,13 @@ def verdicts(report: dict[str, Any]) -> list[str]:
     )
     found.append(("first token: 3 seconds over what it takes beyond the weights", 3000 / beyond, 1))
     lines = []
-    for what, value, bar in found:
-        verdict = "not measured" if value != value else "holds" if value >= bar else "does not hold"
-        lines.append(f"{what:54} {value:10.3f}   at least {bar:.3f}: {verdict}")
+    for name, value, target in found:
+        verdict = "not measured" if value != value else "holds" if value >= target else "does not hold"
+        lines.append(f"{name:54} {value:10.3f}   at least {target:.3f}: {verdict}")
     return lines
 
 
-FULLY = ", every parameter set"
+ALL_PARAMETERS = ", every parameter set"
 UPLOAD = "weights from memory to the device"
 PARTS = ("first", "prompt", "batches", "products", "prompts", "others", "start")
 
@@ -288,8 +296,8 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, emulated on the CPU: a smoke test")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="some of them, in this order")
-    parser.add_argument("--out", type=Path, help="all figures as JSON, written anew after every row")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these, in this order")
+    parser.add_argument("--out", type=Path, help="all figures as JSON, rewritten after every row")
     args = parser.parse_args()
     run = Run(args.tiny, args.out)
     for part in args.parts:
@@ -297,7 +305,7 @@ def main() -> None:
         getattr(run, part)()
     run.save()
     if not args.tiny:
-        print("-- what was to be shown")
+        print("-- targets")
         print("\n".join(verdicts(run.report)))
 
 

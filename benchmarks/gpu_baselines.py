@@ -1,9 +1,9 @@
-"""What others do on the same GPU with the same weights, as gpu.py times it. torch and transformers; no download.
+"""Other implementations on the same GPU with the same weights, for gpu.py. They need torch and transformers.
 
-hf_eager            transformers, a growing cache: what most people run
+hf_eager            transformers with a growing cache: what most people run
 hf_static           transformers with its static cache
-hf_static_compile   the same under torch.compile, its CUDA graphs on: transformers' best
-fast_graph          written for speed (fused matrices, static cache, no repeated heads), eager kernels, one graph
+hf_static_compile   the same under torch.compile with CUDA graphs: the fastest that transformers offers
+fast_graph          written for speed (fused matrices, static cache, no repeated heads): eager kernels in one graph
 fast_compile        the same under torch.compile with the settings of gpt-fast: the baseline to beat
 """
 
@@ -24,8 +24,8 @@ from llama3.config import ModelConfig
 DECODERS = ("fast_compile", "fast_graph", "hf_static_compile", "hf_static", "hf_eager")
 
 
-def random_model(c: ModelConfig, where: str) -> LlamaForCausalLM:
-    """transformers' model in bf16, weights as its own initialisation draws them."""
+def random_model(c: ModelConfig, torch_device: str) -> LlamaForCausalLM:
+    """The model of transformers in bf16, with weights drawn by its own initialisation."""
     config = LlamaConfig(
         hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
         num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.hidden_dim,
@@ -36,18 +36,18 @@ def random_model(c: ModelConfig, where: str) -> LlamaForCausalLM:
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device(where):
+        with torch.device(torch_device):
             return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 class Fast:
-    """One forward pass without modules: q, k and v in one product, gate and up in one, a static cache."""
+    """A forward pass without torch modules: one product for q, k and v, one for gate and up, a static cache."""
 
-    def __init__(self, model: LlamaForCausalLM, c: ModelConfig, batch: int, room: int):
+    def __init__(self, model: LlamaForCausalLM, c: ModelConfig, batch: int, cache_len: int):
         self.c, layers = c, model.model.layers
-        if not hasattr(model, "joined"):  # once for all sizes: 12 GB of an 8B
+        if not hasattr(model, "joined"):  # computed once, for all cache sizes: 12 GB for the 8B model
             model.joined = [
                 (
                     torch.cat([getattr(layer.self_attn, name).weight for name in ("q_proj", "k_proj", "v_proj")]),
@@ -64,11 +64,13 @@ class Fast:
         ]  # fmt: skip
         self.embedding, self.norm_weight = model.model.embed_tokens.weight, model.model.norm.weight
         self.head = model.lm_head.weight
-        where = self.head.device
-        shape = (batch, c.n_kv_heads, room, c.head_dim)
-        self.cache = [tuple(torch.zeros(shape, dtype=torch.bfloat16, device=where) for _ in "kv") for _ in layers]
-        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, device=where) / c.head_dim)
-        self.positions = torch.arange(room, device=where)
+        torch_device = self.head.device
+        shape = (batch, c.n_kv_heads, cache_len, c.head_dim)
+        self.cache = [
+            tuple(torch.zeros(shape, dtype=torch.bfloat16, device=torch_device) for _ in "kv") for _ in layers
+        ]
+        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, device=torch_device) / c.head_dim)
+        self.positions = torch.arange(cache_len, device=torch_device)
         angles = torch.outer(self.positions.float(), frequencies).repeat(1, 2)
         self.cos, self.sin = angles.cos(), angles.sin()
 
@@ -90,14 +92,14 @@ class Fast:
             q, k = self.rotated(q, cos, sin), self.rotated(k, cos, sin)
             k_cache.index_copy_(2, positions, k)
             v_cache.index_copy_(2, positions, v)
-            mixed = attend(q, k, v, k_cache, v_cache)
-            x = x + F.linear(mixed.transpose(1, 2).reshape(batch, T, -1), o)
+            attention_out = attend(q, k, v, k_cache, v_cache)
+            x = x + F.linear(attention_out.transpose(1, 2).reshape(batch, T, -1), o)
             gate, up = F.linear(self.norm(x, norm2), gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, down)
         return F.linear(self.norm(x[:, -1:], self.norm_weight), self.head)
 
     def decode(self, tokens: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the sequences stand is known on the device alone, so that a graph can hold the step."""
+        """The position is only read on the device, so that a graph can hold the step."""
         c, batch = self.c, len(tokens)
 
         def attend(q, k, v, k_cache, v_cache):  # type: ignore[no-untyped-def]
@@ -117,8 +119,8 @@ class Fast:
 
 class Baselines:
     def __init__(self, model: LlamaForCausalLM, c: ModelConfig):
-        self.model, self.config, self.where = model, c, model.lm_head.weight.device
-        self.on_gpu = self.where.type == "cuda"
+        self.model, self.config, self.torch_device = model, c, model.lm_head.weight.device
+        self.on_gpu = self.torch_device.type == "cuda"
         import torch._inductor.config as inductor
 
         inductor.coordinate_descent_tuning = True  # gpt-fast's settings
@@ -133,74 +135,91 @@ class Baselines:
             torch.cuda.synchronize()
 
     def tokens(self, batch: int, T: int) -> torch.Tensor:
-        return torch.randint(0, self.config.vocab_size, (batch, T), device=self.where)
+        return torch.randint(0, self.config.vocab_size, (batch, T), device=self.torch_device)
 
     def decode(self, name: str, batch: int, context: int, steps: int) -> float:
-        """Milliseconds a step of greedy decoding; static caches are as long as they must be and no longer."""
+        """Milliseconds a step of greedy decoding. Static caches are no longer than necessary."""
         prompt, first = self.tokens(batch, context), self.tokens(batch, 1)
+        cache_len = -(-(context + (WARM + RUNS) * steps + 1) // 64) * 64
         if name == "hf_eager":
-            cache = DynamicCache(config=self.model.config)
-            self.model(prompt, past_key_values=cache, logits_to_keep=1)
+            run = self._hf_eager(prompt, first, steps)
+        elif name.startswith("hf_static"):
+            run = self._hf_static(prompt, first, steps, cache_len, compiled=name == "hf_static_compile")
+        else:
+            fast = Fast(self.model, self.config, batch, cache_len)
+            fast.prefill(prompt)
+            start = torch.tensor([context], device=self.torch_device)
+            if name == "fast_compile":
+                run = self._fast_compile(fast, first, start, steps)
+            elif self.on_gpu:
+                run = self._fast_graph(fast, first, start, steps)
+            else:
+                run = lambda: [fast.decode(first, start) for _ in range(steps)]  # noqa: E731
+        return self.timed(run, steps)
 
-            def run() -> None:
-                tokens = first
-                for _ in range(steps):
-                    tokens = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+    def _hf_eager(self, prompt: torch.Tensor, first: torch.Tensor, steps: int) -> Callable[[], Any]:
+        cache = DynamicCache(config=self.model.config)
+        self.model(prompt, past_key_values=cache, logits_to_keep=1)
 
-            return self.timed(run, steps)
-        room = -(-(context + (WARM + RUNS) * steps + 1) // 64) * 64
-        if name.startswith("hf_static"):
-            cache = StaticCache(config=self.model.config, max_cache_len=room)
-            self.model(prompt, past_key_values=cache, logits_to_keep=1)
-            step: Any = self.model.forward
-            if name == "hf_static_compile":
-                step = torch.compile(step, mode="reduce-overhead", fullgraph=True)
+        def run() -> None:
+            tokens = first
+            for _ in range(steps):
+                tokens = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
-            def run() -> None:
-                tokens = first
-                for _ in range(steps):
-                    out = step(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
-                    tokens = out.logits[:, -1:].argmax(-1).clone()
+        return run
 
-            return self.timed(run, steps)
-        fast = Fast(self.model, self.config, batch, room)
-        fast.prefill(prompt)
-        start = torch.tensor([context], device=self.where)
-        if name == "fast_compile":
-            compiled = torch.compile(fast.decode, mode="reduce-overhead", fullgraph=True)
+    def _hf_static(
+        self, prompt: torch.Tensor, first: torch.Tensor, steps: int, cache_len: int, compiled: bool
+    ) -> Callable[[], Any]:
+        cache = StaticCache(config=self.model.config, max_cache_len=cache_len)
+        self.model(prompt, past_key_values=cache, logits_to_keep=1)
+        step: Any = self.model.forward
+        if compiled:
+            step = torch.compile(step, mode="reduce-overhead", fullgraph=True)
 
-            def run() -> None:
-                tokens, position = first, start
-                for _ in range(steps):
-                    tokens, position = compiled(tokens.clone(), position.clone())
+        def run() -> None:
+            tokens = first
+            for _ in range(steps):
+                out = step(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
+                tokens = out.logits[:, -1:].argmax(-1).clone()
 
-            return self.timed(run, steps)
-        if not self.on_gpu:
-            return self.timed(lambda: [fast.decode(first, start) for _ in range(steps)], steps)
+        return run
+
+    def _fast_compile(self, fast: Fast, first: torch.Tensor, start: torch.Tensor, steps: int) -> Callable[[], Any]:
+        compiled = torch.compile(fast.decode, mode="reduce-overhead", fullgraph=True)
+
+        def run() -> None:
+            tokens, position = first, start
+            for _ in range(steps):
+                tokens, position = compiled(tokens.clone(), position.clone())
+
+        return run
+
+    def _fast_graph(self, fast: Fast, first: torch.Tensor, start: torch.Tensor, steps: int) -> Callable[[], Any]:
         tokens, position, graph = first.clone(), start.clone(), torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             fast.decode(tokens, position)
         self.sync()
         with torch.cuda.graph(graph):
-            after, there = fast.decode(tokens, position)
-            tokens.copy_(after)
-            position.copy_(there)
+            next_tokens, next_position = fast.decode(tokens, position)
+            tokens.copy_(next_tokens)
+            position.copy_(next_position)
 
         def run() -> None:
-            position.fill_(context)
+            position.copy_(start)
             for _ in range(steps):
                 graph.replay()
 
-        return self.timed(run, steps)
+        return run
 
     def prefill(self, T: int) -> dict[str, float]:
-        """Milliseconds for a prompt of T tokens: transformers, and the fast model with every kind of attention."""
+        """Milliseconds for a prompt of T tokens: transformers, and the fast model with each attention backend."""
         tokens = self.tokens(1, T)
         found = {"hf_sdpa": self.timed(lambda: self.model(tokens, logits_to_keep=1, use_cache=False))}
         fast = Fast(self.model, self.config, 1, max(T, 64))
         for backend in self.backends():
-            with sdpa_kernel([backend]), suppress(RuntimeError):  # one that this GPU or this torch lacks
+            with sdpa_kernel([backend]), suppress(RuntimeError):  # this GPU or this torch may lack the backend
                 found[f"fast_{backend.name.lower()}"] = self.timed(lambda: fast.prefill(tokens))
         compiled = torch.compile(fast.prefill, fullgraph=True)
         found["fast_compile"] = self.timed(lambda: compiled(tokens))
@@ -214,7 +233,7 @@ class Baselines:
         """Milliseconds of one layer's attention over a prompt of T tokens."""
         c, found = self.config, {}
         q, k, v = (
-            torch.randn(1, heads, T, c.head_dim, device=self.where, dtype=torch.bfloat16)
+            torch.randn(1, heads, T, c.head_dim, device=self.torch_device, dtype=torch.bfloat16)
             for heads in (c.n_heads, c.n_kv_heads, c.n_kv_heads)
         )
         for backend in self.backends():
@@ -225,11 +244,11 @@ class Baselines:
         return found
 
     def product(self, name: str) -> float:
-        """Milliseconds of a matrix times one row by cuBLAS, in a graph, over more matrices than a cache holds."""
+        """Milliseconds of a matrix times one row by cuBLAS, in a graph of more matrices than the L2 cache holds."""
         n_out, width = shapes(self.config)[name]
         n = max(2, int(4e8 / (n_out * width * 2)) + 1) if self.on_gpu else 2
-        matrices = [torch.randn(n_out, width, device=self.where, dtype=torch.bfloat16) for _ in range(n)]
-        x = torch.randn(1, width, device=self.where, dtype=torch.bfloat16)
+        matrices = [torch.randn(n_out, width, device=self.torch_device, dtype=torch.bfloat16) for _ in range(n)]
+        x = torch.randn(1, width, device=self.torch_device, dtype=torch.bfloat16)
 
         def run() -> None:
             for matrix in matrices:
@@ -245,13 +264,13 @@ class Baselines:
         return self.timed(graph.replay, n)
 
     def matmul_rate(self) -> float:
-        """TFLOP/s of a large product in bf16: the limit of a prompt."""
+        """TFLOP/s of a large product in bf16: the limit for prefill."""
         n = 256 if not self.on_gpu else 8192
-        a, b = (torch.randn(n, n, device=self.where, dtype=torch.bfloat16) for _ in range(2))
+        a, b = (torch.randn(n, n, device=self.torch_device, dtype=torch.bfloat16) for _ in range(2))
         return 2 * n**3 / self.timed(lambda: a @ b, runs=7) / 1e9
 
     def pinned_rate(self) -> float:
-        """GB/s from pinned memory to the device."""
+        """GB/s of a copy from pinned memory to the device."""
         data = torch.empty((1 << 14) if not self.on_gpu else (1 << 30), dtype=torch.uint8, pin_memory=self.on_gpu)
-        there = torch.empty_like(data, device=self.where)
-        return data.numel() / self.timed(lambda: there.copy_(data, non_blocking=True), runs=5) / 1e6
+        target = torch.empty_like(data, device=self.torch_device)
+        return data.numel() / self.timed(lambda: target.copy_(data, non_blocking=True), runs=5) / 1e6

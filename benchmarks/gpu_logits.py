@@ -1,12 +1,12 @@
-"""Are the logits right on a GPU, at the size of Llama 3 8B? And what do a full prompt and 64 tokens take there?
+"""Are the logits right on a GPU, at the size of Llama 3 8B? And how long do a full prompt and 64 tokens take?
 
     python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs the extra "oracle", and a torch
-                                                           and a CuPy that see it
+                                                           and a CuPy that support the GPU
     python benchmarks/gpu_logits.py --tiny                 the same code on a CPU, emulated: a smoke test
 
-Random weights in bfloat16. The same tokens go through this project's CUDA path, through transformers in bfloat16 and,
-as what is right, through transformers in float32, all on the same device. Bars: relative error at most 2e-2, and at
-most 1.5 times that of transformers in bfloat16.
+The weights are random, in bfloat16. The same tokens go through this project's CUDA path, through transformers in
+bfloat16, and through transformers in float32, which counts as right. All run on the same device. Limits: a relative
+error of at most 2e-2, and of at most 1.5 times the error of transformers in bfloat16.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from machine import about_this_run
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama3.config import ModelConfig
 from llama3.cuda.device import open_device
+from llama3.cuda.kv_cache import KVCache
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.model.batch import Batch
@@ -48,21 +49,21 @@ THEIRS = {
 
 
 def random_weights(c: ModelConfig) -> Weights:
-    """Every layer has matrices of its own, cut at random places from one long row of random numbers."""
-    dice = np.random.default_rng(0)
+    """Every layer has its own matrices, cut at random places from one long row of random numbers."""
+    rng = np.random.default_rng(0)
     longest = max(c.hidden_dim * c.dim, c.n_heads * c.head_dim * c.dim)
-    pool = dice.standard_normal(longest + (1 << 20), np.float32)
+    pool = rng.standard_normal(longest + (1 << 20), np.float32)
 
     def matrix(rows: int, columns: int, scale: float = 1) -> np.ndarray:
         out = np.empty((rows, columns), ml_dtypes.bfloat16)
         step = max(1, longest // columns)
-        for row in range(0, rows, step):  # the vocabulary's matrices are longer than the pool
-            start, n = int(dice.integers(1 << 20)), min(step, rows - row)
+        for row in range(0, rows, step):  # the embedding and the head are longer than the pool
+            start, n = int(rng.integers(1 << 20)), min(step, rows - row)
             out[row : row + n] = pool[start : start + n * columns].reshape(n, columns) * (scale * columns**-0.5)
         return out
 
     def norm() -> np.ndarray:
-        return dice.uniform(0.5, 1.5, c.dim).astype(ml_dtypes.bfloat16)
+        return rng.uniform(0.5, 1.5, c.dim).astype(ml_dtypes.bfloat16)
 
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layers = [
@@ -75,8 +76,10 @@ def random_weights(c: ModelConfig) -> Weights:
     return Weights(matrix(c.vocab_size, c.dim, scale=c.dim**0.5), layers, norm(), matrix(c.vocab_size, c.dim))
 
 
-def by_transformers(c: ModelConfig, weights: Weights, tokens: np.ndarray, dtype: torch.dtype, where: str) -> np.ndarray:
-    """Logits of every token, (T, vocab_size)."""
+def by_transformers(
+    c: ModelConfig, weights: Weights, tokens: np.ndarray, dtype: torch.dtype, torch_device: str
+) -> np.ndarray:
+    """The logits of every token by transformers -> (T, vocab_size) float32."""
     config = transformers.LlamaConfig(
         hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
         num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.hidden_dim,
@@ -86,7 +89,7 @@ def by_transformers(c: ModelConfig, weights: Weights, tokens: np.ndarray, dtype:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(where):
+        with torch.device(torch_device):
             model = transformers.LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
@@ -97,19 +100,41 @@ def by_transformers(c: ModelConfig, weights: Weights, tokens: np.ndarray, dtype:
     assert parameters.keys() == {f"{name}.weight" for name in named}
     with torch.no_grad():
         for name, array in named.items():
-            bits = torch.from_numpy(np.ascontiguousarray(array).view(np.int16))  # torch knows no ml_dtypes
+            bits = torch.from_numpy(np.ascontiguousarray(array).view(np.int16))  # torch does not accept ml_dtypes
             parameters[f"{name}.weight"].copy_(bits.view(torch.bfloat16))
-        logits = model(torch.from_numpy(tokens[None].astype(np.int64)).to(where)).logits[0].float().cpu().numpy()
+        logits = model(torch.from_numpy(tokens[None].astype(np.int64)).to(torch_device)).logits[0].float().cpu().numpy()
     del model, parameters
     gc.collect()
-    if where != "cpu":
+    if torch_device != "cpu":
         torch.cuda.empty_cache()
     return logits
 
 
 def errors(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    of_rows = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    return {"mean": float(of_rows.mean()), "worst_row": float(of_rows.max())}
+    row_errors = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return {"mean": float(row_errors.mean()), "worst_row": float(row_errors.max())}
+
+
+def read_prompt(model: Transformer, cache: KVCache, ids: np.ndarray) -> float:
+    """Seconds for a prompt in chunks, with the logits of its last token."""
+    start = time.perf_counter()
+    for i in range(0, len(ids), model.prefill_chunk):
+        logit_rows = np.array([0]) if i + model.prefill_chunk >= len(ids) else np.array([], int)
+        model.forward(Batch.of([(0, ids[i : i + model.prefill_chunk])]), cache, logit_rows)
+    model.device.sync()
+    return time.perf_counter() - start
+
+
+def decode(model: Transformer, cache: KVCache, steps: int) -> list[float]:
+    """Seconds for each of some greedy steps."""
+    sampler, token, times = SequenceSampler(SamplingParams(temperature=0), [0], model.config.vocab_size), 1, []
+    for _ in range(steps):
+        start = time.perf_counter()
+        (sample,) = model.step(Batch.of([(0, [token])]), cache, [sampler]).samples()
+        token = sample.token
+        sampler.accept(token)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def main() -> None:
@@ -120,50 +145,38 @@ def main() -> None:
     if arguments.tiny:
         from tests.cuda.emulator.device import EmulatedDevice
 
-        c, device, where, n, prompt, decoded = TINY, EmulatedDevice(), "cpu", 70, 250, 4
+        c, device, torch_device, n, prompt, steps = TINY, EmulatedDevice(), "cpu", 70, 250, 4
     else:
-        c, device, where, n, prompt, decoded = LLAMA3_8B, open_device("cuda"), "cuda", 256, 8192 - 64, 64
+        c, device, torch_device, n, prompt, steps = LLAMA3_8B, open_device("cuda"), "cuda", 256, 8192 - 64, 64
     weights = random_weights(c)
-    dice = np.random.default_rng(1)
-    tokens = dice.integers(0, c.vocab_size, n).astype(np.int32)
-    right = by_transformers(c, weights, tokens, torch.float32, where)
-    theirs = errors(by_transformers(c, weights, tokens, torch.bfloat16, where), right)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, c.vocab_size, n).astype(np.int32)
+    expected = by_transformers(c, weights, tokens, torch.float32, torch_device)
+    theirs = errors(by_transformers(c, weights, tokens, torch.bfloat16, torch_device), expected)
 
     start = time.perf_counter()
     model = Transformer(device, c, upload_weights(device, weights))
     device.sync()
-    loaded = time.perf_counter() - start
-    found = model.forward(Batch.of([(0, tokens)]), model.new_cache(1, n), np.arange(n))
-    ours = errors(found, right)
+    upload_s = time.perf_counter() - start
+    ours = errors(model.forward(Batch.of([(0, tokens)]), model.new_cache(1, n), np.arange(n)), expected)
     ok = ours["mean"] <= min(2e-2, 1.5 * theirs["mean"])
     for name, error in (("ours", ours), ("transformers in bfloat16", theirs)):
         print(f"relative error of {name}: mean {error['mean']:.2e}, worst row {error['worst_row']:.2e}")
-    print("within the bars" if ok else "BEYOND the bars")
+    print("within the limits" if ok else "BEYOND the limits")
 
     cache = model.new_cache(1, c.max_seq_len)
-    ids = dice.integers(0, c.vocab_size, prompt).astype(np.int32)
-    start = time.perf_counter()
-    for i in range(0, prompt, model.prefill_chunk):
-        rows = np.array([0]) if i + model.prefill_chunk >= prompt else np.array([], int)
-        model.forward(Batch.of([(0, ids[i : i + model.prefill_chunk])]), cache, rows)
-    device.sync()
-    read = time.perf_counter() - start
-    sampler, token, times = SequenceSampler(SamplingParams(temperature=0), [0], c.vocab_size), 1, []
-    for _ in range(decoded):
-        start = time.perf_counter()
-        (sample,) = model.step(Batch.of([(0, [token])]), cache, [sampler]).samples()
-        token = sample.token
-        sampler.accept(token)
-        times.append(time.perf_counter() - start)
+    prompt_s = read_prompt(model, cache, rng.integers(0, c.vocab_size, prompt).astype(np.int32))
+    times = decode(model, cache, steps)
     free, total = device.memory()
     print(
-        f"{prompt} tokens of prompt in {read:.2f} s; {decoded} decoded, median {np.median(times) * 1e3:.2f} ms a token"
+        f"prompt of {prompt} tokens: {prompt_s:.2f} s; {steps} decoded, median {np.median(times) * 1e3:.2f} ms a token"
     )
-    print(f"weights uploaded in {loaded:.1f} s; {(total - free) / 1e9:.2f} of {total / 1e9:.1f} GB in use")
+    print(f"weights uploaded in {upload_s:.1f} s; {(total - free) / 1e9:.2f} of {total / 1e9:.1f} GB in use")
     if arguments.out:
-        figures: dict[str, Any] = {"ours": ours, "transformers_bf16": theirs, "within_the_bars": ok, "prompt_s": read}
-        figures |= {"decode_s": times, "upload_s": loaded, "memory": {"free": free, "total": total}}
-        arguments.out.write_text(json.dumps(about_this_run() | {"device": where} | figures, indent=1) + "\n")
+        figures: dict[str, Any] = {"ours": ours, "transformers_bf16": theirs, "within_the_bars": ok}
+        figures |= {"prompt_s": prompt_s, "decode_s": times, "upload_s": upload_s}
+        figures["memory"] = {"free": free, "total": total}
+        arguments.out.write_text(json.dumps(about_this_run() | {"device": torch_device} | figures, indent=1) + "\n")
     sys.exit(not ok)
 
 

@@ -1,4 +1,4 @@
-"""This project's CUDA path, as gpu.py times it: on a GPU, or emulated on a CPU."""
+"""This project's CUDA path, timed for gpu.py: on a GPU, or emulated on a CPU."""
 
 import sys
 import time
@@ -16,8 +16,10 @@ from gpu_timing import timed
 
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE
+from llama3.cuda.arrays import LayerCache
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.device import Array, CupyDevice, Device, Kernel, bfloat16
+from llama3.cuda.device import Array, CupyDevice, Device, bfloat16
+from llama3.cuda.launch import Kernel
 from llama3.cuda.linear import linear
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
@@ -25,14 +27,14 @@ from llama3.model.batch import Batch
 from llama3.sampler import SequenceSampler
 from llama3.sampling_params import SamplingParams
 
-FULL = SamplingParams(
+FULL = SamplingParams(  # every parameter set
     temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1, frequency_penalty=0.1,
     presence_penalty=0.1, seed=1,
 )  # fmt: skip
 
 
 def array_of(device: Device, tensor: torch.Tensor) -> Array:
-    """The same memory on a GPU (DLPack), or a NumPy array."""
+    """The tensor's memory as an array: of CuPy on a GPU (through DLPack), of NumPy on a CPU."""
     if isinstance(device, CupyDevice):
         import cupy
 
@@ -41,7 +43,7 @@ def array_of(device: Device, tensor: torch.Tensor) -> Array:
 
 
 def weights_of(device: Device, model: Any) -> Weights:
-    """Of transformers' LlamaForCausalLM: matrices that one product reads together are copied, the rest is shared."""
+    """The weights of transformers' LlamaForCausalLM. Joined matrices are copies; a GPU shares the others' memory."""
 
     def joined(*parts: torch.Tensor) -> Array:
         if len(parts) == 1 and isinstance(device, CupyDevice):
@@ -76,28 +78,28 @@ class Ours:
         self.transformer = Transformer(device, c, weights_of(device, model))
         device.sync()
 
-    def read(self, cache: Any, slot: int, tokens: np.ndarray, piece: int = PREFILL_CHUNK_ALONE) -> None:
-        """A prompt, in pieces as the engine cuts it while nobody decodes."""
-        for i in range(0, len(tokens), piece):
-            rows = np.array([0]) if i + piece >= len(tokens) else np.array([], int)
-            self.transformer.forward(Batch.of([(slot, tokens[i : i + piece])]), cache, rows)
+    def read(self, cache: Any, slot: int, tokens: np.ndarray, chunk: int = PREFILL_CHUNK_ALONE) -> None:
+        """Read a prompt in chunks: by default those of the engine while no request decodes."""
+        for i in range(0, len(tokens), chunk):
+            rows = np.array([0]) if i + chunk >= len(tokens) else np.array([], int)
+            self.transformer.forward(Batch.of([(slot, tokens[i : i + chunk])]), cache, rows)
 
-    def prefill(self, T: int, piece: int = PREFILL_CHUNK_ALONE) -> float:
-        """Milliseconds for a prompt of T tokens and the logits of its last, on the CPU."""
+    def prefill(self, T: int, chunk: int = PREFILL_CHUNK_ALONE) -> float:
+        """Milliseconds for a prompt of T tokens, until the logits of its last token are in host memory."""
         cache = self.transformer.new_cache(1, self.config.max_seq_len)
         tokens = np.random.default_rng(T).integers(0, self.config.vocab_size, T).astype(np.int32)
 
         def run() -> None:
             cache.truncate(0, 0)
-            self.read(cache, 0, tokens, piece)
+            self.read(cache, 0, tokens, chunk)
 
         return timed(self.device.sync, run)
 
     def decode(self, batch: int, context: int, steps: int, params: SamplingParams | None = None) -> float:
-        """Milliseconds a step, every token drawn and on the CPU, as the engine runs it."""
+        """Milliseconds a step as the engine runs it: every token is drawn and read by the host."""
         cache = self.transformer.new_cache(batch, self.config.max_seq_len)
-        dice = np.random.default_rng(batch)
-        prompts = dice.integers(0, self.config.vocab_size, (batch, context)).astype(np.int32)
+        rng = np.random.default_rng(batch)
+        prompts = rng.integers(0, self.config.vocab_size, (batch, context)).astype(np.int32)
         for slot, prompt in enumerate(prompts):
             self.read(cache, slot, prompt[: -1 or None])
         vocab_size = self.config.vocab_size
@@ -118,16 +120,16 @@ class Ours:
         return timed(self.device.sync, run, steps)
 
     def product(self, name: str) -> float:
-        """Milliseconds of a matrix times one row; layer after layer, so that no cache holds the matrix."""
+        """Milliseconds of a matrix times one row, layer after layer, so that no matrix is in the L2 cache."""
         w = self.transformer.weights
-        of_layers = {"qkv": "wqkv", "o": "wo", "gate_up": "w13", "down": "w2"}
-        matrices = [getattr(layer, of_layers[name]) for layer in w.layers] if name in of_layers else [w.output]
+        field_of = {"qkv": "wqkv", "o": "wo", "gate_up": "w13", "down": "w2"}
+        matrices = [getattr(layer, field_of[name]) for layer in w.layers] if name in field_of else [w.output]
         n_out, width = shapes(self.config)[name]
         x, out = self.device.upload(np.ones((1, width), bfloat16)), self.device.alloc((1, n_out), bfloat16)
         return self.recorded([lambda matrix=matrix: linear(self.device, x, matrix, out) for matrix in matrices])
 
     def recorded(self, launches: list[Callable[[], None]]) -> float:
-        """Milliseconds of one of these launches, replayed as a graph."""
+        """Milliseconds of one launch when all are replayed as a graph."""
         for launch in launches:
             launch()
         with self.device.capture() as graph:
@@ -138,19 +140,19 @@ class Ours:
     def attention(self, T: int) -> float:
         """Milliseconds of one layer's attention over a prompt of T tokens."""
         c, device = self.config, self.device
-        dice = np.random.default_rng(T)
-        q = device.upload(dice.standard_normal((T, c.n_heads, c.head_dim), np.float32).astype(bfloat16))
+        rng = np.random.default_rng(T)
+        q = device.upload(rng.standard_normal((T, c.n_heads, c.head_dim), np.float32).astype(bfloat16))
         k, v = (
-            device.upload(dice.standard_normal((1, c.n_kv_heads, T, c.head_dim), np.float32).astype(bfloat16))
+            device.upload(rng.standard_normal((1, c.n_kv_heads, T, c.head_dim), np.float32).astype(bfloat16))
             for _ in range(2)
         )
         out = device.alloc(q.shape, bfloat16)
-        pieces = device.upload(tiles((T,), (0,), (0,)))
-        return timed(device.sync, lambda: attention_prompt(device, q, k, v, pieces, out))
+        prompt_tiles = device.upload(tiles((T,), (0,), (0,)))
+        return timed(device.sync, lambda: attention_prompt(device, q, LayerCache(k, v), prompt_tiles, out))
 
 
 def probes(device: Device, tiny: bool) -> dict[str, float]:
-    """What this GPU can do: TB/s of reading, microseconds of a launch, of a kernel in a graph, of a meeting."""
+    """This GPU's limits: TB/s of reading; microseconds a launch, a kernel in a graph, a barrier of all blocks."""
     count = (1 << 12) if tiny else (1 << 32)  # bytes
     blocks = 1 if tiny else 8 * multiprocessors(device)
     data = device.alloc((count // 2,), bfloat16)
@@ -173,7 +175,7 @@ def probes(device: Device, tiny: bool) -> dict[str, float]:
         found[name] = timed(device.sync, lambda graph=graph: device.replay(graph), n) * 1e3
     start = time.perf_counter()
     launches(False)
-    found["launch_call_us"] = (time.perf_counter() - start) / n * 1e6  # of Python and CuPy alone
+    found["launch_call_us"] = (time.perf_counter() - start) / n * 1e6  # spent in Python and CuPy
 
     def meet() -> None:
         counter = device.upload(np.zeros(1, np.uint32))

@@ -1,15 +1,19 @@
-"""How every figure of gpu.py is timed."""
+"""The timing of every figure of gpu.py."""
 
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-RUNS, WARM = 3, 2  # that count, and before them some that do not: they compile
+RUNS = 3  # the runs that count
+WARM = 2  # runs before them that do not count: they compile
 
 
 def timed(sync: Callable[[], None], run: Callable[[], Any], steps: int = 1, runs: int = RUNS) -> float:
-    """Milliseconds of one of the `steps` that `run` makes: the median of the runs. sync: waits for the device."""
+    """Milliseconds of one step, the median of the runs; each call of `run` makes `steps` steps.
+
+    sync: waits until the device has finished.
+    """
     times = []
     for _ in range(WARM + runs):
         sync()

@@ -1,7 +1,6 @@
 """`llama3 doctor`: check whether this machine can run the model on its GPU, and say what is missing."""
 
 import argparse
-from dataclasses import asdict
 
 from llama3.cli.options import Parser, common_options, positive
 from llama3.cli.terminal import columns, prepare_hub, print_json
@@ -35,15 +34,14 @@ def run(args: argparse.Namespace) -> int:
     checks = examine(checkpoint, device, args.slots)
     ok = all(check.ok for check in checks)
     if args.json:
-        print_json(
-            {"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": [*map(asdict, checks)]}
-        )
+        records = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.fix} for c in checks]
+        print_json({"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": records})
         return 0 if ok else 1
     rows = [("model", str(checkpoint.path.absolute()))]
     for check in checks:
         rows.append((check.name, f"{'ok: ' if check.ok else 'MISSING: '}{check.found}"))
-        if check.mend:
-            rows.append(("", f"-> {check.mend}"))
+        if check.fix:
+            rows.append(("", f"-> {check.fix}"))
     print(columns(rows))
     print(f"\nThe model runs on {device}." if ok else f"\nThe model does not run on {device}; it runs on the CPU.")
     return 0 if ok else 1

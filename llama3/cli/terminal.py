@@ -21,7 +21,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def paint(text: str, code: str, stream: TextIO) -> str:
-    """Add an ANSI style ("2": dim, "36": cyan) if the stream is a terminal that wants colours (https://no-color.org)."""
+    """Add an ANSI style ("2": dim, "36": cyan) if the stream is a terminal with colours (https://no-color.org)."""
     plain = not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\033[{code}m{text}\033[0m"
 

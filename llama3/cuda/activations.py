@@ -1,28 +1,30 @@
-"""The working memory of a step: what its rows are, and what becomes of them on their way through a layer."""
+"""The working memory of a step: the tokens and positions of its rows, and their values on the way through a layer."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from llama3.config import ModelConfig
+from llama3.cuda.arrays import Rows
 from llama3.cuda.device import Array, Device, bfloat16
 
-# Prompt tokens in a step where no request decodes: longer products read the weights less often. 50 ms on an H200.
+# Prompt tokens of a step in which no request decodes. More rows at a time mean that the weights are read less often. A
+# step then takes an H200 about 50 ms (predicted, not measured).
 PREFILL_CHUNK_ALONE = 2048
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of T rows. bfloat16, but for the residual stream and what the rows are."""
+    """T rows. All are bfloat16, except for the residual stream and the three arrays that describe the rows."""
 
     tokens: Array  # (T,) int32
-    positions: Array  # (T,) int32; -1: nobody's row, which fills up a graph
+    positions: Array  # (T,) int32; -1: a padding row of a graph
     slots: Array  # (T,) int32
     x: Array  # (T, dim) float32: the residual stream
-    h: Array  # (T, dim)
+    h: Array  # (T, dim): RMSNorm of x
     qkv: Array  # (T, n_heads + 2 * n_kv_heads, head_dim)
-    q: Array  # (T, n_heads, head_dim)
-    mixed: Array  # (T, n_heads, head_dim)
+    q: Array  # (T, n_heads, head_dim): rotated
+    attention_out: Array  # (T, n_heads, head_dim)
     gate_up: Array  # (T, 2 * hidden_dim)
     hidden: Array  # (T, hidden_dim)
 
@@ -41,5 +43,10 @@ class Activations:
             device.alloc((rows, c.hidden_dim), bfloat16),
         )
 
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.positions, self.slots)
+
     def first(self, rows: int) -> "Activations":
+        """The first so many rows, in the same memory."""
         return Activations(*(array[:rows] for array in vars(self).values()))

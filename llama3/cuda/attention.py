@@ -1,12 +1,33 @@
-"""Attention of single rows over the cache, in splits (kernels/attention.cu)."""
+"""Attention of single rows over the cache, in splits of 256 positions (kernels/attention.cu)."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Kernel
+from llama3.cuda.arrays import LayerCache, Rows
+from llama3.cuda.device import Array, Device
+from llama3.cuda.launch import Kernel
 
 THREADS = 128
-SPLIT = 256  # positions a block, as in the kernel
-MAX_GROUP = 8  # query heads a block: more would not fit its registers
+SPLIT = 256  # positions of a block, as in the kernel
+MAX_GROUP = 8  # query heads of a block: more would not fit into its registers
+
+
+@dataclass(frozen=True)
+class SplitWorkspace:
+    """What the splits of a row leave for the one that ends last, which combines them."""
+
+    partial_out: Array  # (rows, n_heads, n_splits, head_dim) float32
+    stats: Array  # (rows, n_heads, n_splits, 2) float32: the largest score and the sum of the weights
+    arrivals: Array  # (rows, n_heads) uint32: how many of a block's splits have ended; 0 before and after a launch
+
+    @classmethod
+    def alloc(cls, device: Device, rows: int, n_heads: int, head_dim: int, max_len: int) -> "SplitWorkspace":
+        """For up to `rows` rows a launch, each of a sequence of up to max_len positions."""
+        n_splits = -(-max_len // SPLIT)
+        partial_out = device.alloc((rows, n_heads, n_splits, head_dim), np.float32)
+        stats = device.alloc((rows, n_heads, n_splits, 2), np.float32)
+        return cls(partial_out, stats, device.upload(np.zeros((rows, n_heads), np.uint32)))
 
 
 def kernel(name: str, head_dim: int, group: int) -> Kernel:
@@ -14,45 +35,27 @@ def kernel(name: str, head_dim: int, group: int) -> Kernel:
     return Kernel("attention.cu", name, (f"HEAD_DIM={head_dim}", f"GROUP={group}"))
 
 
-def heads_a_block(n_heads: int, n_kv_heads: int) -> int:
-    """The most query heads of one kv head that a block can serve, and that leave no rest."""
+def heads_per_block(n_heads: int, n_kv_heads: int) -> int:
+    """The largest divisor of a kv head's number of query heads that one block can serve."""
     group = n_heads // n_kv_heads
     return max(n for n in range(1, MAX_GROUP + 1) if group % n == 0)
 
 
-def new_workspace(device: Device, rows: int, n_heads: int, head_dim: int, max_len: int) -> tuple[Array, Array, Array]:
-    """What a row's splits hand to the last of them, for up to `rows` rows of up to max_len positions."""
-    n_splits = -(-max_len // SPLIT)
-    mixed = device.alloc((rows, n_heads, n_splits, head_dim), np.float32)
-    stats = device.alloc((rows, n_heads, n_splits, 2), np.float32)
-    return mixed, stats, device.upload(np.zeros((rows, n_heads), np.uint32))
+def attention(device: Device, q: Array, cache: LayerCache, rows: Rows, workspace: SplitWorkspace, out: Array) -> None:
+    """Each row attends to the positions from 0 to its own, whose key and value `rope` has written already.
 
-
-def attention(
-    device: Device,
-    q: Array,
-    k_cache: Array,
-    v_cache: Array,
-    positions: Array,
-    slots: Array,
-    workspace: tuple[Array, Array, Array],
-    out: Array,
-) -> None:
-    """Each row attends to positions 0 to its own, which `rope` has written.
-
-    q, out (T, n_heads, head_dim) bfloat16; caches (slots, n_kv_heads, max_len, head_dim) bfloat16; positions, slots
-    (T,) int32; workspace: of `new_workspace`, for at least T rows and just this max_len.
+    q, out (T, n_heads, head_dim) bfloat16; workspace: for at least T rows and exactly the cache's max_len.
     """
-    rows, n_heads, head_dim = q.shape
-    _, n_kv_heads, max_len, _ = k_cache.shape
+    T, n_heads, head_dim = q.shape
+    _, n_kv_heads, max_len, _ = cache.k.shape
     n_splits = -(-max_len // SPLIT)
-    mixed, stats, tickets = (array[:rows] for array in workspace)
-    assert head_dim in (64, 128) and n_heads % n_kv_heads == 0, (q.shape, k_cache.shape)
-    assert out.shape == q.shape and k_cache.shape == v_cache.shape, (out.shape, q.shape, k_cache.shape, v_cache.shape)
-    assert mixed.shape == (rows, n_heads, n_splits, head_dim), (mixed.shape, q.shape, max_len)
-    assert n_splits <= SPLIT, max_len  # the last block keeps their weights where those of its positions were
-    group = heads_a_block(n_heads, n_kv_heads)
+    partial_out, stats, arrivals = workspace.partial_out[:T], workspace.stats[:T], workspace.arrivals[:T]
+    assert head_dim in (64, 128) and n_heads % n_kv_heads == 0, (q.shape, cache.k.shape)
+    assert out.shape == q.shape and cache.k.shape == cache.v.shape, (out.shape, q.shape, cache.k.shape, cache.v.shape)
+    assert partial_out.shape == (T, n_heads, n_splits, head_dim), (partial_out.shape, q.shape, max_len)
+    assert n_splits <= SPLIT, max_len  # the last block keeps the splits' weights where it kept those of its positions
+    group = heads_per_block(n_heads, n_kv_heads)
     sizes = [np.int32(n) for n in (n_heads, n_kv_heads, max_len)]
-    args = [q, k_cache, v_cache, positions, slots, mixed, stats, tickets, out, *sizes]
-    grid = (n_heads // group, n_splits, rows)
+    args = [q, cache.k, cache.v, rows.positions, rows.slots, partial_out, stats, arrivals, out, *sizes]
+    grid = (n_heads // group, n_splits, T)
     device.launch(kernel("attention", head_dim, group), grid, (THREADS,), args, dependent=True)

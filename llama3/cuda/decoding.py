@@ -1,95 +1,118 @@
-"""Decoding, a graph a step: the launches of a whole step are recorded once and replayed as one.
+"""Decoding with CUDA graphs: the launches of a whole step are recorded once, and later steps replay them as one.
 
-What changes from step to step is in device memory, where the kernels find it: tokens, positions, and the sampler's
-state. A step ends with the draw of its own next tokens, so that the next replay needs nothing of the host. Graphs come
-in buckets of 1, 2, 4 to 64 rows; rows that are over are nobody's: their position is -1, and no kernel writes for them.
+Everything that changes from step to step is in device memory, where the kernels read it: tokens, positions, and the
+sampler's state. A step ends by drawing its own next tokens, so the next replay needs nothing from the host. Graphs are
+captured for 1, 2, 4, ... 64 rows. Rows that are not used are padding: their position is -1, and the kernels skip them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
+from llama3.config import ModelConfig
 from llama3.cuda.activations import Activations
-from llama3.cuda.device import Array, Graph
-from llama3.cuda.kv_cache import KVCache, bucket
-from llama3.cuda.linear import MAX_FEW
+from llama3.cuda.device import Array, Device, Graph
+from llama3.cuda.kv_cache import KVCache
+from llama3.cuda.linear import MAX_FEW, bucket
 from llama3.cuda.sampler import SamplerState, results, sample
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.sampler import Sample, SequenceSampler
 
-if TYPE_CHECKING:
-    from llama3.cuda.transformer import Transformer
+LaunchModel = Callable[[Activations, KVCache, Array], None]  # the kernels from the tokens to the logits, nothing else
+ReadSamples = Callable[[], list[Sample | LogitsError]]  # waits for the device, then returns what it has drawn
 
-NOBODY = (0, -1, 0)  # slot, position, token of a row that fills up a graph
-Wait = Callable[[], list[Sample | LogitsError]]
+
+class RowState(NamedTuple):
+    slot: int
+    position: int
+    token: int
+
+
+PADDING = RowState(slot=0, position=-1, token=0)
 
 
 class Decoding:
-    """Of one cache: its graphs, the rows they work on, and what is known of those."""
+    """The graphs of one cache, the device memory they work on, and what the host knows about that memory.
 
-    def __init__(self, model: "Transformer", cache: KVCache):
-        slots, vocab_size = len(cache.lengths), model.config.vocab_size
-        self.model, self.cache = model, cache
+    It holds no reference to the cache: the model keeps it under the cache as a weak key, so that both are freed
+    together.
+    """
+
+    def __init__(self, device: Device, config: ModelConfig, slots: int):
+        """slots: of the cache. Raises DeviceError if there is not enough memory."""
+        self.device = device
         self.max_rows = bucket(min(slots, MAX_FEW))
-        self._rows = Activations.alloc(model.device, model.config, self.max_rows)
-        self._logits = model.device.alloc((self.max_rows, vocab_size), np.float32)
-        self._sampler = SamplerState(model.device, max(slots, self.max_rows), slots, vocab_size)
-        self._elsewhere = model.device.alloc((slots,), np.int32), model.device.alloc((slots,), np.int32)
-        self._graphs: dict[int, Graph] = {}
-        self._known: list[tuple[int, int, int]] | None = None  # of each row there: slot, position, token
-        self._turn = 0
+        self._activations = Activations.alloc(device, config, self.max_rows)
+        self._logits = device.alloc((self.max_rows, config.vocab_size), np.float32)
+        self._sampler = SamplerState(device, max(slots, self.max_rows), slots, config.vocab_size)
+        self._eager_tokens = device.alloc((slots,), np.int32)  # of the draws outside the graphs
+        self._eager_positions = device.alloc((slots,), np.int32)
+        self._graphs: dict[int, Graph] = {}  # by number of rows
+        self._device_rows: list[RowState] | None = None  # the rows as they are in device memory; None: not known
+        self._n_steps = 0  # how many steps have begun, inside the graphs and outside
 
-    def step(self, batch: Batch, samplers: Sequence[SequenceSampler]) -> Wait:
-        """One row of each sequence, and its next token; -> the function that waits for them."""
-        device, cache, n = self.model.device, self.cache, len(batch.tokens)
-        size = bucket(n)
-        rows, logits = self._rows.first(size), self._logits[:size]
-        steps = [(slot, cache.lengths[slot], int(token)) for slot, token in zip(batch.slots, batch.tokens)]
-        assert all(position < cache.max_len for _, position, _ in steps), (steps, cache.max_len)
-        if self._known != [*steps, *[NOBODY] * (size - n)]:
-            what = np.array([*steps, *[NOBODY] * (size - n)], np.int32)
-            for column, array in enumerate((rows.slots, rows.positions, rows.tokens)):
-                device.upload(np.ascontiguousarray(what[:, column]), into=array)
-        self.forget()  # until it is known that all went well
-        self._sampler.set(device, samplers, batch.slots)
-        if size in self._graphs:
-            device.replay(self._graphs[size])
-        else:
-            self._launch(rows, logits)  # a kernel's first launch compiles it, which a capture may not
-            with device.capture() as graph:
-                self._launch(rows, logits)
-            self._graphs[size] = graph
+    def step(
+        self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler], launch_model: LaunchModel
+    ) -> ReadSamples:
+        """Run one row of each sequence and draw its next token; returns the function that waits for the tokens."""
+        n = len(batch.tokens)
+        rows = [RowState(slot, cache.lengths[slot], int(token)) for slot, token in zip(batch.slots, batch.tokens)]
+        assert all(row.position < cache.max_len for row in rows), (rows, cache.max_len)
+        padding = [PADDING] * (bucket(n) - n)
+        a, logits = self._activations.first(bucket(n)), self._logits[: bucket(n)]
+
+        known = self._device_rows
+        self.forget()  # a step that fails or is interrupted leaves the device in a state that the host does not know
+        if known != rows + padding:
+            self._upload(rows + padding, a)
+        self._sampler.set(self.device, samplers, batch.slots)
+        self._run(a, cache, logits, launch_model)
         for slot in batch.slots:
             cache.advance(slot, 1)
-        turn = self._turn
+        this_step = self._n_steps
 
-        def wait() -> list[Sample | LogitsError]:
-            samples = results(device, self._sampler, logits, n)
+        def read_samples() -> list[Sample | LogitsError]:
+            samples = results(self.device, self._sampler, logits, n)
             drawn = [sample.token for sample in samples if isinstance(sample, Sample)]
-            if turn == self._turn and len(drawn) == n:
-                self._known = [(slot, position + 1, token) for (slot, position, _), token in zip(steps, drawn)]
-                self._known += [NOBODY] * (size - n)
+            if this_step == self._n_steps and len(drawn) == n:
+                stepped = [RowState(row.slot, row.position + 1, token) for row, token in zip(rows, drawn)]
+                self._device_rows = stepped + padding
             return samples
 
-        return wait
+        return read_samples
 
-    def draw(self, logits: Array, slots: Sequence[int], samplers: Sequence[SequenceSampler]) -> Wait:
-        """The next tokens by logits (n, vocab_size) that a step outside the graphs has left."""
+    def draw(self, logits: Array, slots: Sequence[int], samplers: Sequence[SequenceSampler]) -> ReadSamples:
+        """The next tokens from logits (n, vocab_size) float32 that were computed outside the graphs."""
         n = len(slots)
-        tokens, positions = (array[:n] for array in self._elsewhere)
-        self.model.device.upload(np.zeros(n, np.int32), into=positions)
-        self._sampler.set(self.model.device, samplers, slots)
-        sample(self.model.device, logits, self._sampler, tokens, positions)
-        return lambda: results(self.model.device, self._sampler, logits, n)
+        positions = self.device.upload(np.zeros(n, np.int32), into=self._eager_positions[:n])
+        self._sampler.set(self.device, samplers, slots)
+        sample(self.device, logits, self._sampler, self._eager_tokens[:n], positions)
+        return lambda: results(self.device, self._sampler, logits, n)
 
     def forget(self) -> None:
-        """What the rows hold is no longer what the next step would need."""
-        self._known = None
-        self._turn += 1
+        """Assume nothing about the rows in device memory: the next step uploads all of them."""
+        self._device_rows = None
+        self._n_steps += 1
 
-    def _launch(self, rows: Activations, logits: Array) -> None:
-        self.model.layers(rows, self.cache, singles=len(rows.tokens), tiles=None)
-        self.model.logits(rows, logits)
-        sample(self.model.device, logits, self._sampler, rows.tokens, rows.positions)
+    def _upload(self, rows: list[RowState], a: Activations) -> None:
+        columns = np.array(rows, np.int32).T
+        for column, array in zip(columns, (a.slots, a.positions, a.tokens)):
+            self.device.upload(np.ascontiguousarray(column), into=array)
+
+    def _run(self, a: Activations, cache: KVCache, logits: Array, launch_model: LaunchModel) -> None:
+        """Replay the graph for so many rows. Where there is none yet, launch kernel by kernel, and capture it."""
+
+        def launch() -> None:
+            launch_model(a, cache, logits)
+            sample(self.device, logits, self._sampler, a.tokens, a.positions)
+
+        size = len(a.tokens)
+        if size in self._graphs:
+            self.device.replay(self._graphs[size])
+        else:
+            launch()  # the first launch of a kernel compiles it, which a capture does not allow
+            with self.device.capture() as graph:
+                launch()
+            self._graphs[size] = graph

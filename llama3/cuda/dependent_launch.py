@@ -1,7 +1,8 @@
-"""Programmatic dependent launch: a kernel that starts while its predecessor runs, and loads its weights meanwhile.
+"""Programmatic dependent launch: a kernel starts while its predecessor still runs, and loads its weights meanwhile.
 
-CuPy launches by cuLaunchKernel, which has no attributes; NVIDIA's own bindings have the call that does. Building it
-takes long, and is done once: in a capture, whose graph keeps the overlap. From compute capability 9.0 on.
+CuPy launches kernels with cuLaunchKernel, which takes no attributes. NVIDIA's own bindings have the call that does. To
+prepare such a call takes long, so it is only made in a capture: once, and the graph keeps the overlap. Needs compute
+capability 9.0.
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization
 """
 
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from llama3.cuda.launch import Launch
 from llama3.errors import DeviceError
 
 MIN_CAPABILITY = 90  # Hopper
 
 
 def driver_for(capability: int) -> Any:
-    """`cuda.bindings.driver`, or None where it is not installed or the GPU too old: then no kernels overlap."""
+    """`cuda.bindings.driver`, or None if it is not installed or the GPU is too old: kernels then do not overlap."""
     if capability < MIN_CAPABILITY:
         return None
     try:
@@ -27,18 +29,10 @@ def driver_for(capability: int) -> Any:
     return driver
 
 
-def launch_dependent(
-    driver: Any,
-    stream: int,
-    function: int,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    shared: int,
-    args: Sequence[Any],
-) -> None:
+def launch_dependent(driver: Any, stream: int, function: int, launch: Launch) -> None:
     """Queue a kernel that may overlap the one before it. Raises DeviceError.
 
-    stream, function: their handles; shared: bytes; args: arrays of CuPy and NumPy scalars.
+    stream, function: the handles of the stream and of the compiled kernel; launch.args: CuPy arrays and NumPy scalars.
     """
     value = driver.CUlaunchAttributeValue()
     value.programmaticStreamSerializationAllowed = 1
@@ -46,18 +40,18 @@ def launch_dependent(
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value = value
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = block
-    config.sharedMemBytes, config.hStream = shared, driver.CUstream(stream)
+    config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.block
+    config.sharedMemBytes, config.hStream = launch.shared, driver.CUstream(stream)
     config.attrs, config.numAttrs = [attribute], 1
-    (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function), parameters(args), 0)
+    (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function), parameters(launch.args), 0)
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"a dependent launch was refused: {error.name}; without cuda-bindings none is made")
+        raise DeviceError(f"the driver refused a dependent launch: {error.name}; without cuda-bindings none is made")
 
 
 def parameters(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[type, ...]]:
-    """What a kernel takes, as values and as the types of C that they have: an array is its address."""
-    types: Any = np.ctypeslib  # its stubs know of no dtype but bool's
+    """A kernel's arguments as the bindings take them: the values, and their C types. An array becomes its address."""
+    types: Any = np.ctypeslib  # NumPy's stubs accept only bool as a dtype
     pairs = [
         (arg.item(), types.as_ctypes_type(arg.dtype))
         if isinstance(arg, np.generic)

@@ -1,7 +1,8 @@
-"""The one seam between the launch code and a GPU: memory, launches, cuBLAS, graphs. Nothing else imports CuPy.
+"""The interface between the launch code and a GPU: memory, launches, cuBLAS, graphs.
 
-`Device` says what the launch code may ask for, and refuses what a GPU would silently get wrong. `CupyDevice` does it on
-a GPU. The tests put a second one in its place, which runs the same kernels on the CPU.
+Only this module works with CuPy; doctor.py imports it, too, to find out whether it is installed and complete.
+`Device` defines the operations, and refuses calls that a GPU would silently get wrong. `CupyDevice` carries them out on
+a GPU. The tests use another implementation, which runs the same kernels on the CPU.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from llama3.cuda.dependent_launch import driver_for, launch_dependent
+from llama3.cuda.launch import Kernel, Launch
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 
@@ -22,34 +24,26 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 Array = Any  # a cupy.ndarray on the GPU
 
 MIN_CAPABILITY = 80  # Ampere: the first with bf16 tensor cores and cp.async
-FREE_SHARED = 48 * 1024  # a kernel that wants more must have asked for it before its launch
+DEFAULT_MAX_SHARED = 48 * 1024  # bytes; for more, the kernel's limit must be raised before the launch
 PIECE = 64 << 20  # bytes of an upload that go through a pinned buffer at a time
-
-
-@dataclass(frozen=True)
-class Kernel:
-    file: str  # in kernels/
-    name: str
-    defines: tuple[str, ...] = ()  # ("HEAD_DIM=128",)
-    max_shared: int = 0  # bytes of dynamic shared memory a block may ask for, where that is over 48 KB
 
 
 @dataclass
 class Graph:
-    """Launches recorded once, to be replayed: with the same grids, the same scalars, and the same arrays' addresses."""
+    """Launches that were recorded once and can be replayed: the same grids, scalars and addresses each time."""
 
     handle: Any = None
-    keep: list[Any] = field(default_factory=list)  # the arrays the launches name: their memory must not go away
+    keep: list[Any] = field(default_factory=list)  # the arrays of the launches: their memory must not be freed
 
 
 class Device(ABC):
-    """Work is queued in the order of the calls; `download` and `sync` wait for it."""
+    """A device queues work in the order of the calls; `download` and `sync` wait until it is done."""
 
     capturing: Graph | None = None
 
     @abstractmethod
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array with whatever the memory held. Raises DeviceError if there is not enough."""
+        """An array that is not initialised. Raises DeviceError if there is not enough memory."""
 
     @abstractmethod
     def upload(self, array: np.ndarray, into: Array | None = None) -> Array:
@@ -60,11 +54,11 @@ class Device(ABC):
 
     @abstractmethod
     def copy(self, source: Array, into: Array) -> None:
-        """From one place on the device to another; of the same shape, strided or not."""
+        """Copy from one place on the device to another. Both arrays have the same shape, and may be strided."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free, and bytes in all."""
+        """(free, total) in bytes."""
 
     @abstractmethod
     def sync(self) -> None: ...
@@ -81,28 +75,37 @@ class Device(ABC):
         shared: int = 0,
         dependent: bool = False,
     ) -> None:
-        """Queue a kernel; args are device arrays and NumPy scalars, in the order of its parameters.
+        """Queue a kernel, or record it in a capture.
 
-        shared: bytes of dynamic shared memory. dependent: it may start before its predecessor has ended, since it calls
-        `wait_for_predecessor` before it touches anything that a kernel writes (programmatic dependent launch).
+        grid: blocks; block: threads; each in one to three dimensions. args: device arrays and NumPy scalars, in the
+        order of the kernel's parameters. shared: bytes of dynamic shared memory a block. dependent: the kernel may
+        start before its predecessor has ended, since it calls `wait_for_predecessor` before it touches any memory that
+        a kernel writes (programmatic dependent launch).
         """
-        for i, arg in enumerate(args):
-            where = f"{kernel.name}, argument {i}"
-            if self._owns(arg):
-                if not arg.flags.c_contiguous:  # a kernel sees an address and nothing of strides
-                    raise ValueError(f"{where}: the array is strided; a kernel takes contiguous ones")
-            elif not isinstance(arg, np.generic):  # a Python float would arrive as a double, an int as 64 bits
-                raise TypeError(f"{where}: {type(arg).__name__}; a kernel takes device arrays and NumPy scalars")
-        if shared > max(FREE_SHARED, kernel.max_shared):
-            raise ValueError(f"{kernel.name}: {shared} bytes of shared memory, and max_shared is {kernel.max_shared}")
+        launch = Launch(kernel, _three(grid), _three(block), args, shared, dependent)
+        self._check(launch)
         if self.capturing:
             self.capturing.keep += [arg for arg in args if self._owns(arg)]
-        self._launch(kernel, _three(grid), _three(block), args, shared, dependent)
+        self._launch(launch)
+
+    def _check(self, launch: Launch) -> None:
+        kernel = launch.kernel
+        for i, arg in enumerate(launch.args):
+            where = f"{kernel.name}, argument {i}"
+            if self._owns(arg):
+                if not arg.flags.c_contiguous:  # a kernel gets an address and no strides
+                    raise ValueError(f"{where}: the array is strided; a kernel takes contiguous ones")
+            elif not isinstance(arg, np.generic):  # a Python float would be passed as a double, an int as 64 bits
+                raise TypeError(f"{where}: {type(arg).__name__}; a kernel takes device arrays and NumPy scalars")
+        if launch.shared > max(DEFAULT_MAX_SHARED, kernel.max_shared):
+            raise ValueError(
+                f"{kernel.name}: {launch.shared} bytes of shared memory, and max_shared is {kernel.max_shared}"
+            )
 
     def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
         """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
 
-        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. Not while capturing.
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. Not allowed in a capture.
         """
         assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
         assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
@@ -113,9 +116,9 @@ class Device(ABC):
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:
-        """Record the launches of a `with` block instead of running them. Nothing else is allowed inside.
+        """Record the launches of a `with` block instead of running them. Nothing but launches is allowed inside.
 
-        Run the same launches once before: a kernel's first launch compiles it.
+        Run the same launches once before: the first launch of a kernel compiles it, which a capture does not allow.
         """
         self._not_while_capturing("capture")
         self.capturing = graph = Graph()
@@ -126,22 +129,14 @@ class Device(ABC):
             self._end_capture(graph)
             self.capturing = None
 
-    def _not_while_capturing(self, what: str) -> None:
+    def _not_while_capturing(self, operation: str) -> None:
         if self.capturing:
-            raise RuntimeError(f"{what} inside a capture: a graph holds kernel launches alone")
+            raise RuntimeError(f"{operation} inside a capture: a graph can only hold kernel launches")
 
     @abstractmethod
     def _owns(self, arg: Any) -> bool: ...
     @abstractmethod
-    def _launch(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None: ...
+    def _launch(self, launch: Launch) -> None: ...
     @abstractmethod
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None: ...
     @abstractmethod
@@ -184,7 +179,7 @@ class CupyDevice(Device):
             yield
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        self._not_while_capturing("alloc")  # such memory would belong to nobody afterwards
+        self._not_while_capturing("alloc")  # nothing would own that memory after the capture
         with self._current():
             try:
                 return self._cupy.empty(shape, dtype)
@@ -192,7 +187,7 @@ class CupyDevice(Device):
                 free, total = self._device.mem_info
                 needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
                 raise DeviceError(
-                    f"out of GPU memory: {needed / 1e9:.2f} GB asked for, {free / 1e9:.2f} of {total / 1e9:.1f} GB free"
+                    f"out of GPU memory: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} of {total / 1e9:.1f} GB free"
                 ) from error
 
     def upload(self, array: np.ndarray, into: Array | None = None) -> Array:
@@ -200,11 +195,11 @@ class CupyDevice(Device):
         out = self.alloc(array.shape, array.dtype) if into is None else into
         assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
         assert out.flags.c_contiguous
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # of a file's mmap: no copy
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # a memory-mapped file is not copied here
         with self._current():
-            for turn, start in enumerate(range(0, data.size, PIECE)):
-                pinned, copied = self._pinned[turn % 2]
-                copied.synchronize()  # the buffer's last piece has left it
+            for i, start in enumerate(range(0, data.size, PIECE)):
+                pinned, copied = self._pinned[i % 2]
+                copied.synchronize()  # wait until the previous piece has left this buffer
                 piece = data[start : start + PIECE]
                 pinned[: piece.size] = piece
                 (out.data + start).copy_from_host_async(ctypes.c_void_p(pinned.ctypes.data), piece.size, self._stream)
@@ -237,21 +232,13 @@ class CupyDevice(Device):
     def _owns(self, arg: Any) -> bool:
         return isinstance(arg, self._cupy.ndarray)
 
-    def _launch(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None:
-        function = self._function(kernel)
+    def _launch(self, launch: Launch) -> None:
+        function = self._function(launch.kernel)
         with self._current():
-            if dependent and self.capturing and self._driver:
-                launch_dependent(self._driver, self._stream.ptr, function.kernel.ptr, grid, block, shared, args)
+            if launch.dependent and self.capturing and self._driver:
+                launch_dependent(self._driver, self._stream.ptr, function.kernel.ptr, launch)
             else:
-                function(grid, block, tuple(args), shared_mem=shared)
+                function(launch.grid, launch.block, tuple(launch.args), shared_mem=launch.shared)
 
     def _function(self, kernel: Kernel) -> Any:
         if kernel not in self._functions:
@@ -259,7 +246,7 @@ class CupyDevice(Device):
             module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
             try:
                 function = module.get_function(kernel.name)
-                function.kernel  # noqa: B018 - compiles, if nothing has so far
+                function.kernel  # noqa: B018 - compiles the kernel, unless that has been done
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
                 first = next((line for line in lines if ": error" in line), lines[0] if lines else "no message")
@@ -270,13 +257,14 @@ class CupyDevice(Device):
         return self._functions[kernel]
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        from cupy_backends.cuda.libs import cublas  # here, since it needs the cuBLAS library and the kernels do not
+        from cupy_backends.cuda.libs import cublas  # here: it needs the cuBLAS library, which our kernels do not
 
         kind = {bfloat16: 14, np.dtype(np.float32): 0}  # cudaDataType: CUDA_R_16BF, CUDA_R_32F
         (rows, width), n_out = x.shape, w.shape[0]
         one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
         with self._current():
-            # cuBLAS counts by columns: to it out is (n_out, rows), x (width, rows), and w (width, n_out), transposed.
+            # cuBLAS is column-major: it sees out as (n_out, rows), x as (width, rows), and w as (width, n_out), which
+            # it is to transpose.
             cublas.gemmEx(
                 self._cupy.cuda.device.get_cublas_handle(),
                 cublas.CUBLAS_OP_T,
@@ -304,7 +292,7 @@ BACKENDS: dict[str, Callable[[int], Device]] = {"cuda": CupyDevice}
 
 
 def open_device(name: str) -> Device:
-    """`cuda`, or `cuda:1` for the second GPU. Raises DeviceError if it is not there or not usable."""
+    """`cuda`, or `cuda:1` for the second GPU. Raises DeviceError if there is no such GPU or it is not usable."""
     kind, colon, index = name.partition(":")
     if kind not in BACKENDS or (colon and not index.isdecimal()):
         raise DeviceError(f"device {name}: expected cuda, or cuda:1 for the second GPU")

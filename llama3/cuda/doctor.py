@@ -1,4 +1,4 @@
-"""What a model needs on a GPU, looked at one thing after another: what was found, and how to mend what is missing."""
+"""Checks of everything that a model needs on a GPU: what was found, and how to fix what is missing."""
 
 import importlib
 from collections.abc import Callable
@@ -18,18 +18,18 @@ class Check:
     name: str
     ok: bool
     found: str
-    mend: str = ""  # what to do, where it is not ok
+    fix: str = ""  # what to do, if it is not ok
 
 
 class Missing(Exception):
-    """What was found instead, and what to do about it."""
+    """Its arguments: what was found instead, and how to fix it."""
 
 
-INSTALL = "pip install 'llama3[cuda13-ctk]' (cuda12-ctk for a driver that knows CUDA 12 alone: nvidia-smi names it)"
+INSTALL = "pip install 'llama3[cuda13-ctk]' (cuda12-ctk if the driver only supports CUDA 12: see nvidia-smi)"
 
 
 def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> list[Check]:
-    """Every check, also after one has failed: a broken installation is told of at once. Raises nothing."""
+    """Run every check, even after one has failed, so that a broken installation is reported at once. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("shape", lambda: shape(checkpoint)),
         ("CuPy", cupy_wheel),
@@ -39,19 +39,19 @@ def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> lis
         ("GPU", lambda: gpu(device)),
         ("memory", lambda: memory(checkpoint, device, slots)),
     ]
-    return [look(name, check) for name, check in checks]
+    return [run_check(name, check) for name, check in checks]
 
 
-def look(name: str, check: Callable[[], str]) -> Check:
+def run_check(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, True, check())
     except Missing as missing:
-        found, mend = missing.args
-        return Check(name, False, found, mend)
+        found, fix = missing.args
+        return Check(name, False, found, fix)
     except DeviceError as error:
-        found, _, mend = str(error).partition("; ")
-        return Check(name, False, found, mend)
-    except Exception as error:  # whatever a half-installed library does
+        found, _, fix = str(error).partition("; ")
+        return Check(name, False, found, fix)
+    except Exception as error:  # a half-installed library may raise anything
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", INSTALL)
 
 
@@ -72,7 +72,7 @@ def cupy_wheel() -> str:
 
 
 def compiler() -> str:
-    """Compile a kernel of ours, as a GPU would have it, without one."""
+    """Compile one of our kernels as for a GPU; none is needed for that."""
     nvrtc = backend("nvrtc")
     program = importlib.import_module("cupy.cuda.compiler")._NVRTCProgram(
         kernel_source("embedding.cu"), "embedding.cu", method="cubin"
@@ -91,18 +91,18 @@ def backend(name: str) -> Any:
     try:
         return importlib.import_module(f"cupy_backends.cuda.libs.{name}")
     except ImportError as error:
-        raise Missing(f"not there ({' '.join(str(error).split())[:120]})", INSTALL) from None
+        raise Missing(f"not found ({' '.join(str(error).split())[:120]})", INSTALL) from None
 
 
 def driver() -> str:
     runtime = importlib.import_module("cupy").cuda.runtime
-    version = runtime.driverGetVersion()  # 13000; 0: there is none
+    version = runtime.driverGetVersion()  # 13000; 0 without a driver
     if not version:
         raise Missing("no NVIDIA driver", "install one, so that nvidia-smi lists a GPU; until then --device cpu")
     needed = runtime.runtimeGetVersion() // 1000
     if version // 1000 < needed:
         raise Missing(
-            f"knows CUDA {version // 1000}, CuPy is made for {needed}",
+            f"supports CUDA {version // 1000}, and CuPy was built for {needed}",
             f"pip install 'llama3[cuda{version // 1000}-ctk]', or a newer driver",
         )
     return f"CUDA {version // 1000}.{version % 1000 // 10}"

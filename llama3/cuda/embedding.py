@@ -1,8 +1,9 @@
-"""The rows of the embedding matrix for some tokens (kernels/embedding.cu)."""
+"""The embedding: one row of the matrix for each token (kernels/embedding.cu)."""
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Kernel
+from llama3.cuda.device import Array, Device
+from llama3.cuda.launch import Kernel
 
 EMBEDDING = Kernel("embedding.cu", "embedding")
 THREADS = 256

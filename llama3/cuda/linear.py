@@ -1,19 +1,27 @@
-"""Products with the weight matrices, for any number of rows, and what is joined to them.
+"""Products with the weight matrices, for any number of rows, and the operations that are fused with them.
 
-One row (kernels/linear.cu) and up to 64 (kernels/linear_few.cu) take as long as the weights take to arrive, and a graph
-holds them. More rows go through cuBLAS, whose product waits for its arithmetic, and graphs do not.
+One row goes through kernels/linear.cu, up to 64 rows through kernels/linear_few.cu. Both take as long as the weights
+take to arrive from memory, and a CUDA graph can hold them. More rows go through cuBLAS: its product is limited by
+arithmetic, and is not part of any graph.
 """
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Kernel, bfloat16
+from llama3.cuda.arrays import NormInput
+from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.feed_forward import swiglu
+from llama3.cuda.launch import Kernel
 from llama3.cuda.rms_norm import rms_norm
 
-MAX_FEW = 64  # rows
+MAX_FEW = 64  # rows that our own kernels take
 THREADS = 256
-OUTPUTS = THREADS // 32  # a block's of linear.cu: one a warp
-FEW_OUTPUTS = 32  # a block's of linear_few.cu; of swiglu_few 16, each two sums
+OUTPUTS = THREADS // 32  # of a block of linear.cu: each warp computes one
+FEW_OUTPUTS = 32  # of a block of linear_few.cu; swiglu_few has 16, each from two sums
+
+
+def bucket(rows: int) -> int:
+    """The next power of two: linear_few.cu is compiled, and graphs are captured, for so many rows."""
+    return 1 << (rows - 1).bit_length()
 
 
 def linear(device: Device, x: Array, w: Array, out: Array) -> None:
@@ -25,68 +33,66 @@ def linear(device: Device, x: Array, w: Array, out: Array) -> None:
 
 
 def linear_add(device: Device, x: Array, w: Array, out: Array) -> None:
-    """out (T, out) float32 += x @ w.T: the residual stream takes in what a block has computed."""
+    """out (T, out) float32 += x @ w.T: adds the output of a block to the residual stream."""
     assert out.dtype == np.float32, out.dtype
     if len(x) > MAX_FEW:
         device.gemm(x, w, out, accumulate=True)
     else:
-        _launch(device, "linear", w, x, out, "_add")
+        _launch(device, "linear", w, x, out, suffix="_add")
 
 
-def norm_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """out (T, out) float32 = rms_norm(x) @ w.T; x (T, in) float32, norm (in,); h (T, in) is scratch."""
+def norm_linear(device: Device, source: NormInput, w: Array, h: Array, out: Array) -> None:
+    """out (T, out) float32 = rms_norm(source) @ w.T; source.x (T, in); h (T, in) bfloat16 is scratch memory."""
     assert out.dtype == np.float32, out.dtype
-    if len(x) == 1:
-        _launch_norm(device, "norm_linear", w, x, norm, eps, out)
+    if len(source.x) == 1:
+        _launch_norm(device, "norm_linear", w, source, out)
     else:
-        norm_then_linear(device, x, norm, eps, w, h, out)
+        norm_then_linear(device, source, w, h, out)
 
 
-def norm_then_linear(device: Device, x: Array, norm: Array, eps: float, w: Array, h: Array, out: Array) -> None:
-    """The same in two launches for any number of rows, so that h is there for what else needs it; out bfloat16, too."""
-    rms_norm(device, x, norm, eps, h)
+def norm_then_linear(device: Device, source: NormInput, w: Array, h: Array, out: Array) -> None:
+    """The same in two launches: h then holds the norm, for others to use. out may be bfloat16, too."""
+    rms_norm(device, source, h)
     linear(device, h, w, out)
 
 
-def norm_swiglu(
-    device: Device, x: Array, norm: Array, eps: float, w13: Array, h: Array, gate_up: Array, out: Array
-) -> None:
-    """out (T, hidden) bfloat16 = silu(h @ w1.T) * (h @ w3.T), h = rms_norm(x); w13 (2 * hidden, in): w1, then w3.
+def norm_swiglu(device: Device, source: NormInput, w13: Array, h: Array, gate_up: Array, out: Array) -> None:
+    """out (T, hidden) bfloat16 = silu(h @ w1.T) * (h @ w3.T), where h = rms_norm(source); w13 (2 * hidden, in).
 
-    h (T, in) and gate_up (T, 2 * hidden) bfloat16 are scratch; gate_up is used for more than 64 rows.
+    w13 holds the rows of w1, then those of w3. h (T, in) and gate_up (T, 2 * hidden) bfloat16 are scratch memory;
+    gate_up is only used for more than 64 rows.
     """
-    if len(x) == 1:
-        _launch_norm(device, "norm_swiglu", w13, x, norm, eps, out, matrices=2)
+    if len(source.x) == 1:
+        _launch_norm(device, "norm_swiglu", w13, source, out, matrices=2)
         return
-    rms_norm(device, x, norm, eps, h)
-    if len(x) > MAX_FEW:
+    rms_norm(device, source, h)
+    if len(source.x) > MAX_FEW:
         device.gemm(h, w13, gate_up)
         swiglu(device, gate_up, out)
     else:
         _launch(device, "swiglu", w13, h, out, matrices=2)
 
 
-def _launch(device: Device, name: str, w: Array, x: Array, out: Array, end: str = "", matrices: int = 1) -> None:
+def _launch(device: Device, name: str, w: Array, x: Array, out: Array, suffix: str = "", matrices: int = 1) -> None:
+    """suffix: what the kernel does with a sum; by default it stores it, in the type of out."""
     (rows, width), n_out = x.shape, out.shape[1]
     assert w.shape == (matrices * n_out, width) and out.shape[0] == rows, (x.shape, w.shape, out.shape)
     assert width % 64 == 0 and x.dtype == w.dtype == bfloat16, (x.shape, x.dtype, w.dtype)
-    end = end or ("_float" if out.dtype == np.float32 else "")
+    suffix = suffix or ("_float" if out.dtype == np.float32 else "")
     args = [w, x, out, np.int32(n_out), np.int32(width)]
     if rows == 1 and matrices == 1:
-        device.launch(Kernel("linear.cu", name + end), (-(-n_out // OUTPUTS),), (THREADS,), args, dependent=True)
+        device.launch(Kernel("linear.cu", name + suffix), (-(-n_out // OUTPUTS),), (THREADS,), args, dependent=True)
     else:
-        columns = max(8, 1 << (rows - 1).bit_length())
-        kernel = Kernel("linear_few.cu", f"{name}_few{end}", (f"ROWS={columns}",))
+        kernel = Kernel("linear_few.cu", f"{name}_few{suffix}", (f"ROWS={max(8, bucket(rows))}",))
         grid = (-(-n_out * matrices // FEW_OUTPUTS),)
         device.launch(kernel, grid, (THREADS,), [*args, np.int32(rows)], dependent=True)
 
 
-def _launch_norm(
-    device: Device, name: str, w: Array, x: Array, norm: Array, eps: float, out: Array, matrices: int = 1
-) -> None:
+def _launch_norm(device: Device, name: str, w: Array, source: NormInput, out: Array, matrices: int = 1) -> None:
+    x, norm = source.x, source.weight
     (rows, width), n_out = x.shape, out.shape[1]
     assert rows == 1 and w.shape == (matrices * n_out, width) and norm.shape == (width,), (x.shape, w.shape, norm.shape)
     assert width % 64 == 0 and x.dtype == np.float32 and w.dtype == bfloat16, (x.shape, x.dtype, w.dtype)
     kernel, grid = Kernel("linear.cu", name), (-(-n_out // OUTPUTS),)
-    args = [w, x, norm, out, np.int32(n_out), np.int32(width), np.float32(eps)]
+    args = [w, x, norm, out, np.int32(n_out), np.int32(width), np.float32(source.eps)]
     device.launch(kernel, grid, (THREADS,), args, shared=2 * width, dependent=True)

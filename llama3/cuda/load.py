@@ -1,4 +1,4 @@
-"""A checkpoint's weights onto a GPU: all that is needed is checked before the first byte goes there."""
+"""Load a checkpoint onto a GPU. Everything the model needs is checked before the first byte is uploaded."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -19,9 +19,9 @@ def load_model(
     report: Callable[[int, int], None] | None = None,
     adapters: Mapping[str, Adapter] | None = None,
 ) -> Transformer:
-    """device: "cuda", or "cuda:1" for the second GPU; report(done, total): parameters that are there, and all.
+    """device: "cuda", or "cuda:1" for the second GPU. report(done, total): called with the parameters uploaded so far.
 
-    Raises DeviceError: no such GPU, no driver, no CuPy, a shape that the kernels do not know, too little memory.
+    Raises DeviceError: no such GPU, no driver, no CuPy, a shape that the kernels do not support, too little memory.
     """
     opened = ready(device, checkpoint, slots)
     total = checkpoint.parameters
@@ -30,7 +30,7 @@ def load_model(
 
 
 def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:
-    """The device, if the model can run on it with so many slots. Raises DeviceError that says what is missing."""
+    """The device, if the model can run on it with so many slots. Raises a DeviceError that says what is missing."""
     opened = open_device(device)
     check_shape(checkpoint.config)
     free, _ = opened.memory()

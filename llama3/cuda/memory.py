@@ -1,16 +1,17 @@
-"""Does a model fit on a GPU: its shape into the kernels, its weights and its cache into the memory?"""
+"""Does a model fit a GPU? The kernels must support its shape, and the memory must hold its weights and its cache."""
 
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE
+from llama3.cuda.attention import SPLIT
 from llama3.errors import DeviceError
 
-HEAD_DIMS = (64, 128)  # what the attention kernels are compiled for
-MULTIPLE = 64  # of every width that a product sums over
-RUNTIME = 600 << 20  # bytes: the CUDA context, cuBLAS's workspace, kernels and graphs; an estimate
+HEAD_DIMS = (64, 128)  # the attention kernels can be compiled for these
+MULTIPLE = 64  # every width that a product sums over must be a multiple of this
+RUNTIME = 600 << 20  # bytes for the CUDA context, cuBLAS's workspace, kernels and graphs; an estimate
 
 
 def check_shape(config: ModelConfig) -> None:
-    """Raises DeviceError that names the field."""
+    """Raises a DeviceError that names the field if the kernels do not support the shape."""
     if config.head_dim not in HEAD_DIMS:
         raise DeviceError(f"head_dim is {config.head_dim}; the CUDA kernels take 64 or 128. Use device cpu")
     for name in ("dim", "hidden_dim"):
@@ -21,24 +22,25 @@ def check_shape(config: ModelConfig) -> None:
 
 
 def weight_bytes(c: ModelConfig) -> int:
-    """In bfloat16."""
+    """Of all weights, in bfloat16."""
     layer = 2 * c.dim + 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads) + 3 * c.dim * c.hidden_dim
     return 2 * (c.n_layers * layer + c.dim + c.vocab_size * c.dim * (1 if c.tied_embeddings else 2))
 
 
 def cache_bytes(c: ModelConfig, slots: int, max_len: int) -> int:
-    """Keys and values, and what attention's splits hand on."""
-    splits = -(-max_len // 256)
-    handed_on = c.n_heads * (splits * (c.head_dim + 2) + 1)
-    return slots * 4 * (c.n_layers * c.n_kv_heads * max_len * c.head_dim + handed_on)
+    """Of keys and values, and of `attention.SplitWorkspace`."""
+    n_splits = -(-max_len // SPLIT)
+    split_workspace = c.n_heads * (n_splits * (c.head_dim + 2) + 1)
+    return slots * 4 * (c.n_layers * c.n_kv_heads * max_len * c.head_dim + split_workspace)
 
 
 def workspace_bytes(c: ModelConfig, slots: int) -> int:
-    """A step's activations, its logits, and the sampler's view of them."""
+    """Of a step's activations, its logits, and the sampler's state."""
     heads = (2 * c.n_heads + c.n_heads + 2 * c.n_kv_heads) * c.head_dim
-    a_row = 6 * c.dim + 2 * heads + 6 * c.hidden_dim
-    a_drawn_row = c.vocab_size * 13 + 2048 * 12  # logits twice, adjusted ones, mask; histograms
-    return (PREFILL_CHUNK_ALONE + slots) * a_row + slots * (a_drawn_row + 4 * c.vocab_size)
+    per_row = 6 * c.dim + 2 * heads + 6 * c.hidden_dim
+    per_drawn_row = c.vocab_size * 13 + 2048 * 12  # logits twice, adjusted logits, mask; histograms
+    history = 4 * c.vocab_size
+    return (PREFILL_CHUNK_ALONE + slots) * per_row + slots * (per_drawn_row + history)
 
 
 def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:
@@ -47,7 +49,10 @@ def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:
 
 
 def check_memory(config: ModelConfig, slots: int, max_len: int, free: int) -> None:
-    """Raises DeviceError if `free` bytes do not hold the model and caches for `slots` sequences of `max_len` tokens."""
+    """Raises DeviceError if the model, with a cache for `slots` sequences of max_len tokens, needs more than `free`.
+
+    free: bytes. The message says which context would fit.
+    """
     needed = needed_bytes(config, slots, max_len)
     if needed <= free:
         return

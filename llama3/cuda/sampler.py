@@ -1,32 +1,46 @@
-"""The sampler on the GPU (kernels/sampler*.cu): it chooses the tokens that `llama3.sampler` would."""
+"""The sampler on the GPU (kernels/sampler*.cu): it chooses the same tokens as `llama3.sampler`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Kernel
+from llama3.cuda.device import Array, Device
+from llama3.cuda.launch import Kernel
 from llama3.errors import LogitsError
 from llama3.sampler import Sample, SequenceSampler, bad_logit, no_token_left
 from llama3.sampler_fast import logprobs
 
-PART = 4096  # tokens a block, as in the kernels
-MAX_TOP = 32  # most likely tokens that the GPU reports; for more the logits come to the host
+THREADS = 256
+TOKENS_PER_BLOCK = 4096  # a part of the vocabulary, as in the kernels
+MAX_TOP = 32  # the most likely tokens that the GPU can report; for more of them the logits are copied to the host
 N_PARAMS, N_RESULTS, MAX_BINS = 16, 80, 2048
-INDEX, N_TOP = 8, 9  # of a row of parameters
-TOKEN, STATUS, LOGPROB, TOP_IDS, TOP_LOGPROBS = 0, 1, 2, 3, 36  # of a row of results
-DRAWN, BAD_LOGIT = 0, 1  # what STATUS may be
+# The fields of a row's results. The log-probabilities of the most likely tokens begin one field later than `Result` of
+# sampler.cuh says: its field TOP_LOGPROBS passes a number from sampler_draw to sampler_top.
+TOKEN, STATUS, LOGPROB, TOP_IDS, TOP_LOGPROBS = 0, 1, 2, 3, 36
+DRAWN, BAD_LOGIT = 0, 1  # values of STATUS
+
+
+@dataclass(frozen=True)
+class DrawRow:
+    sampler: SequenceSampler
+    index: int  # how many tokens the sequence had before the draw: the draw's place in its random numbers
+    slot: int
 
 
 class SamplerState:
-    """What the draws of up to `rows` rows need in device memory, for sequences in `slots` slots."""
+    """The device memory for drawing up to `rows` tokens at once, for sequences in `slots` slots.
+
+    A part is 4,096 tokens of the vocabulary, the share of one block.
+    """
 
     def __init__(self, device: Device, rows: int, slots: int, vocab_size: int):
         def zeros(shape: tuple[int, ...], dtype: type) -> Array:
             return device.upload(np.zeros(shape, dtype))
 
-        n_parts = -(-vocab_size // PART)
+        n_parts = -(-vocab_size // TOKENS_PER_BLOCK)
         self.vocab_size = vocab_size
         self.params = zeros((rows, N_PARAMS), np.int64)
         self.mask = zeros((rows, -(-vocab_size // 32)), np.uint32)
@@ -37,42 +51,50 @@ class SamplerState:
         self.raw_sum, self.part_sum = (device.alloc((rows, n_parts), np.float64) for _ in range(2))
         self.cuts = zeros((rows, 3, 4), np.int64)
         self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
-        self.tickets = zeros((rows,), np.uint32)
+        self.arrivals = zeros((rows,), np.uint32)
         self.results = zeros((rows, N_RESULTS), np.int64)
-        # What is known to be there: of each row the sampler, its index and its slot; of each slot whose history, and
-        # how long. During a draw nothing is: one that is cut off may have stepped on, or not.
-        self._rows: list[tuple[SequenceSampler, int, int]] = []
-        self._past: list[tuple[SequenceSampler, int] | None] = [None] * slots
-        self._drawing: list[tuple[SequenceSampler, int, int]] = []
+        # What the host knows about the device's copies. During a draw it knows nothing: a draw that is interrupted may
+        # or may not have advanced them.
+        self._device_rows: list[DrawRow] = []  # the rows that `params` describes
+        # For each slot the sampler whose tokens `history` counts, and how many tokens it had. None: not known.
+        self._device_history: list[tuple[SequenceSampler, int] | None] = [None] * slots
+        self._drawing: list[DrawRow] = []  # the rows of the draw whose results have not been read
 
     def set(self, device: Device, samplers: Sequence[SequenceSampler], slots: Sequence[int]) -> None:
-        """Before a draw: bring to the device what it does not know. At first that is all; later, as a rule, nothing."""
-        rows = [(sampler, sampler.index, slot) for sampler, slot in zip(samplers, slots)]
-        known, self._rows = self._rows, []
-        for sampler, index, slot in rows:
-            if penalises(sampler) and self._past[slot] != (sampler, index):
-                past = sampler.counts.astype(np.uint32) << 1 | sampler.seen
-                device.upload(past.astype(np.uint32), into=self.history[slot])
-            self._past[slot] = None
+        """Prepare a draw: upload what the device does not have.
+
+        The first draw of a sequence uploads everything about it. Later draws usually upload nothing.
+        """
+        rows = [DrawRow(sampler, sampler.index, slot) for sampler, slot in zip(samplers, slots)]
+        known, self._device_rows = self._device_rows, []
+        for row in rows:
+            if penalises(row.sampler) and self._device_history[row.slot] != (row.sampler, row.index):
+                history = row.sampler.counts.astype(np.uint32) << 1 | row.sampler.seen
+                device.upload(history.astype(np.uint32), into=self.history[row.slot])
+            self._device_history[row.slot] = None
         masks = [mask_of(sampler) for sampler in samplers]
-        for row, allowed in enumerate(masks):
+        for i, allowed in enumerate(masks):
             if allowed is not None:
-                device.upload(packed(allowed), into=self.mask[row])
+                device.upload(packed(allowed), into=self.mask[i])
         if known != rows or any(sampler.mask for sampler in samplers):
-            params = np.stack([as_params(s, slot, m is not None) for (s, _, slot), m in zip(rows, masks)])
+            params = np.stack([as_params(row, allowed is not None) for row, allowed in zip(rows, masks)])
             device.upload(params, into=self.params[: len(rows)])
         self._drawing = rows
 
+    def read(self, device: Device, rows: int) -> list[tuple[SequenceSampler, np.ndarray]]:
+        """Wait for the draws of the first `rows` rows; returns each one's sampler and results (N_RESULTS,) int64."""
+        return list(zip([row.sampler for row in self._drawing], device.download(self.results[:rows])))
+
     def drawn(self, samples: Sequence[Sample | LogitsError]) -> None:
-        """The device has stepped on where there is a sample."""
-        drew = [isinstance(sample, Sample) for sample in samples]
-        self._rows = [(sampler, index + d, slot) for (sampler, index, slot), d in zip(self._drawing, drew)]
-        for sampler, index, slot in self._rows:
-            self._past[slot] = (sampler, index) if penalises(sampler) else None
+        """Take note of a draw that has ended: where it gave a sample, the device has advanced its own copies."""
+        advanced = [isinstance(sample, Sample) for sample in samples]
+        self._device_rows = [DrawRow(row.sampler, row.index + n, row.slot) for row, n in zip(self._drawing, advanced)]
+        for row in self._device_rows:
+            self._device_history[row.slot] = (row.sampler, row.index) if penalises(row.sampler) else None
 
 
 def mask_of(sampler: SequenceSampler) -> np.ndarray | None:
-    """One that fails is one sequence's trouble, not its neighbours': nothing is left to choose from."""
+    """The allowed tokens. A mask that raises fails only its own sequence: no token is left to choose from."""
     try:
         return sampler.mask() if sampler.mask else None
     except LogitsError:
@@ -84,81 +106,81 @@ def penalises(sampler: SequenceSampler) -> bool:
     return p.repetition_penalty not in (0, 1) or p.frequency_penalty != 0 or p.presence_penalty != 0
 
 
-def as_params(sampler: SequenceSampler, slot: int, has_mask: bool) -> np.ndarray:
-    """-> (N_PARAMS,) int64, the numbers that are not whole as their float64's bits; the order is `Param`'s."""
-    p = sampler.params
+def as_params(row: DrawRow, has_mask: bool) -> np.ndarray:
+    """-> (N_PARAMS,) int64, in the order of `Param` in sampler.cuh. Real numbers are the bits of their float64."""
+    p = row.sampler.params
     top_p = 1.0 if p.top_p is None else p.top_p
     min_p = p.temperature * math.log(p.min_p) if p.min_p else -math.inf
     doubles = [p.temperature, top_p, 0, min_p, p.repetition_penalty or 1.0, p.frequency_penalty, p.presence_penalty]
     out = np.zeros(N_PARAMS, np.int64)
     out[:7] = np.array(doubles, np.float64).view(np.int64)
     out[2] = min(p.top_k or 0, 2**62)
-    out[7:9] = np.array([sampler.seed, sampler.index], np.uint64).view(np.int64)
-    out[9:13] = -1 if p.logprobs is None else min(p.logprobs, 2**31), has_mask, slot, penalises(sampler)
+    out[7:9] = np.array([row.sampler.seed, row.index], np.uint64).view(np.int64)
+    n_top = -1 if p.logprobs is None else min(p.logprobs, 2**31)
+    out[9:13] = n_top, has_mask, row.slot, penalises(row.sampler)
     return out
 
 
 def packed(allowed: np.ndarray) -> np.ndarray:
-    """(vocab_size,) bool -> (words,) uint32: bit i % 32 of word i // 32."""
+    """(vocab_size,) bool -> (words,) uint32: token i is bit i % 32 of word i // 32."""
     bits = np.packbits(allowed, bitorder="little")
     return np.pad(bits, (0, -len(bits) % 4)).view("<u4")
 
 
 def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, positions: Array) -> None:
-    """Draw the next token of each row into tokens (T,) int32, and step on: its position (T,) int32 and all of `state`.
+    """Draw the next token of each row into tokens (T,) int32, and advance the row's position (T,) int32 and `state`.
 
-    logits (T, vocab_size) float32. Launches alone; of a row at position -1 nothing changes.
+    logits (T, vocab_size) float32. This needs nothing but launches. Padding rows, at position -1, do not change.
     """
     rows, vocab_size = logits.shape
-    n_parts, s = -(-vocab_size // PART), state
-    assert vocab_size == s.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
+    assert vocab_size == state.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
+    for kernel, grid, args in _launches(logits, state, tokens, positions):
+        typed = [np.int32(arg) if isinstance(arg, int) else arg for arg in args]
+        device.launch(kernel, grid, (THREADS,), typed, dependent=True)
 
-    def launch(name: str, grid: tuple[int, ...], *args: Any, file: str = "sampler.cu") -> None:
-        sizes = [np.int32(arg) if isinstance(arg, int) else arg for arg in args]
-        device.launch(Kernel(file, name), grid, (256,), sizes, dependent=True)
 
-    parts = n_parts, rows
-    raw = s.raw_max, s.raw_sum
-    launch(
-        "sampler_adjust", parts,
-        logits, s.params, s.mask, s.history, positions, s.adjusted, s.part_max, s.part_bad, *raw, vocab_size,
-    )  # fmt: skip
-    for which, values in enumerate((s.adjusted, s.adjusted, logits)):  # for top_k, top_p, the most likely
+def _launches(
+    logits: Array, s: SamplerState, tokens: Array, positions: Array
+) -> Iterator[tuple[Kernel, tuple[int, ...], list[Any]]]:
+    """The kernels of a draw in their order, each with its grid and its arguments."""
+    rows, vocab_size = logits.shape
+    n_parts = -(-vocab_size // TOKENS_PER_BLOCK)
+    parts, raw = (n_parts, rows), (s.raw_max, s.raw_sum)
+    args = [logits, s.params, s.mask, s.history, positions, s.adjusted, s.part_max, s.part_bad, *raw, vocab_size]
+    yield Kernel("sampler.cu", "sampler_adjust"), parts, args
+    for which, values in enumerate((s.adjusted, s.adjusted, logits)):  # for top_k, top_p, the most likely tokens
         for level in range(3):
-            launch(
-                "sampler_select", parts,
-                values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.tickets,
-                vocab_size, which, level, file="sampler_select.cu",
-            )  # fmt: skip
-    launch(
-        "sampler_weigh", parts,
-        s.adjusted, s.params, positions, s.part_max, s.cuts, s.part_sum, s.part_ties, vocab_size,
-    )  # fmt: skip
-    launch(
-        "sampler_draw", (rows,),
-        logits, s.adjusted, s.part_max, s.part_bad, *raw, s.part_sum, s.part_ties, s.cuts, s.params, s.history,
-        tokens, positions, s.results, vocab_size, n_parts,
-    )  # fmt: skip
-    launch("sampler_top", (rows,), logits, s.params, positions, s.cuts, s.results, vocab_size, file="sampler_top.cu")
+            args = [values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.arrivals]
+            yield Kernel("sampler_select.cu", "sampler_select"), parts, [*args, vocab_size, which, level]
+    args = [s.adjusted, s.params, positions, s.part_max, s.cuts, s.part_sum, s.part_ties, vocab_size]
+    yield Kernel("sampler.cu", "sampler_weigh"), parts, args
+    args = [logits, s.adjusted, s.part_max, s.part_bad, *raw, s.part_sum, s.part_ties, s.cuts, s.params, s.history]
+    yield Kernel("sampler.cu", "sampler_draw"), (rows,), [*args, tokens, positions, s.results, vocab_size, n_parts]
+    args = [logits, s.params, positions, s.cuts, s.results, vocab_size]
+    yield Kernel("sampler_top.cu", "sampler_top"), (rows,), args
 
 
 def results(device: Device, state: SamplerState, logits: Array, rows: int) -> list[Sample | LogitsError]:
-    """Wait for the draws of the first `rows` rows; logits: those they were drawn from."""
-    found = device.download(state.results[:rows])
+    """Wait for the draws of the first `rows` rows. logits: those from which they were drawn."""
     samples: list[Sample | LogitsError] = []
-    for row, record in enumerate(found):
-        n, token = state._drawing[row][0].params.logprobs, int(record[TOKEN])
+    for row, (sampler, record) in enumerate(state.read(device, rows)):
+        n_top, token = sampler.params.logprobs, int(record[TOKEN])
         if record[STATUS] == BAD_LOGIT:
             samples.append(bad_logit(token, device.download(logits[row])[token]))
         elif record[STATUS] != DRAWN:
             samples.append(no_token_left())
-        elif n is None:
+        elif n_top is None:
             samples.append(Sample(token))
-        elif n > MAX_TOP:
-            samples.append(Sample(token, *logprobs(device.download(logits[row]), token, n)))
+        elif n_top > MAX_TOP:
+            samples.append(Sample(token, *logprobs(device.download(logits[row]), token, n_top)))
         else:
-            numbers, n = record.view(np.float64), min(n, state.vocab_size)
-            ids, logs = record[TOP_IDS : TOP_IDS + n].tolist(), numbers[TOP_LOGPROBS : TOP_LOGPROBS + n].tolist()
-            samples.append(Sample(token, float(numbers[LOGPROB]), tuple(zip(ids, logs))))
+            samples.append(_sample_with_logprobs(record, min(n_top, state.vocab_size)))
     state.drawn(samples)
     return samples
+
+
+def _sample_with_logprobs(record: np.ndarray, n_top: int) -> Sample:
+    numbers = record.view(np.float64)
+    ids = record[TOP_IDS : TOP_IDS + n_top].tolist()
+    top_logprobs = numbers[TOP_LOGPROBS : TOP_LOGPROBS + n_top].tolist()
+    return Sample(int(record[TOKEN]), float(numbers[LOGPROB]), tuple(zip(ids, top_logprobs)))

@@ -1,7 +1,7 @@
 """A kernel's source text, with the headers of `kernels/` pasted in.
 
-CuPy keeps compiled kernels under a key made of options and text, and does not look into included files: a changed
-header would go unnoticed. So what is compiled is one text.
+CuPy caches a compiled kernel under a key made of the options and the text, and does not look into included files. It
+would not notice a changed header, so each kernel is compiled from one text.
 """
 
 import re
@@ -13,12 +13,12 @@ INCLUDE = re.compile(r'\s*#include "(.+)"')
 
 
 def kernel_path(file: str) -> Path:
-    """Of a file in `kernels/`; an absolute path stands for itself."""
+    """The path of a file in `kernels/`. An absolute path is returned as it is."""
     return resource("kernels") / file
 
 
 def kernel_source(file: str) -> str:
-    """The text to compile; every header stands in it once. Errors name the file and the line they come from."""
+    """The text to compile, with every header in it once. Compiler errors name the original file and line."""
     return "".join(_paste(kernel_path(file), set()))
 
 

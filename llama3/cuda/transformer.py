@@ -1,15 +1,17 @@
-"""The whole model on the GPU: the steps of `llama3/model/transformer.py`, each a launch."""
+"""The whole model on the GPU: the steps of `llama3/model/transformer.py`, each of them a kernel launch or two."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE, Activations
+from llama3.cuda.arrays import NormInput, RopeTable
 from llama3.cuda.attention import attention
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.decoding import Decoding
+from llama3.cuda.decoding import Decoding, ReadSamples
 from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.embedding import embedding
 from llama3.cuda.feed_forward import swiglu
@@ -30,54 +32,67 @@ from llama3.sampler import Sample, SequenceSampler
 
 
 class Transformer:
+    """The model as the engine runs it on a GPU. Its twin on the CPU is `llama3/cpu_model.py`."""
+
     prefill_chunk = PREFILL_CHUNK_ALONE
 
     def __init__(
         self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
     ):
-        """Raises DeviceError for a shape that the kernels do not know."""
+        """Raises DeviceError for a shape that the kernels do not support."""
         check_shape(config)
         self.device, self.config, self.weights = device, config, weights
         self.adapters = upload_adapters(device, config, adapters or {})
         cos, sin = rope_table(config, config.max_seq_len)
-        self.rope_table = device.upload(cos), device.upload(sin)  # (max_seq_len, head_dim / 2) float32
+        self.rope_table = RopeTable(device.upload(cos), device.upload(sin))
         self._activations = Activations.alloc(device, config, 1)
+        self._decodings: WeakKeyDictionary[KVCache, Decoding] = WeakKeyDictionary()
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.device, self.config, slots, max_len)
 
-    def forward(self, batch: Batch, cache: KVCache, rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
-        """Run the batch's tokens and append them to their slots; as `forward` of the NumPy model, logits and all."""
-        device = self.device
+    def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
+        """Run the batch's tokens and append them to their slots, as `forward` of the NumPy model does.
+
+        logit_rows: which of the T rows to compute logits for -> (len(logit_rows), vocab_size) float32.
+        """
         a = self._run(batch, cache, trace)
-        if not len(rows):
+        if not len(logit_rows):
             return np.empty((0, self.config.vocab_size), np.float32)
-        logits = device.alloc((len(rows), self.config.vocab_size), np.float32)
-        self._some_logits(a, rows, logits, trace)
-        return device.download(logits)
+        return self.device.download(self._logits_of_rows(a, logit_rows, trace))
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
-        decoding = cache.decoding = cache.decoding or Decoding(self, cache)
+        decoding = self._decoding(cache)
         drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
-        if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all drawn
-            return Pending(decoding.step(batch, [s for s in samplers if s is not None]), drawing, len(samplers))
+        used_samplers = [sampler for sampler in samplers if sampler is not None]
+        if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all draw
+            read_samples = decoding.step(batch, cache, used_samplers, self._launch_decoding)
+            return Pending(read_samples, drawing, len(samplers))
         decoding.forget()
         a = self._run(batch, cache)
         if not drawing:
             return Pending(list, drawing, len(samplers))
-        logits = self.device.alloc((len(drawing), self.config.vocab_size), np.float32)
-        self._some_logits(a, batch.last_rows[drawing], logits)
-        slots = [batch.slots[i] for i in drawing]
-        return Pending(decoding.draw(logits, slots, [samplers[i] for i in drawing]), drawing, len(samplers))  # type: ignore[misc]
+        logits = self._logits_of_rows(a, batch.last_rows[drawing])
+        read_samples = decoding.draw(logits, [batch.slots[i] for i in drawing], used_samplers)
+        return Pending(read_samples, drawing, len(samplers))
+
+    def _decoding(self, cache: KVCache) -> Decoding:
+        if cache not in self._decodings:
+            self._decodings[cache] = Decoding(self.device, self.config, len(cache.lengths))
+        return self._decodings[cache]
+
+    def _launch_decoding(self, a: Activations, cache: KVCache, logits: Array) -> None:
+        self.layers(a, cache, single_rows=len(a.tokens), prompt_tiles=None)
+        self.logits(a, logits)
 
     def _run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
-        """Any batch, launch by launch: in front sequences of one row, then pieces of prompts."""
+        """Run any batch without a graph: its first sequences have one row each, the rest are chunks of prompts."""
         T, counts = len(batch.tokens), batch.counts
         starts = tuple(cache.lengths[slot] for slot in batch.slots)
         for slot, start, count in zip(batch.slots, starts, counts):
             assert start + count <= cache.max_len, (
-                f"slot {slot} holds {cache.max_len} positions; {start + count} asked for"
+                f"slot {slot} holds {cache.max_len} positions; the step needs {start + count}"
             )
         if len(self._activations.tokens) < T:
             self._activations = Activations.alloc(self.device, self.config, T)
@@ -87,10 +102,12 @@ class Transformer:
         self.device.upload(positions.astype(np.int32), into=a.positions)
         self.device.upload(np.repeat(np.array(batch.slots, np.int32), counts), into=a.slots)
 
-        singles = next((i for i, n in enumerate(counts) if n > 1), len(counts))
-        pieces = tiles(counts[singles:], starts[singles:], batch.slots[singles:], first_row=singles)
+        single_rows = next((i for i, n in enumerate(counts) if n > 1), len(counts))
+        prompts = slice(single_rows, None)
+        host_tiles = tiles(counts[prompts], starts[prompts], batch.slots[prompts], first_row=single_rows)
+        prompt_tiles = self.device.upload(host_tiles) if len(host_tiles) else None
         lora = Lora(self.device, self.adapters, batch) if batch.adapters else None
-        self.layers(a, cache, singles, self.device.upload(pieces) if len(pieces) else None, trace, lora)
+        self.layers(a, cache, single_rows, prompt_tiles, trace, lora)
         for slot, n in zip(batch.slots, counts):
             cache.advance(slot, n)
         return a
@@ -99,68 +116,87 @@ class Transformer:
         self,
         a: Activations,
         cache: KVCache,
-        singles: int,
-        tiles: Array | None,
+        single_rows: int,
+        prompt_tiles: Array | None,
         trace: Trace | None = None,
         lora: Lora | None = None,
     ) -> None:
-        """a.tokens -> a.x, the residual stream behind the last layer. Nothing but launches where T <= 64.
+        """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need nothing but launches.
 
-        The first `singles` rows each attend alone; `tiles` (see `attention_prompt.tiles`) has the others. With `lora`
-        norm and product are two launches, since the adapters need what lies between them.
+        In attention the first `single_rows` rows are handled one by one, and `prompt_tiles` (see `attention_prompt`)
+        covers the other rows.
         """
-        device, c, w = self.device, self.config, self.weights
-        T = len(a.tokens)
         record = self._recorder(a, trace)
-        embedding(device, a.tokens, w.tok_embeddings, a.x)
+        embedding(self.device, a.tokens, self.weights.tok_embeddings, a.x)
         record("tok_embeddings")
-        for i, layer in enumerate(w.layers):
-            k, v = cache.k[i], cache.v[i]
-            qkv, mixed = a.qkv.reshape(T, -1), a.mixed.reshape(T, -1)
-            turned = self.rope_table, a.positions, a.slots, a.q, k, v
-            if T == 1 and not lora:
-                norm_qkv_rope(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, *turned)
-            else:
-                norm_then_linear(device, a.x, layer.attention_norm, c.norm_eps, layer.wqkv, a.h, qkv)
-                if lora:
-                    lora.add(i, attention_widths(c), a.h, qkv)
-                rope(device, a.qkv, *turned)
-            if singles:
-                rows = a.first(singles)
-                attention(device, rows.q, k, v, rows.positions, rows.slots, cache.workspace, rows.mixed)
-            if tiles is not None:
-                attention_prompt(device, a.q, k, v, tiles, a.mixed)
-            linear_add(device, mixed, layer.wo, a.x)
-            if lora:
-                lora.add(i, {"wo": c.dim}, mixed, a.x)
+        for i in range(self.config.n_layers):
+            self._attention_block(i, a, cache, single_rows, prompt_tiles, lora)
             record(f"layers.{i}.attention")
-            if lora:
-                norm_then_linear(device, a.x, layer.ffn_norm, c.norm_eps, layer.w13, a.h, a.gate_up)
-                lora.add(i, {"w1": c.hidden_dim, "w3": c.hidden_dim}, a.h, a.gate_up)
-                swiglu(device, a.gate_up, a.hidden)
-            else:
-                norm_swiglu(device, a.x, layer.ffn_norm, c.norm_eps, layer.w13, a.h, a.gate_up, a.hidden)
-            linear_add(device, a.hidden, layer.w2, a.x)
-            if lora:
-                lora.add(i, {"w2": c.dim}, a.hidden, a.x)
+            self._feed_forward_block(i, a, lora)
             record(f"layers.{i}.feed_forward")
             record(f"layers.{i}")
 
-    def logits(self, a: Activations, out: Array) -> None:
-        """Of every row, into out (T, vocab_size) float32."""
-        w = self.weights
-        norm_linear(self.device, a.x, w.norm, self.config.norm_eps, w.output, a.h, out)
+    def _attention_block(
+        self, i: int, a: Activations, cache: KVCache, single_rows: int, prompt_tiles: Array | None, lora: Lora | None
+    ) -> None:
+        """a.x += wo @ attention(rms_norm(a.x)), in layer i."""
+        device, c, layer, layer_cache = self.device, self.config, self.weights.layers[i], cache.layer(i)
+        T = len(a.tokens)
+        source = NormInput(a.x, layer.attention_norm, c.norm_eps)
+        if T == 1 and not lora:
+            norm_qkv_rope(device, source, layer.wqkv, self.rope_table, a.rows, a.q, layer_cache)
+        else:
+            qkv = a.qkv.reshape(T, -1)
+            norm_then_linear(device, source, layer.wqkv, a.h, qkv)
+            if lora:
+                lora.add(i, attention_widths(c), a.h, qkv)
+            rope(device, a.qkv, self.rope_table, a.rows, a.q, layer_cache)
+        if single_rows:
+            first = a.first(single_rows)
+            attention(device, first.q, layer_cache, first.rows, cache.workspace, first.attention_out)
+        if prompt_tiles is not None:
+            attention_prompt(device, a.q, layer_cache, prompt_tiles, a.attention_out)
+        attention_out = a.attention_out.reshape(T, -1)
+        linear_add(device, attention_out, layer.wo, a.x)
+        if lora:
+            lora.add(i, {"wo": c.dim}, attention_out, a.x)
 
-    def _some_logits(self, a: Activations, rows: np.ndarray, out: Array, trace: Trace | None = None) -> None:
-        device, w = self.device, self.weights
-        h = device.alloc((len(rows), self.config.dim), bfloat16)
-        rms_norm_rows(device, a.x, device.upload(np.asarray(rows, np.int32)), w.norm, self.config.norm_eps, h)
+    def _feed_forward_block(self, i: int, a: Activations, lora: Lora | None) -> None:
+        """a.x += w2 @ swiglu(rms_norm(a.x)), in layer i."""
+        device, c, layer = self.device, self.config, self.weights.layers[i]
+        source = NormInput(a.x, layer.ffn_norm, c.norm_eps)
+        if lora:  # norm and product are two launches, since the adapters need what lies between them
+            norm_then_linear(device, source, layer.w13, a.h, a.gate_up)
+            lora.add(i, {"w1": c.hidden_dim, "w3": c.hidden_dim}, a.h, a.gate_up)
+            swiglu(device, a.gate_up, a.hidden)
+        else:
+            norm_swiglu(device, source, layer.w13, a.h, a.gate_up, a.hidden)
+        linear_add(device, a.hidden, layer.w2, a.x)
+        if lora:
+            lora.add(i, {"w2": c.dim}, a.hidden, a.x)
+
+    def logits(self, a: Activations, out: Array) -> None:
+        """The logits of every row, into out (T, vocab_size) float32."""
+        w = self.weights
+        norm_linear(self.device, NormInput(a.x, w.norm, self.config.norm_eps), w.output, a.h, out)
+
+    def _logits_of_rows(self, a: Activations, logit_rows: np.ndarray, trace: Trace | None = None) -> Array:
+        """The logits of some rows, in any order -> (len(logit_rows), vocab_size) float32, on the device."""
+        device, c, w = self.device, self.config, self.weights
+        out = device.alloc((len(logit_rows), c.vocab_size), np.float32)
+        h = device.alloc((len(logit_rows), c.dim), bfloat16)
+        rows = device.upload(np.asarray(logit_rows, np.int32))
+        rms_norm_rows(device, NormInput(a.x, w.norm, c.norm_eps), rows, h)
         if trace:
             trace("norm", device.download(h).astype(np.float32))
         linear(device, h, w.output, out)
+        return out
 
     def _recorder(self, a: Activations, trace: Trace | None) -> Callable[[str], None]:
-        """What a block adds to the residual stream is told by the difference it makes."""
+        """A function that passes the value of a.x to `trace`, or, after a block, what the block has added to it.
+
+        The kernels add to a.x in place, so a block's output is recovered as a.x after the block minus a.x before.
+        """
         if trace is None:
             return lambda name: None
         before = np.zeros(0, np.float32)
@@ -178,14 +214,16 @@ class Transformer:
 
 
 class Pending:
-    """Samples that are on their way."""
+    """The samples of a step that the device may still be computing."""
 
-    def __init__(self, wait: Callable[[], list[Sample | LogitsError]], drawing: list[int], n: int):
-        self._wait, self._drawing, self._n = functools.cache(wait), drawing, n  # it is waited for once
+    def __init__(self, read_samples: ReadSamples, drawing: list[int], n: int):
+        """drawing: which of the n sequences of the batch draw a token."""
+        self._read_samples = functools.cache(read_samples)  # it may only be called once
+        self._drawing, self._n = drawing, n
 
     def samples(self) -> list[Sample | LogitsError | None]:
-        """One for each sequence of the batch: its token, why it could not be drawn, or None where none was asked."""
+        """For each sequence of the batch its token, the reason why none could be drawn, or None if it does not draw."""
         samples: list[Sample | LogitsError | None] = [None] * self._n
-        for i, sample in zip(self._drawing, self._wait()):
+        for i, sample in zip(self._drawing, self._read_samples()):
             samples[i] = sample
         return samples

@@ -1,4 +1,4 @@
-"""The weights on the GPU: bfloat16, and side by side what one product reads together."""
+"""The weights on the GPU, in bfloat16. Matrices that one product reads together are joined into one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from llama3.model import weights as numpy_weights
 @dataclass(frozen=True)
 class LayerWeights:
     attention_norm: Array  # (dim,)
-    wqkv: Array  # ((n_heads + 2 * n_kv_heads) * head_dim, dim): wq, wk and wv below one another
+    wqkv: Array  # ((n_heads + 2 * n_kv_heads) * head_dim, dim): the rows of wq, then wk, then wv
     wo: Array  # (dim, n_heads * head_dim)
     ffn_norm: Array  # (dim,)
-    w13: Array  # (2 * hidden_dim, dim): w1, the gate, above w3, up
-    w2: Array  # (dim, hidden_dim), down
+    w13: Array  # (2 * hidden_dim, dim): the rows of w1 (gate), then of w3 (up)
+    w2: Array  # (dim, hidden_dim): down
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Weights:
     tok_embeddings: Array  # (vocab_size, dim)
     layers: list[LayerWeights]
     norm: Array  # (dim,)
-    output: Array  # (vocab_size, dim); the very array tok_embeddings where the two are tied
+    output: Array  # (vocab_size, dim); the same array as tok_embeddings if the two are tied
 
 
 def upload_weights(
     device: Device, weights: numpy_weights.Weights, report: Callable[[int], None] | None = None
 ) -> Weights:
-    """Each tensor goes to the device once, straight from the file's mapping; float16 and float32 become bfloat16.
+    """Upload each tensor once, straight from the memory-mapped file. float16 and float32 become bfloat16.
 
-    report: called with the number of parameters that are there. Raises DeviceError if they do not fit.
+    report: called with the number of parameters uploaded so far. Raises DeviceError if there is not enough memory.
     """
     done = 0
 

@@ -1,4 +1,4 @@
-"""Every kernel test runs twice: emulated on the CPU, and on a GPU where there is one."""
+"""Every kernel test runs twice: emulated on the CPU, and on a GPU if there is one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def emulated() -> EmulatedDevice:
 
 @pytest.fixture(scope="session")
 def gpu() -> Device:
-    """LLAMA3_GPU_TESTS=1 asks for a GPU: then none is a failure, not a skip."""
+    """With LLAMA3_GPU_TESTS=1 a missing GPU is a failure; otherwise the test is skipped."""
     try:
         return CupyDevice()
     except DeviceError as error:
@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 @pytest.fixture
 def in_every_order(device: Device) -> Callable[[Callable[[], Any]], Any]:
-    """Call a function that launches kernels with threads and blocks in every order; its results must be equal bits."""
+    """Calls a function with threads and blocks in every order, and checks that the results are equal bit for bit."""
 
     def run(function: Callable[[], Any]) -> Any:
         if not isinstance(device, EmulatedDevice):
@@ -53,7 +53,7 @@ def in_every_order(device: Device) -> Callable[[Callable[[], Any]], Any]:
             with device.in_order(order):
                 results.append(function())
         for order, other in zip(ORDERS, results):
-            assert bits(other) == bits(results[0]), f"other bits in {order} order: a race"
+            assert bits(other) == bits(results[0]), f"different bits in {order} order: a race"
         return results[0]
 
     return run

@@ -1,16 +1,19 @@
+"""Attention of single rows: the kernels against softmax in float64, and a row's bits whatever its neighbours are."""
+
 import numpy as np
 import pytest
 
 from llama3.cuda import attention as cuda
+from llama3.cuda.arrays import LayerCache, Rows
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
 POSITIONS = [0, 1, 63, 64, 65, 255, 256, 300]
-# heads, kv heads, head_dim: a group of one, of four, of a prime, of more than a block serves
+# n_heads, n_kv_heads, head_dim: 1, 4 and 7 query heads a kv head, and more than one block serves
 HEADS = [(2, 2, 64), (4, 1, 128), (6, 2, 64), (7, 1, 64), (16, 1, 128)]
 
 
 def inputs(positions, n_heads, n_kv_heads, head_dim, max_len, seed=0):
-    """Queries, and two slots of a cache in which whatever lies behind a row's position is infinite."""
+    """Queries, and a cache of two slots. All keys and values after the last row's position are infinite."""
     slots = np.arange(len(positions), dtype=np.int32) % 2
     q = random(seed, len(positions), n_heads, head_dim)
     k, v = random(seed + 1, 2, 2, n_kv_heads, max_len, head_dim)
@@ -21,10 +24,10 @@ def inputs(positions, n_heads, n_kv_heads, head_dim, max_len, seed=0):
 
 
 def attention(device, q, k, v, positions, slots, workspace=None):
-    workspace = workspace or cuda.new_workspace(device, len(q), *q.shape[1:], k.shape[2])
+    workspace = workspace or cuda.SplitWorkspace.alloc(device, len(q), *q.shape[1:], k.shape[2])
     out = device.alloc(q.shape, bfloat16)
-    there = [device.upload(array) for array in (q, k, v, positions, slots)]
-    cuda.attention(device, *there, workspace, out)
+    q, k, v, positions, slots = (device.upload(array) for array in (q, k, v, positions, slots))
+    cuda.attention(device, q, LayerCache(k, v), Rows(positions, slots), workspace, out)
     return device.download(out)
 
 
@@ -32,9 +35,9 @@ def attention_naive(device, q, k, v, positions, slots):
     rows, n_heads, head_dim = q.shape
     out = device.alloc(q.shape, bfloat16)
     kernel = cuda.kernel("attention_naive", head_dim, 1)
-    there = [device.upload(array) for array in (q, k, v, positions, slots)]
+    arrays = [device.upload(array) for array in (q, k, v, positions, slots)]
     sizes = [np.int32(n) for n in (n_heads, k.shape[1], k.shape[2])]
-    device.launch(kernel, (n_heads, rows), (head_dim,), [*there, out, *sizes])
+    device.launch(kernel, (n_heads, rows), (head_dim,), [*arrays, out, *sizes])
     return device.download(out)
 
 
@@ -52,33 +55,33 @@ def expected(q, k, v, positions, slots):
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), HEADS)
 def test_agrees_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
-    given = inputs(POSITIONS, n_heads, n_kv_heads, head_dim, 320)
-    assert_close(in_every_order(lambda: attention(device, *given)), expected(*given))
+    arguments = inputs(POSITIONS, n_heads, n_kv_heads, head_dim, 320)
+    assert_close(in_every_order(lambda: attention(device, *arguments)), expected(*arguments))
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(2, 2, 64), (4, 1, 128)])
 def test_the_naive_kernel_agrees_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
-    given = inputs([0, 1, 65], n_heads, n_kv_heads, head_dim, 66)
-    assert_close(in_every_order(lambda: attention_naive(device, *given)), expected(*given))
+    arguments = inputs([0, 1, 65], n_heads, n_kv_heads, head_dim, 66)
+    assert_close(in_every_order(lambda: attention_naive(device, *arguments)), expected(*arguments))
 
 
 @pytest.mark.parametrize("position", [8190, 8191])
 def test_at_the_end_of_a_long_cache(device, in_every_order, position):
-    given = inputs([position], 4, 1, 128, 8192)
-    assert_close(in_every_order(lambda: attention(device, *given)), expected(*given))
+    arguments = inputs([position], 4, 1, 128, 8192)
+    assert_close(in_every_order(lambda: attention(device, *arguments)), expected(*arguments))
 
 
 def test_one_workspace_serves_launch_after_launch(device):
-    """What a launch leaves in it is what the next one needs."""
-    given = inputs(POSITIONS, 4, 1, 128, 320)
-    workspace = cuda.new_workspace(device, len(POSITIONS), 4, 128, 320)
-    first = attention(device, *given, workspace)
+    """A launch leaves the workspace as the next launch needs it."""
+    arguments = inputs(POSITIONS, 4, 1, 128, 320)
+    workspace = cuda.SplitWorkspace.alloc(device, len(POSITIONS), 4, 128, 320)
+    first = attention(device, *arguments, workspace)
     for _ in range(2):
-        assert attention(device, *given, workspace).tobytes() == first.tobytes()
+        assert attention(device, *arguments, workspace).tobytes() == first.tobytes()
 
 
 def test_sharp_scores(device):
-    """One key outweighs all others by exp(100) and more: no overflow, and its value comes out."""
+    """One key outweighs all others by exp(100) and more: nothing overflows, and the result is that key's value."""
     q, k, v, positions, slots = inputs([300], 4, 1, 128, 320)
     k[0, 0, 17] = (q[0, 0].astype(np.float32) * 10).astype(bfloat16)
     assert_close(attention(device, q, k, v, positions, slots), expected(q, k, v, positions, slots))
@@ -94,9 +97,9 @@ def test_a_row_does_not_see_its_neighbours_or_how_long_the_cache_is(device):
 
 
 @pytest.mark.parametrize("kernel", [attention, attention_naive])
-def test_a_row_that_is_nobodys_sees_nothing(device, kernel):
-    given = inputs([65, -1, 3], 4, 1, 128, 70)
-    found = kernel(device, *given)
+def test_a_padding_row_gets_zeros(device, kernel):
+    arguments = inputs([65, -1, 3], 4, 1, 128, 70)
+    found = kernel(device, *arguments)
     assert not found[1].astype(np.float32).any()
-    q, k, v, positions, slots = given
+    q, k, v, positions, slots = arguments
     assert_close(found[[0, 2]], expected(q[[0, 2]], k, v, positions[[0, 2]], slots[[0, 2]]))

@@ -1,16 +1,19 @@
+"""Attention of prompts: the kernel against softmax in float64, against the naive kernel, and itself in chunks."""
+
 import numpy as np
 import pytest
 
+from llama3.cuda.arrays import LayerCache
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 from tests.cuda.test_attention import attention_naive
 
-# rows and first position of each sequence: short and odd ones, just a tile, one more, behind a long past
+# Number of rows and first position of each sequence: short and odd ones, exactly a tile, one row more, a long past
 RAGGED = ((1, 0), (3, 65), (64, 0), (65, 1), (70, 63), (16, 64))
 
 
 def inputs(sequences, n_heads, n_kv_heads, head_dim, max_len):
-    """Queries, and a slot of the cache for each sequence in which all that lies behind its last row is infinite."""
+    """Queries, and a cache with a slot for each sequence. All keys and values after its last row are infinite."""
     counts, starts = zip(*sequences)
     q = random(1, sum(counts), n_heads, head_dim)
     k, v = random(2, 2, len(sequences), n_kv_heads, max_len, head_dim)
@@ -21,7 +24,8 @@ def inputs(sequences, n_heads, n_kv_heads, head_dim, max_len):
 
 def attention(device, q, k, v, tiles):
     out = device.alloc(q.shape, bfloat16)
-    attention_prompt(device, *(device.upload(array) for array in (q, k, v, tiles)), out)
+    q, k, v, tiles = (device.upload(array) for array in (q, k, v, tiles))
+    attention_prompt(device, q, LayerCache(k, v), tiles, out)
     return device.download(out)
 
 
@@ -41,9 +45,9 @@ def expected(q, k, v, sequences):
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(4, 1, 128), (2, 2, 64)])
 def test_ragged_prompts_agree_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
-    given = inputs(RAGGED, n_heads, n_kv_heads, head_dim, 140)
-    found = in_every_order(lambda: attention(device, *given))
-    assert_close(found, expected(*given[:3], RAGGED))
+    arguments = inputs(RAGGED, n_heads, n_kv_heads, head_dim, 140)
+    found = in_every_order(lambda: attention(device, *arguments))
+    assert_close(found, expected(*arguments[:3], RAGGED))
 
 
 def test_agrees_with_the_naive_kernel(device):
@@ -56,13 +60,13 @@ def test_agrees_with_the_naive_kernel(device):
     found = attention(device, q, k, v, prompt_tiles).astype(np.float64)
     naive = attention_naive(device, q, k, v, positions, slots).astype(np.float64)
     error = np.linalg.norm(found - naive, axis=-1) / np.linalg.norm(naive, axis=-1)
-    assert error.max() <= 2**-7, error.max()  # both have rounded to bf16, this one its weights too
+    assert error.max() <= 2**-7, error.max()  # both round to bf16, and this kernel rounds its weights, too
 
 
 def test_the_last_rows_of_a_long_prompt(device):
     sequences = ((5, 8187),)
-    given = inputs(sequences, 2, 1, 128, 8192)
-    assert_close(attention(device, *given), expected(*given[:3], sequences))
+    arguments = inputs(sequences, 2, 1, 128, 8192)
+    assert_close(attention(device, *arguments), expected(*arguments[:3], sequences))
 
 
 def test_a_prompt_in_chunks_gives_the_same_bits(device):

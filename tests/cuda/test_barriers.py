@@ -1,10 +1,13 @@
-"""No barrier of a kernel is there for nothing, and none could go missing unnoticed: without it, a test fails."""
+"""Every barrier of a kernel is needed, and its loss would be noticed: without it, the results change with the order of
+the threads, or the emulation stops the kernel.
+"""
 
 import numpy as np
 import pytest
 
 from llama3.cuda import linear as cuda_linear
 from llama3.cuda import source
+from llama3.cuda.qkv import norm_qkv_rope
 from llama3.resources import resource
 from tests.cuda import test_attention, test_attention_prompt, test_linear, test_qkv, test_rms_norm, test_sampler
 from tests.cuda.emulator import build
@@ -32,12 +35,12 @@ def linear(device):
 
 
 def qkv(device):
-    given = test_qkv.inputs(2, 1, 64, 2112)
-    return np.concatenate([array.ravel() for array in test_qkv.launched(device, test_qkv.fused, given, 1, 64, 5)])
+    arguments = test_qkv.inputs(2, 1, 64, 2112)
+    return np.concatenate([array.ravel() for array in test_qkv.launched(device, norm_qkv_rope, arguments, 1, 64, 5)])
 
 
 def linear_few(device):
-    """Both ways to add up: of two tiles of one matrix, and of two matrices."""
+    """The two ways in which the sums are added up: of two tiles of one matrix, and of two matrices."""
     x, w, w13 = random(1, 9, 512), random(2, 35, 512), random(3, 70, 512)
     plain = test_linear.launched(device, cuda_linear.linear, [x, w], test_linear.poison(9, 35, np.float32))
     norm = np.ones(512, x.dtype)
@@ -49,17 +52,17 @@ def linear_few(device):
 
 
 def sampler(device):
-    """Rows with every filter, and one whose first logit is not a number."""
+    """Rows with every filter, and one row in which a logit is NaN."""
     logits = test_sampler.logits_of(9, 9000, 1)
-    logits[:, 8995] = logits.max(axis=1)  # among the most likely, and the last to be found
+    logits[:, 8995] = logits.max(axis=1)  # one of the most likely tokens, and the last to be found
     logits[8, 8500] = np.nan
     kinds = [kind for kind in test_sampler.combinations() if kind[0]["temperature"] == 1.7][::4]
     kinds[0] = {"temperature": 0}, False
-    given = [test_sampler.sampling_of({**kinds[i % 8][0], "logprobs": 5}, kinds[i % 8][1], 9000, i) for i in range(9)]
-    return np.frombuffer(repr(test_sampler.draw(device, logits, given)).encode(), np.uint8)
+    samplers = [test_sampler.sampler_of({**kinds[i % 8][0], "logprobs": 5}, kinds[i % 8][1], 9000, i) for i in range(9)]
+    return np.frombuffer(repr(test_sampler.draw(device, logits, samplers)).encode(), np.uint8)
 
 
-# What to run for the barriers of each file.
+# For each file with barriers, the function that runs its kernels.
 RUNS = {
     "common.cuh": attention,
     "rms_norm.cuh": rms_norm,
@@ -73,8 +76,9 @@ RUNS = {
     "sampler_select.cu": sampler,
     "sampler_top.cu": sampler,
 }
-# Blocks of the emulation run one after another: none sees another's additions unfinished.
-BETWEEN_BLOCKS = {("common.cuh", 0)}  # before a block is counted among those that have done their part
+# (file, number of the barrier): before a block is counted among those that have arrived. The emulation runs one block
+# after another, so no block sees the unfinished additions of another one.
+BETWEEN_BLOCKS = {("common.cuh", 0)}
 KERNELS = resource("kernels")
 BARRIERS = [
     (file, i)
@@ -85,7 +89,7 @@ BARRIERS = [
 
 
 def results(device, function):
-    """In each order; what stopped the kernel is a result too."""
+    """The result in each order; the error that stopped a kernel counts as a result, too."""
     for order in ORDERS:
         with device.in_order(order):
             try:
@@ -95,7 +99,7 @@ def results(device, function):
 
 
 def test_no_file_with_a_barrier_is_left_out():
-    """But the benchmark's probe of a meeting of blocks, of which the emulation runs one at a time."""
+    """Except for the benchmark's probe of a barrier across blocks: the emulation runs one block at a time."""
     assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == {*RUNS, "probes.cu"}
 
 

@@ -1,3 +1,5 @@
+"""Every kernel compiles for every architecture, with the registers and the shared memory that resources.txt lists."""
+
 import re
 
 import pytest
@@ -27,7 +29,7 @@ def test_no_kernel_spills_or_has_a_stack():
 @pytest.mark.parametrize(("file", "defines"), VARIANTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_to_what_the_table_says(file, defines, architecture):
-    """Another NVRTC may allocate otherwise: then only a spill or a stack is an error."""
+    """Another version of NVRTC may allocate differently: then only a spill or a stack is an error."""
     from cupy_backends.cuda.libs import nvrtc
 
     found = compile_kernels(file, defines, architecture)

@@ -1,4 +1,4 @@
-"""A dependent launch asks the driver for what it should. A stand-in takes the call: this needs no GPU."""
+"""A dependent launch calls the driver with the right arguments. A fake driver takes the call, so no GPU is needed."""
 
 import ctypes
 from types import SimpleNamespace
@@ -8,11 +8,12 @@ import pytest
 from cuda.bindings import driver as bindings
 
 from llama3.cuda.dependent_launch import launch_dependent
+from llama3.cuda.launch import Kernel, Launch
 from llama3.errors import DeviceError
 
 
 class Driver:
-    """NVIDIA's types, and its launch noted down."""
+    """NVIDIA's own types; the launch is only recorded."""
 
     def __init__(self, answer):
         self.answer, self.calls = answer, []
@@ -28,11 +29,11 @@ class Driver:
 def launched(answer=bindings.CUresult.CUDA_SUCCESS):
     driver, array = Driver(answer), SimpleNamespace(data=SimpleNamespace(ptr=1 << 40))
     args = [array, np.int32(-5), np.float32(0.5), np.int64(1 << 33), np.uint32(7)]
-    launch_dependent(driver, 11, 22, (3, 4, 5), (256, 1, 1), 1024, args)
+    launch_dependent(driver, 11, 22, Launch(Kernel("x.cu", "x"), (3, 4, 5), (256, 1, 1), args, 1024, dependent=True))
     return driver.calls
 
 
-def test_grid_block_memory_stream_and_the_attribute_are_told():
+def test_grid_block_memory_stream_and_the_attribute_are_passed_on():
     ((config, function, _, extra),) = launched()
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 4, 5)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ, config.sharedMemBytes) == (256, 1, 1, 1024)
@@ -50,5 +51,5 @@ def test_an_array_is_its_address_and_a_scalar_has_its_own_type():
 
 
 def test_a_refusal_is_one_line():
-    with pytest.raises(DeviceError, match="dependent launch was refused: CUDA_ERROR_INVALID_VALUE"):
+    with pytest.raises(DeviceError, match="the driver refused a dependent launch: CUDA_ERROR_INVALID_VALUE"):
         launched(bindings.CUresult.CUDA_ERROR_INVALID_VALUE)

@@ -1,4 +1,7 @@
-"""Which GPU, and what is said where there is none. CuPy is stood in for: absent, without a driver, with an old GPU."""
+"""Opening a GPU, and the messages where that fails; launches, memory and cuBLAS through a fake CuPy.
+
+The fake can be absent, without a driver, or with an old GPU.
+"""
 
 import ctypes
 import os
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 
 from llama3.cuda.dependent_launch import driver_for
-from llama3.cuda.device import BACKENDS, CupyDevice, Graph, Kernel, bfloat16, open_device
+from llama3.cuda.device import BACKENDS, CupyDevice, Graph, bfloat16, open_device
+from llama3.cuda.launch import Kernel
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 from llama3.resources import resource
@@ -53,7 +57,7 @@ def test_without_a_driver_it_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize(("count", "message"), [(1, "has 1 GPU, counted from 0"), (2, "has 2 GPUs, counted from 0")])
-def test_a_gpu_that_is_not_there(monkeypatch, count, message):
+def test_a_gpu_that_does_not_exist(monkeypatch, count, message):
     fake_cupy(monkeypatch, count)
     with pytest.raises(DeviceError, match=f"device cuda:{count}: this machine {message}"):
         open_device(f"cuda:{count}")
@@ -66,7 +70,7 @@ def test_a_gpu_that_is_too_old(monkeypatch):
 
 
 def opened(**cupy):
-    """A CupyDevice on a CuPy that is stood in for."""
+    """A CupyDevice on a fake CuPy with these attributes."""
     device = CupyDevice.__new__(CupyDevice)
     device._cupy, device._functions = SimpleNamespace(**cupy), {}
     device._device = device._stream = nullcontext()
@@ -94,7 +98,7 @@ def test_a_kernel_that_does_not_compile_is_named_with_its_first_error():
     )
 
 
-def test_an_allocation_that_fails_says_what_was_asked_for_and_what_is_free():
+def test_an_allocation_that_fails_says_what_it_needs_and_what_is_free():
     class OutOfMemory(Exception):
         pass
 
@@ -104,30 +108,30 @@ def test_an_allocation_that_fails_says_what_was_asked_for_and_what_is_free():
     device = opened(empty=empty, cuda=SimpleNamespace(memory=SimpleNamespace(OutOfMemoryError=OutOfMemory)))
     device._device = SimpleNamespace(mem_info=(3 * 10**9, 80 * 10**9))
     device._current = nullcontext
-    with pytest.raises(DeviceError, match=r"out of GPU memory: 4\.00 GB asked for, 3\.00 of 80\.0 GB free"):
+    with pytest.raises(DeviceError, match=r"out of GPU memory: 4\.00 GB needed, 3\.00 of 80\.0 GB free"):
         device.alloc((10**9,), np.float32)
 
 
 @pytest.mark.parametrize("out_type", [bfloat16, np.dtype(np.float32)])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_cublas_is_asked_for_the_transposed_product(monkeypatch, out_type, accumulate):
-    """Its arguments, by cuBLAS's own words: columns first, leading dimensions, transposes."""
+def test_gemm_calls_cublas_for_the_transposed_product(monkeypatch, out_type, accumulate):
+    """A fake gemmEx reads its arguments as cuBLAS defines them: column-major, leading dimensions, transposes."""
     random = np.random.default_rng(0)
     x, w = (random.standard_normal((n, 64)).astype(bfloat16) for n in (5, 7))
     before = random.standard_normal((5, 7)).astype(out_type)
     type_of = {14: bfloat16, 0: np.dtype(np.float32)}
-    places = {}
+    arrays = {}
 
     def on_the_gpu(array):
-        places[array.ctypes.data] = array
+        arrays[array.ctypes.data] = array
         return SimpleNamespace(
             shape=array.shape, dtype=array.dtype, ndim=2, flags=array.flags, data=SimpleNamespace(ptr=array.ctypes.data)
         )
 
     def columns(address, type_, leading, n_columns):
-        array = places[address]
+        array = arrays[address]
         assert type_of[type_] == array.dtype and leading * n_columns == array.size
-        return array.reshape(n_columns, leading).T  # a column's elements are neighbours
+        return array.reshape(n_columns, leading).T  # the elements of a column are next to each other in memory
 
     def gemm_ex(
         handle, op_a, op_b, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algo
@@ -155,7 +159,7 @@ def test_cublas_is_asked_for_the_transposed_product(monkeypatch, out_type, accum
 @pytest.mark.parametrize("capturing", [False, True])
 @pytest.mark.parametrize("dependent", [False, True])
 @pytest.mark.parametrize("bindings", [None, "driver"])
-def test_a_launch_overlaps_in_a_capture_alone_and_where_it_may(monkeypatch, capturing, dependent, bindings):
+def test_a_launch_overlaps_only_in_a_capture_and_if_it_is_dependent(monkeypatch, capturing, dependent, bindings):
     plain, overlapping = [], []
     monkeypatch.setattr("llama3.cuda.device.launch_dependent", lambda *call: overlapping.append(call))
     device, stream = opened(), nullcontext()
@@ -170,45 +174,46 @@ def test_a_launch_overlaps_in_a_capture_alone_and_where_it_may(monkeypatch, capt
     device._functions[kernel] = function
     device.launch(kernel, (3,), (32,), [np.int32(1)], shared=8, dependent=dependent)
     if capturing and dependent and bindings:
-        assert overlapping == [("driver", 11, 22, (3, 1, 1), (32, 1, 1), 8, [np.int32(1)])] and not plain
+        ((driver, stream, function, launch),) = overlapping
+        assert (driver, stream, function) == ("driver", 11, 22) and not plain
+        assert (launch.grid, launch.block, launch.args, launch.shared) == ((3, 1, 1), (32, 1, 1), [np.int32(1)], 8)
     else:
         assert plain == [((3, 1, 1), (32, 1, 1), (np.int32(1),), 8)] and not overlapping
 
 
 @pytest.mark.parametrize(("capability", "found"), [(89, False), (90, True), (120, True)])
-def test_launches_overlap_from_hopper_on_where_the_bindings_are(monkeypatch, capability, found):
-    stand_in = SimpleNamespace(driver="driver")
-    monkeypatch.setitem(sys.modules, "cuda.bindings", stand_in)
+def test_launches_overlap_from_hopper_on_if_the_bindings_are_installed(monkeypatch, capability, found):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver="driver"))
     assert (driver_for(capability) == "driver") is found
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert driver_for(capability) is None
 
 
-def test_another_backend_can_stand_in_its_place(monkeypatch):
+def test_another_backend_can_be_registered(monkeypatch):
     monkeypatch.setitem(BACKENDS, "emulated", EmulatedDevice)
     assert isinstance(open_device("emulated"), EmulatedDevice)
 
 
-def test_a_run_that_was_asked_for_a_gpu_and_used_none_fails():
-    """Whatever else passes in it."""
+def test_a_run_that_requires_a_gpu_and_used_none_fails():
+    """Even if all of its tests pass."""
     test = f"{__file__}::test_a_gpu_that_is_too_old"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    for asked, code in ((False, 0), (True, 1)):
+    for required, code in ((False, 0), (True, 1)):
         environment = {name: value for name, value in os.environ.items() if name not in ("LLAMA3_GPU_TESTS", "CI")}
-        environment |= {"LLAMA3_GPU_TESTS": "1"} if asked else {}
+        environment |= {"LLAMA3_GPU_TESTS": "1"} if required else {}
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert run.returncode == code and ("no test ran on a GPU" in run.stdout) == asked, run.stdout
+        assert run.returncode == code and ("no test ran on a GPU" in run.stdout) == required, run.stdout
 
 
-def test_cupy_is_imported_by_a_gpu_alone(tmp_path):
-    """Not by llama3, nor by the modules that launch kernels: a CuPy that cannot be imported harms nobody else."""
+def test_cupy_is_only_imported_when_a_gpu_is_opened(tmp_path):
+    """Neither llama3 nor the modules that launch kernels import it, so a broken CuPy does not stop the CPU path."""
     (tmp_path / "cupy.py").write_text("raise SystemExit('imported')")
     modules = "llama3, llama3.cuda.device, llama3.cuda.attention, llama3.cuda.linear"
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_kernels_text_holds_every_header_once_and_names_lines_as_they_are():
+def test_a_kernels_text_holds_every_header_once_and_the_original_line_numbers():
     text = kernel_source("attention.cu")
     for header in ("common.cuh", "ptx.cuh"):
         assert text.count(f'#line 1 "{header}"') == 1

@@ -1,3 +1,5 @@
+"""`llama3 doctor`: every check is made, however broken the installation is, and each says how to fix what it found."""
+
 import sys
 
 import pytest
@@ -15,7 +17,7 @@ def demo():
     return load_folder(resource("weights", "demo"))
 
 
-def found(checks):
+def by_name(checks):
     assert [check.name for check in checks] == NAMES
     return {check.name: check for check in checks}
 
@@ -25,9 +27,9 @@ def test_without_cupy_every_check_is_made_and_says_what_to_install(demo, monkeyp
         monkeypatch.delitem(sys.modules, name)
     for name in ("cupy", "cupyx", "cupy_backends", "cupy_backends.cuda.libs"):
         monkeypatch.setitem(sys.modules, name, None)
-    checks = found(doctor.examine(demo))
+    checks = by_name(doctor.examine(demo))
     assert checks["shape"].ok and not any(checks[name].ok for name in NAMES[1:])
-    assert "pip install 'llama3[cuda13-ctk]'" in checks["CuPy"].mend
+    assert "pip install 'llama3[cuda13-ctk]'" in checks["CuPy"].fix
     assert "GB needed" in checks["memory"].found
 
 
@@ -37,8 +39,8 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
             self.metadata = {"Name": name}
 
     monkeypatch.setattr(doctor, "distributions", lambda: [Wheel("cupy-cuda12x"), Wheel("numpy"), Wheel("cupy-cuda13x")])
-    check = found(doctor.examine(demo))["CuPy"]
-    assert not check.ok and check.mend.startswith("pip uninstall cupy-cuda12x cupy-cuda13x")
+    check = by_name(doctor.examine(demo))["CuPy"]
+    assert not check.ok and check.fix.startswith("pip uninstall cupy-cuda12x cupy-cuda13x")
 
 
 @pytest.mark.parametrize("error", [OSError("libcuda.so.1: bad ELF"), AttributeError("x"), RuntimeError("a\nb")])
@@ -46,7 +48,7 @@ def test_whatever_a_broken_library_raises_is_one_line(error):
     def broken():
         raise error
 
-    check = doctor.look("CuPy", broken)
+    check = doctor.run_check("CuPy", broken)
     assert not check.ok and "\n" not in check.found and type(error).__name__ in check.found
 
 

@@ -1,8 +1,10 @@
+"""The embedding kernels copy the rows of the table, bit for bit."""
+
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
 from llama3.cuda.embedding import embedding
+from llama3.cuda.launch import Kernel
 from tests.cuda.kernel_checks import random
 
 

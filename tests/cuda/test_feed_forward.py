@@ -1,8 +1,10 @@
+"""SwiGLU, both kernels, against float64."""
+
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
 from llama3.cuda.feed_forward import swiglu
+from llama3.cuda.launch import Kernel
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
 
@@ -16,11 +18,11 @@ def swiglu_naive(device, gate_up, out):
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_agrees_with_float64(device, in_every_order, kernel, rows, hidden_dim, scale):
     gate_up = random(rows, rows, 2 * hidden_dim, scale=scale)
-    there = device.upload(gate_up)
+    uploaded = device.upload(gate_up)
 
     def run():
         out = device.alloc((rows, hidden_dim), bfloat16)
-        kernel(device, there, out)
+        kernel(device, uploaded, out)
         return device.download(out)
 
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)

@@ -1,16 +1,19 @@
+"""The products with weight matrices, and what is fused with them: against float64, for 1 row, up to 64, and more."""
+
 import numpy as np
 import pytest
 
 from llama3.cuda import linear as cuda
-from llama3.cuda.device import Kernel
+from llama3.cuda.arrays import NormInput
+from llama3.cuda.launch import Kernel
 from llama3.cuda.rms_norm import rms_norm
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
-# Outputs, width: less than a warp's step, odd tails, fewer outputs than a block has warps, more than a block has.
+# n_out, width: less than a warp reads at once, odd tails, fewer outputs than a block has warps, more than it computes.
 SHAPES = [(1, 64), (9, 1088), (35, 320), (50, 128), (8, 4160)]
 FEW = [2, 3, 8, 9, 17, 33, 64]
 EPS = 1e-5
-MANY = 60  # outputs: of fewer, bfloat16's rounding of the largest may alone be 1.5e-5 of a row's square
+MANY = 60  # outputs; with fewer, rounding the largest to bfloat16 may alone be 1.5e-5 of the row's mean square
 
 
 def inputs(rows, n_out, width, matrices=1):
@@ -27,17 +30,17 @@ def swiglu(gate, up):
 
 
 def norm_of(device, x, norm):
-    """As the kernels round it: to bfloat16."""
+    """RMSNorm rounded as the kernels round it: to bfloat16."""
     h = device.alloc(x.shape, bfloat16)
-    rms_norm(device, device.upload(x), device.upload(norm), EPS, h)
+    rms_norm(device, NormInput(device.upload(x), device.upload(norm), EPS), h)
     return device.download(h)
 
 
 def launched(device, function, arrays, out):
-    """`out` after the call; it starts as what it holds here."""
-    there = device.upload(out)
-    function(device, *(device.upload(array) for array in arrays), there)
-    return device.download(there)
+    """The array `out` after the call; on the device it starts with the values that it has here."""
+    uploaded = device.upload(out)
+    function(device, *(device.upload(array) for array in arrays), uploaded)
+    return device.download(uploaded)
 
 
 def in_orders(in_every_order, *call):
@@ -49,7 +52,7 @@ def poison(rows, n_out, dtype):
 
 
 def by_output(array):
-    """All outputs as one row: a few have no row to be measured against."""
+    """All outputs as one row: a row of few outputs is too short to measure errors against."""
     return array.reshape(1, -1)
 
 
@@ -61,12 +64,12 @@ def linear_naive(device, x, w, out):
 
 def norm_linear(device, x, norm, w, out):
     h = device.alloc(x.shape, bfloat16)
-    cuda.norm_linear(device, x, norm, EPS, w, h, out)
+    cuda.norm_linear(device, NormInput(x, norm, EPS), w, h, out)
 
 
 def norm_swiglu(device, x, norm, w13, out):
     h, gate_up = device.alloc(x.shape, bfloat16), device.alloc((len(x), len(w13)), bfloat16)
-    cuda.norm_swiglu(device, x, norm, EPS, w13, h, gate_up, out)
+    cuda.norm_swiglu(device, NormInput(x, norm, EPS), w13, h, gate_up, out)
 
 
 @pytest.mark.parametrize("rows", [1, *FEW, 65])
@@ -104,7 +107,7 @@ def test_swiglu_of_the_norm_opens_and_closes_channels(device, in_every_order, ro
         out = poison(rows, n_out, bfloat16)
         found = in_orders(in_every_order, device, norm_swiglu, [x, norm, w13], out)
         both = product(norm_of(device, x, norm), w13)
-        if rows > cuda.MAX_FEW:  # cuBLAS leaves bfloat16
+        if rows > cuda.MAX_FEW:  # cuBLAS rounds its result to bfloat16
             both = both.astype(bfloat16).astype(np.float64)
         expected = swiglu(both[:, :n_out], both[:, n_out:])
         assert_close(found, expected) if n_out >= MANY else assert_close(by_output(found), by_output(expected))
@@ -112,7 +115,7 @@ def test_swiglu_of_the_norm_opens_and_closes_channels(device, in_every_order, ro
 
 @pytest.mark.parametrize("rows", [1, 3, 65])
 def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every_order, rows):
-    """To the bit, also where both are one kernel."""
+    """Bit for bit, even where one kernel does both."""
     for n_out, width in SHAPES:
         x, norm, w = random(1, rows, width, dtype=np.float32), random(2, width), inputs(1, n_out, width)[1]
         found = in_orders(in_every_order, device, norm_linear, [x, norm, w], poison(rows, n_out, np.float32))
@@ -123,7 +126,7 @@ def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every
 
 @pytest.mark.parametrize(("few", "more"), [(2, 8), (9, 16), (33, 64)])
 def test_a_row_does_not_see_its_neighbours_or_how_many_they_are(device, few, more):
-    """As long as the same kernel takes them: up to 8, 16, 32 or 64 rows."""
+    """As long as the same variant of the kernel takes them: for up to 8, 16, 32 or 64 rows."""
     x, w = inputs(more, 50, 1088)
     whole = launched(device, cuda.linear, [x, w], poison(more, 50, np.float32))
     fewer = launched(device, cuda.linear, [x[:few], w], poison(few, 50, np.float32))

@@ -1,4 +1,4 @@
-"""`Llama.load(device="cuda")` on the demo: real weights, from the file to the text."""
+"""`Llama.load(device="cuda")` with the demo's weights gives the text and the logits of the CPU, or a clear refusal."""
 
 import json
 
@@ -18,23 +18,23 @@ QUESTION = [{"role": "user", "content": "What is RoPE?"}]
 
 @pytest.fixture
 def cuda(device, monkeypatch):
-    """What "cuda" opens, here."""
+    """The device that the name "cuda" opens in these tests."""
     monkeypatch.setitem(devices.BACKENDS, "cuda", lambda index: device)
     return device
 
 
-def test_the_demo_says_what_it_says_in_numpy(cuda):
-    heard = []
-    llama = Llama.load(device="cuda", on_upload=lambda done, total: heard.append((done, total)))
-    assert llama.device == "cuda" and heard[-1] == (llama.checkpoint.parameters,) * 2
+def test_the_demo_gives_the_same_answer_as_in_numpy(cuda):
+    reported = []
+    llama = Llama.load(device="cuda", on_upload=lambda done, total: reported.append((done, total)))
+    assert llama.device == "cuda" and reported[-1] == (llama.checkpoint.parameters,) * 2
     found, expected = (one.chat(QUESTION, temperature=0, max_tokens=10, logprobs=2) for one in (llama, Llama.load()))
     assert found.text == expected.text and found.tokens == expected.tokens
     for ours, theirs in zip(found.pieces, expected.pieces):
         assert abs(ours.logprob - theirs.logprob) < 0.1
 
 
-def test_json_by_a_schema(cuda):
-    """Masks go to the device, and tokens that must come are read together."""
+def test_json_that_follows_a_schema(cuda):
+    """Masks are uploaded to the device, and forced tokens are read in one step."""
     schema = {
         "type": "object",
         "properties": {"about": {"enum": ["RoPE", "the sampler"]}, "right": {"type": "boolean"}},
@@ -48,14 +48,14 @@ def test_json_by_a_schema(cuda):
     assert json.loads(found.text)["about"] in ("RoPE", "the sampler")
 
 
-def test_its_logits_are_numpys(cuda):
+def test_the_logits_are_close_to_those_of_numpy(cuda):
     ids = [128, 7, 9, 300, 12]
     found, expected = (Llama.load(device=name).logits(ids) for name in ("cuda", "cpu"))
     error = ((found - expected) ** 2).sum(axis=-1) / (expected**2).sum(axis=-1)
     assert error.max() ** 0.5 <= 2e-2, error
 
 
-def test_too_little_memory_is_said_before_anything_is_uploaded(cuda, monkeypatch):
+def test_too_little_memory_is_reported_before_anything_is_uploaded(cuda, monkeypatch):
     monkeypatch.setattr(cuda, "memory", lambda: (10**6, 10**9))
     monkeypatch.setattr(cuda, "upload", lambda *_: pytest.fail("uploaded"))
     with pytest.raises(DeviceError, match="too little GPU memory"):
@@ -63,7 +63,7 @@ def test_too_little_memory_is_said_before_anything_is_uploaded(cuda, monkeypatch
     assert Llama.load(device="auto").device == "cpu"
 
 
-def test_a_shape_that_the_kernels_do_not_know_runs_on_the_cpu_alone(cuda, tmp_path):
+def test_a_shape_that_the_kernels_do_not_support_only_runs_on_the_cpu(cuda, tmp_path):
     config = tiny_config()
     folder = write_hf(tmp_path, config, random_tensors(config))
     with pytest.raises(DeviceError, match="head_dim is 16"):
@@ -71,7 +71,7 @@ def test_a_shape_that_the_kernels_do_not_know_runs_on_the_cpu_alone(cuda, tmp_pa
     assert Llama.load(folder, device="auto").device == "cpu"
 
 
-def test_auto_is_a_gpu_where_the_model_can_run_there(cuda, monkeypatch):
+def test_auto_chooses_a_gpu_if_the_model_can_run_there(cuda, monkeypatch):
     checkpoint = load_folder(resource("weights", "demo"))
     monkeypatch.setattr("llama3.cuda.load.find_spec", lambda name: True)
     assert best_device(checkpoint, 1) == "cuda"

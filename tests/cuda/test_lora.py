@@ -1,14 +1,16 @@
-"""Adapters on a device: the kernels against float64, a tiny Llama against NumPy, and nothing changed for the others."""
+"""LoRA adapters on a device: the kernels against float64, a tiny Llama against NumPy, and rows without an adapter
+unchanged.
+"""
 
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cpu_model import CpuModel
+from llama3.cuda.launch import Kernel
 from llama3.cuda.lora import Lora, upload_adapters
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
 from llama3.engine import Engine, Request
-from llama3.model import transformer as plain
 from llama3.model.batch import Batch
 from llama3.model.lora import LoraPair
 from llama3.sampling_params import SamplingParams
@@ -27,7 +29,7 @@ SHAPES = {
 
 
 def lora_pair(seed, rank, out, width, scale=1.0):
-    """bfloat16 numbers in float32, so that both sides multiply by the same."""
+    """bfloat16 numbers in float32, so that NumPy and the device multiply by the same numbers."""
     a, b = random(seed, rank, width, scale=width**-0.5), random(seed + 1, out, rank, scale=scale * rank**-0.5)
     return LoraPair(a.astype(np.float32), b.astype(np.float32))
 
@@ -43,19 +45,19 @@ ADAPTERS = {"all": adapter(1, 4), "high": adapter(2, 64), "some": adapter(3, 9, 
 
 @pytest.mark.parametrize("dtype", [bfloat16, np.float32])
 @pytest.mark.parametrize(("out", "width", "rank"), [(64, 64, 1), (300, 192, 16), (515, 2112, 64)])
-def test_what_is_added_agrees_with_float64(device, in_every_order, dtype, out, width, rank):
-    """Into the middle of wider rows, whose other columns stay as they are; rows without an adapter, too."""
+def test_the_added_product_agrees_with_float64(device, in_every_order, dtype, out, width, rank):
+    """It is added to the middle columns of wider rows. Other columns, and rows without an adapter, do not change."""
     parts = [lora_pair(n, rank, out, width) for n in (1, 50)]
     config = CONFIG.__class__(**{**vars(CONFIG), "n_layers": 1})
     names = ["b", None, "a", None, "b"]
     x, before = random(9, len(names), width), random(8, len(names), out + 24, dtype=dtype)
     adapters = upload_adapters(device, config, {"a": [{"wk": parts[0]}], "b": [{"wk": parts[1]}]})
     batch = Batch.of([(i, [i]) for i in range(len(names))], names)
-    there = device.upload(x)
+    uploaded = device.upload(x)
 
     def run():
         found = device.upload(before)
-        Lora(device, adapters, batch).add(0, {"wq": 16, "wk": out, "wv": 8}, there, found)
+        Lora(device, adapters, batch).add(0, {"wq": 16, "wk": out, "wv": 8}, uploaded, found)
         return device.download(found)
 
     found, expected = in_every_order(run), before.astype(np.float64)
@@ -70,12 +72,12 @@ def test_what_is_added_agrees_with_float64(device, in_every_order, dtype, out, w
 
 def test_the_naive_kernel_adds_the_same(device, in_every_order):
     part, x, before = lora_pair(5, 8, 70, 128), random(6, 3, 128), random(7, 3, 70, dtype=np.float32)
-    there = [device.upload(array.astype(bfloat16)) for array in (part.a, part.b, x)]
-    which = device.upload(np.array([0, -1, 0], np.int32))
+    uploaded = [device.upload(array.astype(bfloat16)) for array in (part.a, part.b, x)]
+    adapter_of_row = device.upload(np.array([0, -1, 0], np.int32))
 
     def run():
         found = device.upload(before)
-        args = [*there, which, found, *(np.int32(n) for n in (8, 128, 70, 70))]
+        args = [*uploaded, adapter_of_row, found, *(np.int32(n) for n in (8, 128, 70, 70))]
         device.launch(Kernel("lora.cu", "lora_naive"), (3, 3), (32,), args)
         return device.download(found)
 
@@ -88,7 +90,7 @@ def models(device):
     weights = weights_of(CONFIG)
     return (
         Transformer(device, CONFIG, upload_weights(device, weights), ADAPTERS),
-        plain.Transformer(CONFIG, weights, ADAPTERS),
+        CpuModel(CONFIG, weights, ADAPTERS),
     )
 
 
@@ -101,16 +103,16 @@ def test_a_mixed_batch_of_prompts_and_decoding_rows_agrees_with_numpy(models):
         batch = Batch.of(rows, [names[slot] for slot, _ in rows])
         found, expected = (m.forward(batch, cache, np.arange(len(batch.tokens))) for m, cache in zip(models, caches))
         assert_agree(found, expected)
-    for name in ADAPTERS:  # each does far more than rounding
-        plain_one, found = (
-            models[1].forward(Batch.of([past[1]], [given]), models[1].new_cache(2, 8), np.arange(3))
-            for given in (None, name)
+    for name in ADAPTERS:  # each changes the logits by far more than rounding does
+        without, found = (
+            models[1].forward(Batch.of([past[1]], [adapter]), models[1].new_cache(2, 8), np.arange(3))
+            for adapter in (None, name)
         )
-        assert np.linalg.norm(found - plain_one) > 0.1 * np.linalg.norm(plain_one)
+        assert np.linalg.norm(found - without) > 0.1 * np.linalg.norm(without)
 
 
-def test_rows_without_an_adapter_go_the_way_they_went(models, device, monkeypatch):
-    """A decoding batch with none replays its graph, and no kernel of LoRA runs."""
+def test_rows_without_an_adapter_run_as_before(models, device, monkeypatch):
+    """A decoding batch without adapters replays its graph, and runs no LoRA kernel."""
     model, launched = models[0], []
     launch = device.launch
 

@@ -1,9 +1,10 @@
-"""The benchmark's probes do what they are timed for."""
+"""The kernels that only the benchmark runs do the work for which it times them."""
 
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel, bfloat16
+from llama3.cuda.device import bfloat16
+from llama3.cuda.launch import Kernel
 
 
 @pytest.mark.parametrize("n", [1, 1000, 8 * 512 + 3])
@@ -15,7 +16,7 @@ def test_read_only_reads_every_piece_once(device, n):
     assert device.download(out)[0] == np.bitwise_xor.reduce(data.reshape(-1))
 
 
-def test_blocks_meet_as_often_as_asked(device):
+def test_blocks_meet_the_requested_number_of_times(device):
     count = device.upload(np.zeros(1, np.uint32))
     device.launch(Kernel("probes.cu", "grid_sync"), (1,), (256,), [count, np.int32(5)])
     assert device.download(count)[0] == 5

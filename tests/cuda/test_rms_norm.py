@@ -1,7 +1,10 @@
+"""RMSNorm, all kernels, against float64; and a row's bits whatever its neighbours are."""
+
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cuda.arrays import NormInput
+from llama3.cuda.launch import Kernel
 from llama3.cuda.rms_norm import rms_norm, rms_norm_rows
 from tests.cuda.kernel_checks import assert_close, random
 
@@ -20,7 +23,7 @@ def expected(x, weight):
 
 def normed(device, x, weight):
     out = device.alloc(x.shape, weight.dtype)
-    rms_norm(device, device.upload(x), device.upload(weight), EPS, out)
+    rms_norm(device, NormInput(device.upload(x), device.upload(weight), EPS), out)
     return device.download(out)
 
 
@@ -55,14 +58,13 @@ def test_a_row_does_not_see_its_neighbours(device):
     assert np.array_equal(normed(device, x, weight)[2:3], normed(device, x[2:3], weight))
 
 
-def test_of_some_rows_in_any_order_it_is_what_it_is_of_all(device, in_every_order):
+def test_the_norm_of_some_rows_is_the_same_as_in_the_norm_of_all(device, in_every_order):
     x, weight = inputs(9, 320)
     rows = np.array([8, 0, 3, 3, 5], np.int32)
 
     def run():
         out = device.alloc((5, 320), weight.dtype)
-        there = [device.upload(array) for array in (x, rows, weight)]
-        rms_norm_rows(device, *there, EPS, out)
+        rms_norm_rows(device, NormInput(device.upload(x), device.upload(weight), EPS), device.upload(rows), out)
         return device.download(out)
 
     assert np.array_equal(in_every_order(run), normed(device, x, weight)[rows])

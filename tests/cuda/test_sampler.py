@@ -1,18 +1,18 @@
-"""The tokens are NumPy's, whatever the parameters."""
+"""The sampler on the device draws the tokens that the NumPy sampler draws, whatever the parameters."""
 
 from itertools import product
 
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cuda.launch import Kernel
 from llama3.cuda.sampler import MAX_TOP, SamplerState, results, sample
 from llama3.errors import LogitsError
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
 
 ROWS = 64
-# Off, and on, of every parameter. 7 * 2 ** 5 = 224 combinations.
+# Every parameter off and on: 7 * 2 ** 5 = 224 combinations.
 TEMPERATURES = (0, 1e-300, 0.3, 0.6, 1, 1.7, 30)
 SWITCHES = {
     "top_k": (None, 7),
@@ -32,7 +32,7 @@ def combinations():
 
 
 def logits_of(rows, vocab_size, seed):
-    """Of several widths; a third of the rows in steps of 1/4, so that many are equal; a few -infinity."""
+    """Logits of several spreads. A third of the rows is rounded to 1/4, so that many are equal. A few are -infinity."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((rows, vocab_size)) * random.choice([0.5, 2, 8], (rows, 1))
     x[::3] = np.round(x[::3] * 4) / 4
@@ -40,7 +40,7 @@ def logits_of(rows, vocab_size, seed):
     return x.astype(np.float32)
 
 
-def sampling_of(parameters, masked, vocab_size, seed):
+def sampler_of(parameters, masked, vocab_size, seed):
     random = np.random.default_rng(seed)
     allowed = random.random(vocab_size) < 0.5
     params = SamplingParams(**parameters, seed=int(random.integers(2**63)))
@@ -57,18 +57,18 @@ def draw(device, logits, samplers, state=None, slots=None):
     state = state or SamplerState(device, rows, rows, vocab_size)
     tokens, positions = device.upload(np.zeros(rows, np.int32)), device.upload(np.arange(rows, dtype=np.int32))
     state.set(device, samplers, slots or range(rows))
-    there = device.upload(logits)
-    sample(device, there, state, tokens, positions)
-    found = results(device, state, there, rows)
+    uploaded = device.upload(logits)
+    sample(device, uploaded, state, tokens, positions)
+    found = results(device, state, uploaded, rows)
     assert device.download(positions).tolist() == [
         row + isinstance(s, Sample) for row, s in enumerate(found)
-    ]  # and where nothing could be drawn, nothing moves
+    ]  # where nothing could be drawn, the position stays
     assert all(token == s.token for token, s in zip(device.download(tokens), found) if isinstance(s, Sample))
     return found
 
 
 def outcome(sample):
-    """Its token, or why there is none."""
+    """The token, or the reason why there is none."""
     return str(sample) if isinstance(sample, LogitsError) else sample.token
 
 
@@ -88,9 +88,9 @@ def check_draws(device, vocab_size, n):
     while done < n:
         rows = min(ROWS, n - done)
         logits = logits_of(rows, vocab_size, done)
-        given = [sampling_of(*kinds[(done + row) % len(kinds)], vocab_size, done + row) for row in range(rows)]
-        found = draw(device, logits, given, state if rows == ROWS else None)
-        assert [outcome(s) for s in found] == expected(logits, given), f"from draw {done} on"
+        samplers = [sampler_of(*kinds[(done + row) % len(kinds)], vocab_size, done + row) for row in range(rows)]
+        found = draw(device, logits, samplers, state if rows == ROWS else None)
+        assert [outcome(s) for s in found] == expected(logits, samplers), f"from draw {done} on"
         done += rows
 
 
@@ -112,8 +112,8 @@ def test_in_every_order_of_threads_and_blocks(device, in_every_order):
     kinds = [k for k in combinations() if k[0].get("top_k") and k[0].get("top_p")][:8]
 
     def run():
-        given = [sampling_of({**parameters, "logprobs": 5}, masked, 9000, 1) for parameters, masked in kinds]
-        found = draw(device, logits, given)
+        samplers = [sampler_of({**parameters, "logprobs": 5}, masked, 9000, 1) for parameters, masked in kinds]
+        found = draw(device, logits, samplers)
         return np.array([[s.token, s.logprob, *(x for pair in s.top for x in pair)] for s in found])
 
     in_every_order(run)
@@ -122,13 +122,13 @@ def test_in_every_order_of_threads_and_blocks(device, in_every_order):
 def test_the_naive_kernel_draws_the_same(device):
     vocab_size = 60
     kinds = [kind for kind in combinations() if not kind[1] and "repetition_penalty" not in kind[0]]
-    given = [sampling_of(*kind, vocab_size, i) for i, kind in enumerate(kinds)]
-    rows = len(given)
+    samplers = [sampler_of(*kind, vocab_size, i) for i, kind in enumerate(kinds)]
+    rows = len(samplers)
     logits = logits_of(rows, vocab_size, 3)
     state = SamplerState(device, rows, rows, vocab_size)
-    state.set(device, given, range(rows))
+    state.set(device, samplers, range(rows))
     params, chosen = device.upload(device.download(state.params)), device.alloc((rows,), np.int32)
-    found = draw(device, logits, given, state)
+    found = draw(device, logits, samplers, state)
     args = [state.adjusted, params, chosen, np.int32(rows), np.int32(vocab_size)]
     device.launch(Kernel("sampler.cu", "sampler_naive"), (2,), (32,), args)
     assert device.download(chosen).tolist() == [s.token for s in found]
@@ -137,8 +137,8 @@ def test_the_naive_kernel_draws_the_same(device):
 def test_the_naive_kernel_finds_the_same_most_likely_tokens(device):
     vocab_size, n, rows = 300, 20, 6
     logits = logits_of(rows, vocab_size, 4)
-    given = [SequenceSampler(SamplingParams(seed=row, logprobs=n), [0], vocab_size) for row in range(rows)]
-    found = [[i for i, _ in s.top] for s in draw(device, logits, given)]
+    samplers = [SequenceSampler(SamplingParams(seed=row, logprobs=n), [0], vocab_size) for row in range(rows)]
+    found = [[i for i, _ in s.top] for s in draw(device, logits, samplers)]
     top = device.upload(np.zeros((rows, MAX_TOP), np.int32))
     args = [device.upload(logits), top, *(np.int32(size) for size in (rows, n, vocab_size))]
     device.launch(Kernel("sampler_top.cu", "sampler_top_naive"), (1,), (32,), args)
@@ -146,75 +146,75 @@ def test_the_naive_kernel_finds_the_same_most_likely_tokens(device):
 
 
 def test_replays_of_a_graph_draw_on_by_themselves(device):
-    """The device knows what it has drawn: place in the random numbers and counts, without a word from the host."""
+    """The device updates its own place in the random numbers and its counts: the host uploads nothing."""
     vocab_size, rows = 515, 6
     logits = logits_of(rows, vocab_size, 5)
     kinds = [({"temperature": 1, "frequency_penalty": 2.0, "top_k": 40}, False)] * 4 + [({"temperature": 0}, False)] * 2
-    given, again = ([sampling_of(*kind, vocab_size, i) for i, kind in enumerate(kinds)] for _ in range(2))
+    samplers, again = ([sampler_of(*kind, vocab_size, i) for i, kind in enumerate(kinds)] for _ in range(2))
     state = SamplerState(device, 8, rows, vocab_size)
-    what = np.concatenate([logits, np.full((2, vocab_size), np.nan, np.float32)])
-    there, tokens = device.upload(what), device.upload(np.full(8, 7, np.int32))
+    padded = device.upload(np.concatenate([logits, np.full((2, vocab_size), np.nan, np.float32)]))
+    tokens = device.upload(np.full(8, 7, np.int32))
     positions = device.upload(np.array([5] * rows + [-1] * 2, np.int32))
-    draw(device, logits, given)  # compiles what a capture may not
+    draw(device, logits, samplers)  # compiles the kernels, which a capture does not allow
     with device.capture() as graph:
-        sample(device, there, state, tokens, positions)
+        sample(device, padded, state, tokens, positions)
     for step in range(4):
-        state.set(device, given, range(rows))
+        state.set(device, samplers, range(rows))
         before = device.download(state.params).tobytes()
         device.replay(graph)
-        found = results(device, state, there, rows)
-        wanted = expected(logits, again)
-        assert [s.token for s in found] == wanted and device.download(tokens).tolist() == [*wanted, 7, 7]
+        found = results(device, state, padded, rows)
+        numpy_tokens = expected(logits, again)
+        assert [s.token for s in found] == numpy_tokens and device.download(tokens).tolist() == [*numpy_tokens, 7, 7]
         assert device.download(positions).tolist() == [6 + step] * rows + [-1, -1]
-        for samplers in (given, again):
-            for sampler, token in zip(samplers, wanted):
+        for group in (samplers, again):
+            for sampler, token in zip(group, numpy_tokens):
                 sampler.accept(token)
         assert device.download(state.params).tobytes() != before
     uploads = []
     device.upload, upload = lambda *args, **more: uploads.append(args), device.upload
-    state.set(device, given, range(rows))
+    state.set(device, samplers, range(rows))
     device.upload = upload
     assert uploads == []
 
 
-def test_a_slot_that_changes_hands_is_told_of_its_new_past(device):
+def test_a_slot_with_a_new_sequence_gets_its_history(device):
     vocab_size, logits = 515, logits_of(2, 515, 6)
     state = SamplerState(device, 2, 3, vocab_size)
     penalties = {"temperature": 0.8, "repetition_penalty": 2.0, "presence_penalty": 1.0}
     for seed, slots in ((1, [0, 1]), (2, [1, 2]), (3, [0, 1])):
-        given = [sampling_of(penalties, False, vocab_size, seed * 10 + i) for i in range(2)]
+        samplers = [sampler_of(penalties, False, vocab_size, seed * 10 + i) for i in range(2)]
         for _ in range(3):
-            found = [s.token for s in draw(device, logits, given, state, slots)]
-            assert found == expected(logits, given)
-            for sampler, token in zip(given, found):
+            found = [s.token for s in draw(device, logits, samplers, state, slots)]
+            assert found == expected(logits, samplers)
+            for sampler, token in zip(samplers, found):
                 sampler.accept(token)
-        given[0].accept(3)  # a token that nobody drew
-        found = [s.token for s in draw(device, logits, given, state, slots)]
-        assert found == expected(logits, given)
+        samplers[0].accept(3)  # a forced token, which no draw gave
+        found = [s.token for s in draw(device, logits, samplers, state, slots)]
+        assert found == expected(logits, samplers)
 
 
 def test_a_row_does_not_see_its_neighbours(device):
     logits = logits_of(8, 515, 7)
     kinds = list(combinations())[100:108]
-    given = [sampling_of(*kind, 515, i) for i, kind in enumerate(kinds)]
-    whole = draw(device, logits, given)
+    samplers = [sampler_of(*kind, 515, i) for i, kind in enumerate(kinds)]
+    whole = draw(device, logits, samplers)
     for row in range(8):
-        assert draw(device, logits[row : row + 1], given[row : row + 1]) == whole[row : row + 1]
+        assert draw(device, logits[row : row + 1], samplers[row : row + 1]) == whole[row : row + 1]
 
 
-def test_what_cannot_be_drawn_says_why_and_stops_nobody_else(device):
+def test_a_row_that_cannot_be_drawn_says_why_and_the_others_are_drawn(device):
     logits = logits_of(6, 5000, 8)
     logits[0, 4500], logits[0, 4700], logits[1, 17], logits[2] = np.nan, np.inf, np.inf, -np.inf
     forbidden = np.zeros(5000, bool)
     params = SamplingParams(seed=1)
     masks = [None, None, None, lambda: forbidden, None, None]
-    given = [SequenceSampler(params, [0], 5000, mask) for mask in masks]
-    found = draw(device, logits, given)
-    for row, sampler in enumerate(given):
+    samplers = [SequenceSampler(params, [0], 5000, mask) for mask in masks]
+    found = draw(device, logits, samplers)
+    for row, sampler in enumerate(samplers):
         if row < 4:
-            with pytest.raises(LogitsError) as wanted:
+            with pytest.raises(LogitsError) as numpy_error:
                 sampler.sample(logits[row])
-            assert isinstance(found[row], LogitsError) and str(found[row]) == str(wanted.value)
+            assert isinstance(found[row], LogitsError) and str(found[row]) == str(numpy_error.value)
         else:
             assert found[row] == sampler.sample(logits[row])
 
@@ -222,12 +222,12 @@ def test_what_cannot_be_drawn_says_why_and_stops_nobody_else(device):
 @pytest.mark.parametrize("vocab_size", [5, 515, 9000])
 def test_log_probabilities_are_numpys(device, vocab_size):
     logits = logits_of(6, vocab_size, 9)
-    given = [
+    samplers = [
         SequenceSampler(SamplingParams(seed=row, temperature=row / 3, logprobs=n, presence_penalty=1), [1], vocab_size)
         for row, n in enumerate((0, 1, 5, 20, MAX_TOP, MAX_TOP + 1))
     ]
-    for sampler, row, found in zip(given, logits, draw(device, logits, given)):
-        wanted = sampler.sample(row)
-        assert found.token == wanted.token and [i for i, _ in found.top] == [i for i, _ in wanted.top]
-        numbers = [found.logprob, *(x for _, x in found.top)], [wanted.logprob, *(x for _, x in wanted.top)]
+    for sampler, row, found in zip(samplers, logits, draw(device, logits, samplers)):
+        numpy_sample = sampler.sample(row)
+        assert found.token == numpy_sample.token and [i for i, _ in found.top] == [i for i, _ in numpy_sample.top]
+        numbers = [found.logprob, *(x for _, x in found.top)], [numpy_sample.logprob, *(x for _, x in numpy_sample.top)]
         np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The CUDA path in bfloat16 is nearer to float32 than transformers in bfloat16 is."""
+"""The CUDA path in bfloat16 is closer to float32 than transformers in bfloat16 is."""
 
 import numpy as np
 import pytest

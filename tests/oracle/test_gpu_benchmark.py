@@ -1,4 +1,4 @@
-"""The GPU benchmark runs: its arithmetic of floors, and all its code on a tiny model, emulated."""
+"""The GPU benchmark: its floors are right, and all of its code runs on a tiny emulated model."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_the_floors_are_those_of_llama_3_8b():
-    """By Meta's own count of parameters: 8,030,261,248, of which the embedding is not read."""
+    """Meta's own count is 8,030,261,248 parameters, of which the embedding is not read."""
     assert weights_read(LLAMA3_8B) == 2 * (8_030_261_248 - 128_256 * 4096)
     assert cache_read(LLAMA3_8B, 1) == 128 * 1024
     assert attention_flops(LLAMA3_8B, 8192) * 32 == pytest.approx(17.59e12, rel=1e-3)
@@ -31,7 +31,7 @@ def test_every_row_is_measured_on_a_tiny_model(tmp_path, parts):
     assert all(row["ms"] > 0 for row in report["rows"]) and report["limits"]["read_only_TB_s"] > 0
 
 
-def test_a_bar_holds_or_not_and_one_whose_figures_are_missing_is_not_measured():
+def test_a_target_holds_or_not_or_is_not_measured():
     from gpu import verdicts
 
     assert all(line.endswith("not measured") for line in verdicts({"rows": []}))
@@ -40,5 +40,5 @@ def test_a_bar_holds_or_not_and_one_whose_figures_are_missing_is_not_measured():
         {"name": "decode, batch 1, context 128: fast_compile", "ms": 5.0},
         {"name": "decode, batch 1, context 128: ours, every parameter set", "ms": 4.04},
     ]
-    said = [line for line in verdicts({"rows": rows}) if not line.endswith("not measured")]
-    assert [line.split(": ")[-1] for line in said] == ["does not hold", "holds", "holds"]
+    lines = [line for line in verdicts({"rows": rows}) if not line.endswith("not measured")]
+    assert [line.split(": ")[-1] for line in lines] == ["does not hold", "holds", "holds"]

@@ -1,4 +1,4 @@
-"""Compile a kernel file with the system's g++ and load it."""
+"""Compile a kernel file with the system's g++, and load the library with ctypes."""
 
 import ctypes
 import functools
@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 COMPILE = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
 COMPILE += ["-fno-strict-aliasing"]  # kernels read a uint4 as eight bfloat16; without this g++ drops the loads
-COMPILE += ["-fno-gnu-unique", "-fvisibility-inlines-hidden"]  # no variable shared between two kernel files
-COMPILE += ["-fsanitize=alignment,bounds"]  # the reports are ours: memory.h
+COMPILE += ["-fno-gnu-unique", "-fvisibility-inlines-hidden"]  # two kernel files must not share variables
+COMPILE += ["-fsanitize=alignment,bounds"]  # memory.h handles the reports
 COMPILE += ["-Werror=frame-larger-than=32768", "-Wframe-larger-than=32768"]  # a quarter of a fiber's stack
 # `extern "C" __global__ void __launch_bounds__(256) name(`
 DEFINITION = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\(([^)]*)\)\s+)?(\w+)\(')
@@ -67,10 +67,10 @@ def load(file: str, name: str, defines: tuple[str, ...]) -> EmulatedKernel:
 
 @functools.cache
 def _library(file: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """From a folder of earlier builds, if nothing that goes into it has changed."""
+    """From the folder of earlier builds, unless the source, the emulator's headers or the options have changed."""
     source = kernel_source(file)
     for bounds, name in DEFINITION.findall(source):
-        threads = bounds.split(",")[0] or "1024"  # of `__launch_bounds__(256, 2)` the 256
+        threads = bounds.split(",")[0] or "1024"  # 256 from `__launch_bounds__(256, 2)`
         source += f"KERNEL({name}, {threads})\n"
     options = COMPILE + [f"-D{define}" for define in defines]
     headers = "".join(path.read_text() for path in sorted(HERE.glob("*.h")))
@@ -80,32 +80,18 @@ def _library(file: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     built = folder / f"{Path(file).stem}-{key}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            _run(
-                [
-                    "-c",
-                    *options,
-                    "-include",
-                    str(HERE / "cuda_emulator.h"),
-                    f"-I{HERE}",
-                    "-x",
-                    "c++",
-                    "-",
-                    "-o",
-                    f"{work}/o",
-                ],
-                source,
-            )
-            _run(
-                ["-shared", "-Wl,-Bsymbolic", f"{work}/o", "-o", f"{work}/so"]
-            )  # linked apart: without g++'s own reports
+            header = str(HERE / "cuda_emulator.h")
+            _run(["-c", *options, "-include", header, f"-I{HERE}", "-x", "c++", "-", "-o", f"{work}/o"], source)
+            # A separate link without -fsanitize: g++'s own handlers of the reports stay out.
+            _run(["-shared", "-Wl,-Bsymbolic", f"{work}/o", "-o", f"{work}/so"])
             os.replace(f"{work}/so", built)
     return ctypes.CDLL(str(built))
 
 
 def _run(arguments: list[str], text: str = "") -> None:
-    assert COMPILER, "no g++ here: the emulation needs one"
+    assert COMPILER, "g++ is not installed, and the emulation needs it"
     done = subprocess.run([COMPILER, *arguments], input=text, text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"g++ refused a kernel:\n{done.stderr}")
     if done.stderr:
-        raise RuntimeError(f"g++ warned of a kernel:\n{done.stderr}")
+        raise RuntimeError(f"g++ warned about a kernel:\n{done.stderr}")

@@ -1,48 +1,41 @@
-"""The emulation behind `llama3.cuda.device.Device`: NumPy arrays in guarded memory, kernels as fibers on the CPU."""
+"""The emulated `llama3.cuda.device.Device`: NumPy arrays in guarded memory, kernels that run as fibers on the CPU."""
 
 import ctypes
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llama3.cuda.device import Array, Device, Graph, Kernel
-from tests.cuda.emulator.build import EmulatedKernel, Launch, Range, load
+from llama3.cuda.device import Array, Device, Graph
+from llama3.cuda.launch import Launch
+from tests.cuda.emulator.build import EmulatedKernel, Range, load
+from tests.cuda.emulator.build import Launch as LaunchStruct
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
-ORDERS = ("forward", "reverse", "shuffled")  # of the blocks of a grid and of the threads of a block
+ORDERS = ("forward", "reverse", "shuffled")  # in which the blocks of a grid and the threads of a block run
 
-# The smallest of the supported architectures decides (CUDA programming guide, "technical specifications").
+# The lowest limits of the supported architectures (CUDA programming guide, "technical specifications").
 SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
 STATIC_LIMIT = 48 * 1024
-REGISTERS = 64 * 1024  # of an SM, handed out to warps in pieces of 256
+REGISTERS = 64 * 1024  # of an SM, allocated to warps in units of 256
 
 
 class EmulationError(Exception):
-    """What a GPU would have let pass, or refused, or died of."""
-
-
-@dataclass
-class Recorded:
-    kernel: Kernel
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    args: list[Any]  # arrays by weak reference: a graph holds addresses, and only `Graph.keep` holds the memory
-    shared: int
-    dependent: bool
+    """A bug that a GPU would not notice, would refuse, or would crash on."""
 
 
 class EmulatedDevice(Device):
     def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
-        self.free = 80 << 30  # bytes of a GPU of which we know no more
+        self.free = 80 << 30  # bytes; the memory of the emulated GPU
         self.order = "forward"
         self.seed = 0
-        self.registers = registers or {}  # of (file, name, defines): a thread's, as the compiler reported them
+        self.registers = registers or {}  # (file, name, defines) -> registers a thread, as the compiler reported them
         self._live: weakref.WeakSet[Allocation] = weakref.WeakSet()
-        # Written by the launches that may still run when a dependent one starts: since the last that was not dependent.
+        # The outputs of all launches since the last one that was not dependent, including that one: they may still be
+        # running when a dependent launch starts.
         self._in_flight: list[Allocation] = []
 
     @contextmanager
@@ -65,7 +58,7 @@ class EmulatedDevice(Device):
         out = self.alloc(array.shape, array.dtype) if into is None else into
         assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
         out[...] = array
-        self._in_flight = []  # a copy waits for all kernels before it, and those after it wait for the copy
+        self._in_flight = []  # a copy waits for all kernels before it, and later kernels wait for the copy
         return out
 
     def download(self, array: Array) -> np.ndarray:
@@ -92,7 +85,7 @@ class EmulatedDevice(Device):
     def _owns(self, arg: Any) -> bool:
         return isinstance(arg, np.ndarray) and allocation_of(arg) is not None
 
-    # ---- graphs: recorded, then run with what was recorded ----
+    # ---- graphs: a capture records launches, and a replay runs them with the recorded arguments ----
 
     def _begin_capture(self, graph: Graph) -> None:
         graph.handle = []
@@ -101,43 +94,29 @@ class EmulatedDevice(Device):
         pass
 
     def replay(self, graph: Graph) -> None:
-        for r in graph.handle:
-            args = [arg() if isinstance(arg, weakref.ref) else arg for arg in r.args]
+        for launch in graph.handle:
+            args = [arg() if isinstance(arg, weakref.ref) else arg for arg in launch.args]
             if any(arg is None for arg in args):
-                raise EmulationError(f"{r.kernel.name}: the graph names an array whose memory is gone")
-            self._run(r.kernel, r.grid, r.block, args, r.shared, r.dependent)
+                raise EmulationError(f"{launch.kernel.name}: the graph uses an array whose memory was freed")
+            self._run(replace(launch, args=args))
 
-    def _launch(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None:
+    def _launch(self, launch: Launch) -> None:
         if self.capturing:
-            kept = [weakref.ref(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-            self.capturing.handle.append(Recorded(kernel, grid, block, kept, shared, dependent))
+            # Arrays by weak reference: a graph holds addresses, and only `Graph.keep` holds the memory.
+            args = [weakref.ref(arg) if isinstance(arg, np.ndarray) else arg for arg in launch.args]
+            self.capturing.handle.append(replace(launch, args=args))
         else:
-            self._run(kernel, grid, block, args, shared, dependent)
+            self._run(launch)
 
     # ---- one launch ----
 
-    def _run(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared: int,
-        dependent: bool,
-    ) -> None:
+    def _run(self, launch: Launch) -> None:
+        kernel, args = launch.kernel, launch.args
         emulated = load(kernel.file, kernel.name, kernel.defines)
-        self._check_size(kernel, emulated, grid, block, shared)
-        _check_types(kernel, emulated, args)
+        self._check_size(launch, emulated)
+        _check_types(launch, emulated)
         written = [arg for arg, type_ in zip(args, emulated.parameters) if _is_output(type_)]
-        if not dependent:
+        if not launch.dependent:
             self._in_flight = []
         self._in_flight += [allocation for array in written if (allocation := allocation_of(array))]
         hidden = list(
@@ -146,26 +125,29 @@ class EmulatedDevice(Device):
 
         before = [(array, _around(array)) for array in written]
         message = ctypes.create_string_buffer(1024)
-        launch = Launch(
-            grid, block, shared, ORDERS.index(self.order), self.seed, dependent,
+        struct = LaunchStruct(
+            launch.grid, launch.block, launch.shared, ORDERS.index(self.order), self.seed, launch.dependent,
             len(hidden), (Range * len(hidden))(*hidden), _addresses(args), ctypes.cast(message, ctypes.c_char_p), None,
         )  # fmt: skip
-        failed = emulated.run(ctypes.byref(launch))
+        failed = emulated.run(ctypes.byref(struct))
         if failed:
-            where = self._describe(launch.fault, args) if launch.fault else ""
+            where = self._describe(struct.fault, args) if struct.fault else ""
             raise EmulationError(f"{kernel.name}: {message.value.decode()}{where}")
+        self._check_surroundings(kernel.name, written, before)
+
+    def _check_surroundings(
+        self, name: str, written: list[Array], before: list[tuple[Array, list[np.ndarray]]]
+    ) -> None:
+        """Has a kernel changed anything but its outputs? before: each output, with copies of the memory around it."""
         if any(not allocation.intact() for allocation in self._live):
-            raise EmulationError(f"{kernel.name}: wrote outside its arrays")
+            raise EmulationError(f"{name}: wrote outside its arrays")
         for array, outside in before:
             others = [a for a in written if a is not array and allocation_of(a) is allocation_of(array)]
             if not others and any(not np.array_equal(x, y) for x, y in zip(outside, _around(array))):
-                raise EmulationError(
-                    f"{kernel.name}: wrote beside an array of shape {array.shape}, into what surrounds it"
-                )
+                raise EmulationError(f"{name}: wrote beside an array of shape {array.shape}, into what surrounds it")
 
-    def _check_size(
-        self, kernel: Kernel, emulated: EmulatedKernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int
-    ) -> None:
+    def _check_size(self, launch: Launch, emulated: EmulatedKernel) -> None:
+        kernel, grid, block, shared = launch.kernel, launch.grid, launch.block, launch.shared
         threads = int(np.prod(block))
         if not 1 <= threads <= emulated.max_threads:
             raise EmulationError(
@@ -176,12 +158,12 @@ class EmulatedDevice(Device):
         if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
             raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
         registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
-        a_warp = -(-registers * 32 // 256) * 256
-        if a_warp * -(-threads // 32) > REGISTERS:
+        per_warp = -(-registers * 32 // 256) * 256
+        if per_warp * -(-threads // 32) > REGISTERS:
             raise EmulationError(f"{kernel.name}: {threads} threads of {registers} registers do not fit an SM")
 
     def _describe(self, fault: int, args: Sequence[Any]) -> str:
-        """Which argument an address belongs to, or the nearest to it."""
+        """The argument that contains an address, or is nearest to it."""
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
         i, array = min(arrays, key=lambda pair: abs(fault - pair[1].ctypes.data))
         return f": byte {fault - array.ctypes.data} of argument {i}, which has {array.nbytes}"
@@ -191,26 +173,27 @@ def _is_output(type_: str) -> bool:
     return type_.endswith("*") and not type_.startswith("const ")
 
 
-def _check_types(kernel: Kernel, emulated: EmulatedKernel, args: Sequence[Any]) -> None:
+def _check_types(launch: Launch, emulated: EmulatedKernel) -> None:
+    name, args = launch.kernel.name, launch.args
     if len(args) != len(emulated.parameters):
-        raise EmulationError(f"{kernel.name}: {len(args)} arguments; it takes {', '.join(emulated.parameters)}")
+        raise EmulationError(f"{name}: {len(args)} arguments; it takes {', '.join(emulated.parameters)}")
     for i, (arg, type_) in enumerate(zip(args, emulated.parameters)):
         found = arg.dtype.name + "*" * isinstance(arg, np.ndarray)
         if found != type_.removeprefix("const "):
-            raise EmulationError(f"{kernel.name}, argument {i}: {found}; it takes {type_}")
+            raise EmulationError(f"{name}, argument {i}: {found}; it takes {type_}")
 
 
 def _addresses(args: Iterable[Any]) -> Any:
-    """Of the arguments' values, as cuLaunchKernel takes them."""
+    """The addresses of the arguments' values, as cuLaunchKernel takes them."""
     values = [np.uint64(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
     buffers = [ctypes.create_string_buffer(value.tobytes(), 8) for value in values]
     pointers = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(buffer) for buffer in buffers))
-    pointers.buffers = buffers  # type: ignore[attr-defined]  # as long as their addresses are in use
+    pointers.buffers = buffers  # type: ignore[attr-defined]  # kept alive while their addresses are used
     return pointers
 
 
 def _around(array: np.ndarray) -> list[np.ndarray]:
-    """Copies of what an allocation holds before and behind an array that is a part of it."""
+    """Copies of an allocation's bytes before and after an array that is a part of it."""
     allocation = allocation_of(array)
     assert allocation
     whole, start = np.asarray(allocation), array.ctypes.data - allocation.address

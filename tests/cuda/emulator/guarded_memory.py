@@ -1,8 +1,8 @@
-"""Device memory of the emulation: every allocation stands alone, against an unreadable page.
+"""Device memory of the emulation: every allocation has its own pages, and ends right before an unreadable page.
 
-A kernel that runs off the end of an array, reading or writing, stops there and then. What no page can guard is filled
-with poison and looked at after every launch: up to 15 bytes behind the end (an array begins at a multiple of 16, and no
-more: CuPy gives 256), and what lies between the array and the page border before it.
+A kernel that reads or writes past the end of an array is stopped at once. Bytes that no page can guard are filled with
+poison and checked after every launch: up to 15 bytes after the end, and the bytes from the start of the first page to
+the array. (An array begins at a multiple of 16 and of no higher power of two; CuPy aligns to 256.)
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import mmap
 
 import numpy as np
 
-POISON = 0xFF  # not a number, as bfloat16 and as float32
+POISON = 0xFF  # NaN, as bfloat16 and as float32
 GUARD = 1 << 20  # address space costs nothing
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -22,16 +22,16 @@ PROT_NONE, NORESERVE = 0, 0x4000
 
 
 class Allocation:
-    """`np.asarray(allocation)` is its bytes; they are unmapped with the last array that looks at them."""
+    """`np.asarray(allocation)` is its bytes. They are unmapped when the last array that views them is freed."""
 
     def __init__(self, nbytes: int):
         self.nbytes = nbytes
-        body = -(-nbytes // 16) * 16  # the array and the bytes up to the page border behind it
+        body = -(-nbytes // 16) * 16  # the array and the bytes up to the end of its last page
         self.mapped = -(-(body + 64) // mmap.PAGESIZE) * mmap.PAGESIZE  # at least 64 bytes of poison before it
         self._area = libc.mmap(
             None, self.mapped + 2 * GUARD, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANON | NORESERVE, -1, 0
         )
-        self.begin = self._area + GUARD  # of the readable pages
+        self.begin = self._area + GUARD  # the first readable page
         assert libc.mprotect(self.begin, self.mapped, mmap.PROT_READ | mmap.PROT_WRITE) == 0
         self.address = self.begin + self.mapped - body
         ctypes.memset(self.begin, POISON, self.mapped)
@@ -44,14 +44,14 @@ class Allocation:
         libc.munmap(self._area, self.mapped + 2 * GUARD)
 
     def intact(self) -> bool:
-        """Is the poison around the array as it was?"""
+        """Is the poison around the array unchanged?"""
         pages = np.ctypeslib.as_array((ctypes.c_uint8 * self.mapped).from_address(self.begin))
         start = self.address - self.begin
         return bool((pages[:start] == POISON).all() and (pages[start + self.nbytes :] == POISON).all())
 
 
 def allocation_of(array: object) -> Allocation | None:
-    """Where an array lives; None for one of the host's."""
+    """The allocation that holds an array; None for an array in host memory."""
     while array is not None and not isinstance(array, Allocation):
         array = getattr(array, "base", None)
     return array

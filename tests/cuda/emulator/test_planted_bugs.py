@@ -1,4 +1,4 @@
-"""The emulation is only as good as the bugs it catches: each planted one, and by what."""
+"""The emulation catches every planted bug, each by its own check: the kernels of planted_bugs.cu, and bad launches."""
 
 import gc
 from pathlib import Path
@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cuda.launch import Kernel
 from tests.cuda.emulator.device import ORDERS, EmulationError
 
 FILE = str(Path(__file__).parent / "planted_bugs.cu")
@@ -27,7 +27,7 @@ def floats(n=256):
     return np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
 
-# ---- outside an array: unreadable pages, poison around it, and what stood beside a view ----
+# ---- access outside an array: unreadable pages, poison around it, copies of the memory beside a view ----
 
 
 @pytest.mark.parametrize("n", [64, 65, 1000, 100_000, -1, -64, -100_000])
@@ -78,11 +78,11 @@ def test_a_write_behind_static_shared_memory(device):
         run(device, "write_behind_static_shared", device.alloc((1,), np.float32), np.int32(8), threads=1)
 
 
-# ---- races: the order of threads and blocks shows in the result ----
+# ---- races: the result depends on the order of threads and blocks ----
 
 
 @pytest.mark.parametrize("name", ["missing_barrier", "missing_second_barrier", "missing_warp_barrier", "unordered_sum"])
-def test_a_missing_barrier_gives_other_bits_in_another_order(device, name):
+def test_a_missing_barrier_gives_different_bits_in_another_order(device, name):
     results = set()
     for order in ORDERS:
         with device.in_order(order):
@@ -93,7 +93,7 @@ def test_a_missing_barrier_gives_other_bits_in_another_order(device, name):
     assert len(results) == 3
 
 
-# ---- divergence: every meeting knows who is missing, and where they are ----
+# ---- divergence: every barrier and shuffle reports which threads are missing, and where they are ----
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_a_mask_that_names_lanes_the_block_does_not_have(device):
         run(device, "shuffle_across_a_short_warp", device.alloc((20,), np.float32), threads=20)
 
 
-# ---- asynchronous copies: poison until the wait ----
+# ---- asynchronous copies: the destination is poison until the wait ----
 
 
 @pytest.mark.parametrize("name", ["missing_copy_wait", "waits_for_the_group_before"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_is_read_before_the_copy_wait_is_poison(device, name, order):
+def test_a_read_before_the_copy_wait_gets_poison(device, name, order):
     y = device.alloc((32,), np.float32)
     with device.in_order(order):
         run(device, name, device.upload(floats(128)), y, threads=32)
@@ -135,7 +135,7 @@ def test_what_is_read_before_the_copy_wait_is_poison(device, name, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_copy_is_its_own_threads_until_a_barrier(device, order):
+def test_a_copy_is_only_visible_to_its_own_thread_until_a_barrier(device, order):
     y = device.alloc((32,), np.float32)
     with device.in_order(order):
         run(device, "missing_barrier_after_copy", device.upload(floats(128)), y, threads=32)
@@ -153,7 +153,7 @@ def test_a_kernel_that_never_waits_for_its_copies(device):
         )
 
 
-# ---- alignment: g++'s own checks, and ours where the access is hidden in an instruction ----
+# ---- alignment: checked by g++, and by the emulation where an instruction hides the access ----
 
 
 def test_a_16_byte_access_off_by_8(device):
@@ -169,7 +169,7 @@ def test_a_16_byte_access_off_by_8(device):
         run(device, "misaligned_matrix", out, threads=32, shared=512)
 
 
-# ---- overlapping launches: memory that is not to be touched yet is unreadable ----
+# ---- overlapping launches: memory that must not be touched yet is unreadable ----
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -177,7 +177,7 @@ def test_a_read_before_the_dependency_wait(device, order):
     x, y = device.upload(floats(64)), device.alloc((64,), np.float32)
     with device.in_order(order):
         device.launch(Kernel(PRIMITIVES, "increment"), (1,), (64,), [x])
-        run(device, "read_before_the_wait", x, y)  # alone, it is right
+        run(device, "read_before_the_wait", x, y)  # correct while no launch overlaps
         device.launch(Kernel(PRIMITIVES, "increment"), (1,), (64,), [x])
         with pytest.raises(EmulationError, match=r"before griddepcontrol.wait: byte .* of argument 0"):
             run(device, "read_before_the_wait", x, y, dependent=True)
@@ -197,7 +197,7 @@ def test_an_overlapping_kernel_that_never_waits(device):
 
 
 def test_a_read_of_what_the_predecessors_predecessor_wrote(device):
-    """The predecessor may have let this one start before its own wait."""
+    """The predecessor may have let this kernel start before it has waited for its own predecessor."""
     x, y, z = (device.upload(floats(64)) for _ in range(3))
     device.launch(Kernel(PRIMITIVES, "increment"), (1,), (64,), [x])
     device.launch(Kernel(PRIMITIVES, "after_the_wait"), (1,), (64,), [y, y, z], dependent=True)
@@ -212,11 +212,11 @@ def test_64_kb_of_shared_memory_without_the_opt_in(device):
     y = device.alloc((1,), np.float32)
     with pytest.raises(ValueError, match="65536 bytes of shared memory, and max_shared is 0"):
         run(device, "write_behind_dynamic_shared", y, np.int32(0), threads=1, shared=64 * 1024)
-    asked = Kernel(FILE, "write_behind_dynamic_shared", max_shared=64 * 1024)
-    device.launch(asked, (1,), (1,), [y, np.int32(0)], shared=64 * 1024)
+    opted_in = Kernel(FILE, "write_behind_dynamic_shared", max_shared=64 * 1024)
+    device.launch(opted_in, (1,), (1,), [y, np.int32(0)], shared=64 * 1024)
     with pytest.raises(EmulationError, match="bytes of shared memory"):  # more than sm_89 and sm_120 have
-        asked = Kernel(FILE, "write_behind_dynamic_shared", max_shared=128 * 1024)
-        device.launch(asked, (1,), (1,), [y, np.int32(0)], shared=128 * 1024)
+        opted_in = Kernel(FILE, "write_behind_dynamic_shared", max_shared=128 * 1024)
+        device.launch(opted_in, (1,), (1,), [y, np.int32(0)], shared=128 * 1024)
 
 
 def test_too_many_registers_for_the_threads(device):
@@ -266,7 +266,7 @@ def test_an_array_of_another_type_or_of_the_host(device):
 
 
 def test_a_position_baked_into_a_graph(device):
-    """Recorded once, the scalar stays what it was; the array that holds the position does not."""
+    """A replay uses the recorded scalar again, but reads a position from an array as it is then."""
     x, baked, counted = device.upload(floats(1)), device.alloc((8,), np.float32), device.alloc((8,), np.float32)
     position = device.upload(np.zeros(1, np.int32))
     with device.capture() as graph:
@@ -293,18 +293,18 @@ def test_anything_but_a_launch_inside_a_capture(device):
             call()
 
 
-def test_memory_that_is_gone_when_a_graph_is_replayed(device):
+def test_memory_that_was_freed_before_a_graph_is_replayed(device):
     x = device.alloc((4,), np.float32)
     with device.capture() as graph:
         device.launch(Kernel(PRIMITIVES, "increment"), (1,), (4,), [x])
-    graph.keep.clear()  # what keeps it alive
+    graph.keep.clear()  # the reference that keeps the array alive
     del x
     gc.collect()
-    with pytest.raises(EmulationError, match="memory is gone"):
+    with pytest.raises(EmulationError, match="memory was freed"):
         device.replay(graph)
 
 
-# ---- after all that ----
+# ---- after an error ----
 
 
 def test_an_error_leaves_the_device_usable(device):

@@ -1,4 +1,4 @@
-"""Used as it should be, everything the emulation offers does what the CUDA documents say, in every order."""
+"""Used correctly, everything that the emulation offers does what the CUDA documentation says, in every order."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama3.cuda.device import Kernel
+from llama3.cuda.launch import Kernel
 from tests.cuda.emulator import build
 
 FILE = str(Path(__file__).parent / "primitives.cu")
@@ -14,7 +14,7 @@ FILE = str(Path(__file__).parent / "primitives.cu")
 
 @pytest.fixture(params=["own switch", "ucontext"])
 def device(request, emulated, monkeypatch):
-    """Both ways to switch fibers; the second is the one for processors other than x86-64."""
+    """Both ways to switch fibers: our own on x86-64, ucontext on other processors."""
     emulated.kernels = ("EMULATOR_UCONTEXT",) if request.param == "ucontext" else ()
     return emulated
 
@@ -63,7 +63,7 @@ def test_votes_and_integer_atomics_count(device, in_every_order):
     assert in_every_order(run) == [(x > 0).sum()]
 
 
-def test_parts_of_a_warp_shuffle_on_their_own(device, in_every_order):
+def test_parts_of_a_warp_shuffle_independently(device, in_every_order):
     x = np.random.default_rng(0).permutation(32).astype(np.int32)
 
     def run():
@@ -110,10 +110,10 @@ def test_weights_may_be_read_before_the_predecessor_has_ended(device, dependent,
     weights, x = floats(2, 64)
 
     def run():
-        x_there = device.upload(x)
+        uploaded = device.upload(x)
         y = device.alloc((64,), np.float32)
-        device.launch(kernel(device, "increment"), (1,), (64,), [x_there])
-        args = [device.upload(weights), x_there, y]
+        device.launch(kernel(device, "increment"), (1,), (64,), [uploaded])
+        args = [device.upload(weights), uploaded, y]
         device.launch(kernel(device, "after_the_wait"), (1,), (64,), args, dependent=dependent)
         return device.download(y)
 
@@ -154,7 +154,7 @@ def test_gemm_multiplies_by_the_transposed_weights(device, out_type, accumulate)
     np.testing.assert_allclose(device.download(out).astype(np.float64), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_build_is_kept_and_a_change_is_not_missed(tmp_path, emulated):
+def test_a_build_is_reused_until_a_header_changes(tmp_path, emulated):
     file = tmp_path / "kernel.cu"
     header = tmp_path / "amount.cuh"
     file.write_text(f'#include "{header}"\nextern "C" __global__ void add(float* x) {{ x[0] += AMOUNT; }}\n')
