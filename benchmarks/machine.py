@@ -16,7 +16,7 @@ def about_this_run() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"processor": processor(), "flags": flags(), "cores": os.cpu_count(), "system": platform.platform()},
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
@@ -27,3 +27,11 @@ def processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def flags() -> list[str]:
+    """The vector and matrix extensions of the processor, on Linux."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted(name for name in found if name.startswith(("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16")))
