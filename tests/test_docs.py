@@ -1,0 +1,212 @@
+"""What the pages say is so: links lead somewhere, commands and Python run and print what the page shows, tables agree."""
+
+import ast
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama3 import Llama
+from llama3.limits import Limits
+from llama3.parity import Reference, save_reference
+from tests.pages import PAGES, ROOT, Block, anchors, blocks, links, name_of, prose
+
+DOCS = ROOT / "docs"
+BINARIES = (".venv/bin/llama3", ".venv/bin/python")
+# Commands that no test here runs, and why. A path in a reason names the test that covers the command.
+NOT_RUN = {
+    ".venv/bin/llama3 --model meta-llama/": "needs Meta's gated weights",
+    ".venv/bin/llama3 download meta-llama/": "needs Meta's gated weights; tests/checkpoint/test_transfer.py",
+    ".venv/bin/llama3 --device cuda": "needs a GPU; tests/cuda/test_load.py runs it emulated",
+    ".venv/bin/llama3 serve": "does not end by itself; tests/server/test_serve.py",
+    ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it emulated",
+    ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
+    ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
+    ".venv/bin/python docs/make_": "rewrites files of this tree",
+}
+MAY_FAIL = {".venv/bin/llama3 doctor": (0, 1)}  # 1: there is no GPU
+NOT_EXECUTED = {"docs/server.md": "needs a server and the package openai; tests/server/clients/test_server_page.py"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory in which relative paths of the pages exist, and where a command may write."""
+    for name in ("docs", "weights", "tests", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_to_a_heading(page: Path):
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        if page not in reached:
+            reached.add(page)
+            targets = [(page.parent / link.partition("#")[0]).resolve() for link in links(page)]
+            left += [target for target in targets if target.suffix == ".md"]
+    assert set(PAGES) <= reached
+
+
+# ---- commands
+
+
+def commands(page: Path) -> list[tuple[Block, str]]:
+    """Those that run a program of this project, also behind variables of the environment."""
+    found = [(block, command) for block in blocks(page) if block.language == "sh" for command in block.commands]
+    return [(block, command) for block, command in found if any(name in command for name in BINARIES)]
+
+
+COMMANDS = [(page, block, command) for page in PAGES for block, command in commands(page)]
+RUN = [case for case in COMMANDS if not any(start in case[2] for start in NOT_RUN)]
+
+
+def test_every_reason_not_to_run_a_command_holds():
+    for start, reason in NOT_RUN.items():
+        assert any(start in command for *_, command in COMMANDS), f"no page has {start}"
+        assert all((ROOT / path).is_file() for path in re.findall(r"tests/[\w/]+\.py", reason)), reason
+
+
+@pytest.mark.parametrize(("page", "block", "command"), RUN, ids=[f"{name_of(page)}: {c}" for page, _, c in RUN])
+def test_a_command_runs_and_prints_what_the_page_shows(page: Path, block: Block, command: str, checkout: Path):
+    argv = shlex.split(command)
+    program = [sys.executable, *(["-m", "llama3.cli"] if argv[0] == BINARIES[0] else [])]
+    shown = block.output if block.commands[-1] == command else None
+    seed = re.search(r"seed (\d+)", shown or "")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA3_", "HF_"))}
+    ran = subprocess.run(
+        [*program, *argv[1:], *(["--seed", seed[1]] if seed else [])],
+        env={**environment, "PYTHONPATH": str(ROOT), "LLAMA3_DEVICE": "cpu"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if seed else subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode in MAY_FAIL.get(command, (0,)), ran.stdout + str(ran.stderr)
+    if shown is not None:
+        assert sorted(without_times(ran.stdout).splitlines()) == sorted(without_times(shown).splitlines())
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"first after [\d.]+ s", "first after - s", re.sub(r"[\d,.]+/s", "-/s", text))
+
+
+def test_every_extra_that_a_page_installs_is_there():
+    extras = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.M)
+    named = [name for page in PAGES for name in re.findall(r"'\.\[([\w-]+)\]'", page.read_text())]
+    assert named and set(named) <= set(extras)
+
+
+# ---- Python
+
+
+def prepared(page: Path, folder: Path) -> dict[str, Any]:
+    """The names that a page's Python takes for granted."""
+    if page.name != "parity.md":
+        return {}
+    llama, tokens, seen = Llama.load(), [1792, 421], {}
+    logits = llama.logits(tokens, lambda name, value: seen.update({name: value.copy()}))
+    reference = Reference(
+        tokens=np.array(tokens, np.int64),
+        logits=logits,
+        positions=np.arange(len(tokens)),
+        config=llama.config,
+        dtype="float32",
+        producer="llama3",
+        model="demo",
+        activations=seen,
+    )
+    save_reference(folder / "reference.safetensors", reference)
+    x = seen["layers.0.attention"]
+    return {"my_llama": lambda _: logits, "tokens": tokens, "x": x, "logits": np.zeros((2, 128_256), np.float32)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_its_python_runs_and_prints_what_its_comments_say(page: Path, checkout: Path):
+    code = [block.text for block in blocks(page) if block.language == "python"]
+    if name_of(page) in NOT_EXECUTED:
+        assert code and (ROOT / NOT_EXECUTED[name_of(page)].rpartition(" ")[2]).is_file()
+        return
+    names = prepared(page, checkout)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for text in code:
+            exec(compile(text, name_of(page), "exec"), names)
+        for test in [value for name, value in names.items() if name.startswith("test_")]:
+            test()
+    for said in re.findall(r"# -> (.+)$", "\n".join(code), re.M):
+        assert re.search(".*".join(map(re.escape, said.split("..."))), printed.getvalue()), said
+
+
+# ---- tables and the picture
+
+
+def test_the_server_s_limits_are_the_tables():
+    rows = re.findall(r"\| ([\d,]+) \| `--(\w+) (?:(\w+)=)?(\d+)` \|", (DOCS / "server.md").read_text())
+    assert all(default.replace(",", "") == value for default, *_, value in rows)
+    table = {name or flag: int(value) for _, flag, name, value in rows}
+    assert table == {"slots": 4, "queue": 32, **asdict(Limits())}
+    text = (ROOT / "llama3" / "cli" / "serve.py").read_text()
+    assert 'option("--slots"' in text and "default=4" in text and "default=32" in text
+
+
+def test_imports_go_down_the_floors_of_the_architecture():
+    rows = re.findall(r"^\| (\d+) \| (`.+`) \|$", (DOCS / "architecture.md").read_text(), re.M)
+    floor_of = {name.rstrip("/"): int(number) for number, names in rows for name in re.findall(r"`([\w/]+)`", names)}
+    package = ROOT / "llama3"
+    for file in package.rglob("*.py"):
+        own = file.relative_to(package).with_suffix("").parts[0]
+        if own in ("__init__", "__main__"):
+            continue  # the public names, and the command
+        assert own in floor_of, f"docs/architecture.md has no floor for llama3/{own}"
+        for imported in imports_of(ast.parse(file.read_text())):
+            assert floor_of[imported] <= floor_of[own], f"{file.relative_to(ROOT)} imports {imported}"
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """The parts of llama3 that a module imports, but for those that only type checkers see."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "llama3":
+            names = [node.module] if "." in node.module else [f"llama3.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if not name.split(".")[1].startswith("_")}
+        found |= imports_of(node)
+    return found
+
+
+def test_the_picture_is_the_one_that_its_script_draws(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from make_picture import PICTURE, picture
+
+    assert PICTURE.read_text() == picture(), "run: python docs/make_picture.py"
+    named = re.findall(r">((?:model/)?[\w, /.]+\.py)<", picture())
+    files = {name.strip() for names in named for name in names.split(",")}
+    assert len(files) > 10 and all((ROOT / "llama3" / name).is_file() for name in files)
+
+
+def test_no_line_of_prose_is_left_unfinished():
+    for page in PAGES:
+        assert not re.search(r"TODO|FIXME|XXX|@@", prose(page)), name_of(page)
