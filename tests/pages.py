@@ -11,7 +11,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code, and the output that the page prints below it: a block without a language that follows at once."""
+    """A block of code, and its output if the page prints it: a block without a language that follows at once."""
 
     language: str
     text: str

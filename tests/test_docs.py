@@ -1,4 +1,4 @@
-"""What the pages say is so: links lead somewhere, commands and Python run and print what the page shows, tables agree."""
+"""What the pages say is so: links lead somewhere, code runs and prints what is shown, tables agree with the code."""
 
 import ast
 import contextlib
