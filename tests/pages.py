@@ -30,7 +30,7 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(text))
     out = []
     for i, match in enumerate(found):
@@ -42,7 +42,7 @@ def blocks(page: Path) -> list[Block]:
 
 def prose(page: Path) -> str:
     """The page without its blocks of code."""
-    return FENCE.sub("", page.read_text())
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def links(page: Path) -> list[str]:

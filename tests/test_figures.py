@@ -56,7 +56,7 @@ def within(least: float, most: float) -> Source:
 
 @cache
 def load(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
 def result(name: str, path: str, of: Callable[[Any], float] = float) -> Source:
@@ -71,7 +71,7 @@ def in_file(file: str, literal: str | None = None) -> Source:
     """A literal of a test: as the page writes the number, or as it is given here, where it must stand in the test."""
 
     def check(number: str) -> bool:
-        text = (ROOT / file).read_text()
+        text = (ROOT / file).read_text(encoding="utf-8")
         value = number.replace(",", "")
         return literal in text and value in literal.replace("_", "") if literal else value in text.replace("_", "")
 
@@ -190,7 +190,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     (
         "docs/evidence.md",
         "64 clients for a minute",
-        [in_file("tests/server/test_crowd.py", "CLIENTS, SECONDS = 64, 60")],
+        [in_file("tests/server/test_many_clients.py", "CLIENTS, SECONDS = 64, 60")],
     ),
     # ---- evidence: speed and memory
     ("docs/evidence.md", "A ratio above 1", [equals(1)]),
