@@ -170,7 +170,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("docs/evidence.md", "100,000 draws", [in_file("tests/test_sampler.py", "100_000")]),
     # ---- evidence: CUDA, emulated
     ("docs/evidence.md", "1e-5 in bf16, 1e-10 in float32", [in_file(KERNELS, "1e-5"), in_file(KERNELS, "1e-10")]),
-    ("docs/evidence.md", "makes a difference | error 1e-2", [in_file("tests/cuda/test_transformer.py", "BAR = 1e-2")]),
+    ("docs/evidence.md", "makes a difference | error 1e-2", [in_file("tests/cuda/test_transformer.py", "= 1e-2")]),
     ("docs/evidence.md", "emulated CUDA equal NumPy | error 1e-2", [in_file("tests/cuda/test_transformer.py", "1e-2")]),
     ("docs/evidence.md", "measured 0.72 to 0.74 times", [equals(min(OF_CUDA)), equals(max(OF_CUDA))]),
     (
