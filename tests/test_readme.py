@@ -1,30 +1,61 @@
-"""What the README says of the tree is so."""
+"""The README is short, its two commands come first, and its reading order is the one of the tree."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-READING_ORDER = re.findall(r"^\| \d+ \| \[`(.+?)`\]\((.+?)\) \| (\d+) \|", README, re.M)
+from tests.pages import ROOT, blocks
+
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+READING_ORDER = re.findall(r"^\| \d+ \| \[`(.+?)`\]\((.+?)\) \| (\d+) \|", READING, re.M)
+NAMES = [name.removeprefix("llama3/") for name, _, _ in READING_ORDER]
 
 
-@pytest.mark.parametrize(("name", "link", "lines"), READING_ORDER, ids=[name for name, _, _ in READING_ORDER])
+def test_it_is_at_most_130_lines_and_1200_words():
+    assert len(TEXT.splitlines()) <= 130
+    assert len(TEXT.split()) <= 1200
+
+
+def test_the_two_commands_come_before_any_other_code():
+    starts = [block.text for block in blocks(README) if block.language][:2]
+    assert all(text.startswith("python3 -m venv .venv && ") and text.count("\n") == 1 for text in starts)
+    assert "llama3 " in starts[0] and "pytest" in starts[1]
+    assert len(re.findall(r"^python3 -m venv \.venv && ", TEXT, re.M)) == 2  # .ci/run runs each line of this kind
+
+
+@pytest.mark.parametrize(("name", "link", "lines"), READING_ORDER, ids=NAMES)
 def test_the_reading_order_names_files_of_about_that_length(name: str, link: str, lines: str):
-    assert name == link
-    assert abs(len((ROOT / name).read_text().splitlines()) - int(lines)) <= 10
+    file = (ROOT / "docs" / link).resolve()
+    assert file == ROOT / name
+    assert abs(len(file.read_text(encoding="utf-8").splitlines()) - int(lines)) <= 10
 
 
-def test_the_reading_order_holds_the_whole_model():
-    named = {name for name, _, _ in READING_ORDER} | {"llama3/model/linear.py", "llama3/model/__init__.py"}
-    assert {f"llama3/model/{file.name}" for file in (ROOT / "llama3" / "model").glob("*.py")} <= named
+def test_the_reading_order_is_numbered_and_holds_the_whole_model():
+    numbers = re.findall(r"^\| (\d+) \|", READING, re.M)
+    assert [int(number) for number in numbers] == list(range(1, len(NAMES) + 1))
+    files = {f"model/{file.name}" for file in (ROOT / "llama3" / "model").glob("*.py")} - {"model/__init__.py"}
+    assert files == {name for name in NAMES if name.startswith("model/")}
 
 
-def test_every_link_into_the_tree_leads_somewhere():
-    links = [link for link in re.findall(r"\]\((.+?)\)", README) if "://" not in link]
-    assert len(links) > 15 and all((ROOT / link).exists() for link in links)
+def test_the_readme_has_the_same_order():
+    section = TEXT[TEXT.index("## Learn it") : TEXT.index("## Check your numbers")]
+    named = [name.removeprefix("llama3/") for name in re.findall(r"`([\w/]+\.py)`", section)]
+    assert named == NAMES
+
+
+def test_the_models_docstring_has_the_same_order():
+    docstring = (ROOT / "llama3" / "model" / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
+    modules = [name[len("model/") : -len(".py")] for name in NAMES if name.startswith("model/")]
+    named = re.findall(r"\w+", docstring.partition("order")[2].partition(".")[0])  # the sentence with the order
+    assert [word for word in named if word in modules] == modules
+
+
+def test_every_kernel_stands_in_the_reading_order():
+    kernels = {file.name for file in (ROOT / "kernels").iterdir()}
+    assert kernels == set(re.findall(r"\]\(\.\./kernels/([\w.]+)\)", READING))
 
 
 def test_there_is_no_blank_left_to_fill():
-    assert "@@" not in README
+    assert "@@" not in TEXT

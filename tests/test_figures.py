@@ -1,0 +1,277 @@
+"""Every number in the prose of README and of the pages that claim something has a source, and equals it.
+
+`FIGURES` names the text of a page and, for each number in it, its source: a result file in benchmarks/results, a
+literal in a test, or a computation. A number that no text covers fails the test, unless it is part of a name such as
+"Llama 3.1".
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from gpu_floor import LLAMA3_8B, weights_read
+
+from llama3.checkpoint import load_folder
+from llama3.config import MAX_CONTEXT
+from llama3.cuda import linear, memory
+from llama3.engine import MAX_TOKENS
+from tests.pages import ROOT, prose
+
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?<!,)")
+NAMES = re.compile(
+    r"`[^`]*`|\]\([^)]*\)|<[^>]*>"  # code, links' targets
+    r"|Llama 3(\.\d)?|llama3|\b(3\.1|3\.2|\d+B)\b|bf16|[fp]{2}(16|32)|float(32|64)|Python 3\.11"
+    r"|A100|RTX (30|5090)|Zen 3|stories260K|Random123|PEP-8|compute capability 8\.0"
+    r"|sm_80, 89, 90, 100 and 120|kill -9|\b(200|429|503)\b(?= *[;|]|, then)"
+)
+Source = Callable[[str], bool]  # is the number, as the page writes it, the source's?
+
+
+def equals(value: float) -> Source:
+    """The value, rounded to the digits that the page gives."""
+
+    def check(number: str) -> bool:
+        number = number.replace(",", "")
+        if "e" in number:
+            digits = len(number.partition("e")[0].partition(".")[2])
+            return float(number) == float(f"{value:.{digits}e}")
+        return float(number) == round(value, len(number.partition(".")[2]))
+
+    return check
+
+
+def about(value: float, to: int) -> Source:
+    """The value, rounded to tens or hundreds."""
+    return lambda number: float(number.replace(",", "")) == to * round(value / to)
+
+
+def within(least: float, most: float) -> Source:
+    return lambda number: least <= float(number) <= most
+
+
+@cache
+def load(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def result(name: str, path: str, of: Callable[[Any], float] = float) -> Source:
+    """A figure of a result file. path: keys with slashes between; of: what is made of what stands there."""
+    value = load(name)
+    for key in path.split("/"):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return equals(of(value))
+
+
+def in_file(file: str, literal: str | None = None) -> Source:
+    """A literal of a test: as the page writes the number, or as it is given here, where it must stand in the test."""
+
+    def check(number: str) -> bool:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        value = number.replace(",", "")
+        return literal in text and value in literal.replace("_", "") if literal else value in text.replace("_", "")
+
+    return check
+
+
+def sampling(options: dict[str, float]) -> Source:
+    rows = [row for row in load("sampler-2026-11-22.json")["results"] if row["logits"] == "flat"]
+    return equals(next(row["wall_ms"]["median"] for row in rows if row["options"] == options))
+
+
+CPU, STARTUP, PARITY = "cpu-2026-11-22.json", "startup-2026-11-22.json", "parity-2026-11-27.json"
+SERVER = "server-threads-2026-11-26.json"
+LORA = [load(f"lora{again}-2026-11-26.json")["ratio_median"] for again in ("", "-again-1", "-again-2", "-again-3")]
+PROMPT_RATE = median(load(CPU)["prompt"]["ours_tokens_per_s"])
+LONG_RATE = load(CPU)["long_prompt"]["prompt_tokens_per_s"]
+OF_CUDA = load(PARITY)["cuda_over_transformers_bf16"].values()
+REFERENCES, TOKENIZER = "tests/model/test_against_references.py", "tests/test_tokenizer.py"
+STORIES, DEMO = "tests/model/test_stories260k.py", "tests/weights/test_demo.py"
+KERNELS, SAMPLER = "tests/cuda/kernel_checks.py", "tests/cuda/test_sampler.py"
+CONTRACT = "tests/test_workers_ai.py"
+WEIGHTS = memory.weight_bytes(LLAMA3_8B)
+CACHE = 2 * 4 * LLAMA3_8B.n_layers * LLAMA3_8B.n_kv_heads * LLAMA3_8B.head_dim * MAX_CONTEXT  # bytes, in float32
+CONTEXT = equals(MAX_CONTEXT)
+MEGABYTE, GIGABYTE = 1e6, 1e9
+
+
+def demo_parameters() -> int:
+    return load_folder(ROOT / "weights" / "demo").parameters
+
+
+# (page, a text of it, the source of each number in this text)
+FIGURES: list[tuple[str, str, list[Source]]] = [
+    ("README.md", "32 layers around", [equals(LLAMA3_8B.n_layers)]),
+    ("README.md", "3.7 million parameters", [equals(demo_parameters() / 1e6)]),
+    ("README.md", "at most 120 lines", [in_file("tests/test_plain.py", "<= 120")]),
+    ("README.md", "16 GB of disk and memory", [equals(WEIGHTS / GIGABYTE)]),
+    ("README.md", "at most 8,192 tokens", [CONTEXT]),
+    # ---- the real model
+    ("docs/models.md", "3,672,320 parameters", [equals(demo_parameters())]),
+    ("docs/models.md", "in 7.3 MB", [equals((ROOT / "weights/demo/model.safetensors").stat().st_size / MEGABYTE)]),
+    ("docs/models.md", "fetch them, 16 GB", [equals(WEIGHTS / GIGABYTE)]),
+    ("docs/models.md", "runs with 8,192 tokens", [CONTEXT]),
+    ("docs/models.md", "16 GB of memory for its weights and 2 GB for", [equals(WEIGHTS / 1e9), equals(CACHE / 1e9)]),
+    (
+        "docs/models.md",
+        "| 512 tokens | 27 tokens a second | 2 to 3 minutes |",
+        [
+            in_file("benchmarks/cpu.py", "PROMPT = 512"),
+            equals(PROMPT_RATE),
+            within(2, 8 * 512 / PROMPT_RATE / 60),
+            within(8 * 512 / PROMPT_RATE / 60, 3),
+        ],
+    ),
+    (
+        "docs/models.md",
+        "| 8,192 tokens | 10 tokens a second | about 110 minutes |",
+        [in_file("benchmarks/cpu.py", "LONG_PROMPT = 8192"), equals(LONG_RATE), about(8 * 8192 / LONG_RATE / 60, 10)],
+    ),
+    ("docs/models.md", "| all 32 layers, computed", [equals(LLAMA3_8B.n_layers)]),
+    ("docs/models.md", "All 32 layers take eight times", [equals(8 * 4)]),
+    ("docs/models.md", "reads 15 GB of weights", [equals(weights_read(LLAMA3_8B) / GIGABYTE)]),
+    # ---- a GPU
+    ("docs/gpu.md", "`head_dim` of 64 or 128", [equals(memory.HEAD_DIMS[0]), equals(memory.HEAD_DIMS[1])]),
+    ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
+    ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_FEW)]),
+    (
+        "docs/gpu.md",
+        "a full context of 8,192 tokens needs 18 GB",
+        [CONTEXT, equals(memory.needed_bytes(LLAMA3_8B, 1, MAX_CONTEXT) / GIGABYTE)],
+    ),
+    # ---- evidence: right numbers
+    ("docs/evidence.md", "the logits of 20 random models", [equals(len(load(PARITY)["references"]))]),
+    (
+        "docs/evidence.md",
+        "in float32 | 1e-5, measured 1.6e-6",
+        [in_file(REFERENCES), result(PARITY, "references_worst")],
+    ),
+    ("docs/evidence.md", "the 200 greedy tokens", [in_file(STORIES, "== 200")]),
+    ("docs/evidence.md", "equal | 1e-5, measured 2.2e-6", [in_file(STORIES), result(PARITY, "stories260k_worst")]),
+    ("docs/evidence.md", "the demo over 200 tokens", [in_file(DEMO, "== 200")]),
+    ("docs/evidence.md", "tokens | 1e-5, measured 2.9e-6", [in_file(DEMO, "rtol=1e-5"), result(PARITY, "demo_worst")]),
+    (
+        "docs/evidence.md",
+        "up to 8,192 tokens, equal one full forward pass | 1e-5 |",
+        [in_file("tests/model/test_transformer.py", "LONG = 8192"), in_file("tests/model/test_transformer.py", "1e-5")],
+    ),
+    ("docs/evidence.md", "equals PEFT on transformers | 1e-5 |", [in_file("tests/oracle/test_lora.py", "<= 1e-5")]),
+    # ---- evidence: text, tokens, sampling
+    (
+        "docs/evidence.md",
+        "all 128,000 tokens and 10,000 texts",
+        [in_file(TOKENIZER, "range(128_000)"), in_file(TOKENIZER, "range(10_000)")],
+    ),
+    ("docs/evidence.md", "1,000 dialogues give", [in_file("tests/test_chat.py", "dialogues(1_000")]),
+    ("docs/evidence.md", "100,000 draws", [in_file("tests/test_sampler.py", "100_000")]),
+    # ---- evidence: CUDA, emulated
+    ("docs/evidence.md", "1e-5 in bf16, 1e-10 in float32", [in_file(KERNELS, "1e-5"), in_file(KERNELS, "1e-10")]),
+    ("docs/evidence.md", "makes a difference | error 1e-2", [in_file("tests/cuda/test_transformer.py", "= 1e-2")]),
+    ("docs/evidence.md", "emulated CUDA equal NumPy | error 1e-2", [in_file("tests/cuda/test_transformer.py", "1e-2")]),
+    ("docs/evidence.md", "measured 0.72 to 0.74 times", [equals(min(OF_CUDA)), equals(max(OF_CUDA))]),
+    (
+        "docs/evidence.md",
+        "9,800 draws from 4,096 tokens, 200 from 128,256",
+        [
+            in_file(SAMPLER, "4096, 9_800"),
+            in_file(SAMPLER, "4096, 9_800"),
+            in_file(SAMPLER, "128_256, 200"),
+            in_file(SAMPLER, "128_256, 200"),
+        ],
+    ),
+    # ---- evidence: contract and server
+    ("docs/evidence.md", "20,000 inputs, right and wrong", [in_file(CONTRACT, "range(20_000)")]),
+    ("docs/evidence.md", "20,000 inputs that are wrong", [in_file(CONTRACT, "found < 20_000")]),
+    ("docs/evidence.md", "20,000 random requests", [in_file("tests/server/test_app.py", "20_000")]),
+    (
+        "docs/evidence.md",
+        "64 clients for a minute",
+        [in_file("tests/server/test_many_clients.py", "CLIENTS, SECONDS = 64, 60")],
+    ),
+    # ---- evidence: speed and memory
+    ("docs/evidence.md", "A ratio above 1", [equals(1)]),
+    ("docs/evidence.md", "0.94 times its speed", [result(CPU, "decode/ratio")]),
+    (
+        "docs/evidence.md",
+        "a prompt of 512 tokens, against NumPy's own float32 products alone | 0.85 times",
+        [in_file("benchmarks/cpu.py", "PROMPT = 512"), result(CPU, "prompt/ratio")],
+    ),
+    (
+        "docs/evidence.md",
+        "a prompt of 8,192 tokens, beyond weights and cache | 0.21 GiB",
+        [in_file("benchmarks/cpu.py", "LONG_PROMPT = 8192"), result(CPU, "long_prompt/beyond_gib")],
+    ),
+    (
+        "docs/evidence.md",
+        "from 128,256 logits | 0.7 ms; with `top_p` 1.5 ms",
+        [result("sampler-2026-11-22.json", "vocab_size"), sampling({}), sampling({"top_p": 0.9})],
+    ),
+    (
+        "docs/evidence.md",
+        "0.23 s, of which importing NumPy takes 0.14 s",
+        [result(STARTUP, "seconds/import llama3.Llama", median), result(STARTUP, "seconds/import numpy", median)],
+    ),
+    (
+        "docs/evidence.md",
+        "adapter of rank 16 on every matrix | 0.98 to 1.02 times",
+        [result("lora-2026-11-26.json", "rank"), equals(min(LORA)), equals(max(LORA))],
+    ),
+    ("docs/evidence.md", "first answer | 0.3 s", [result(SERVER, "seconds_to_health")]),
+    ("docs/evidence.md", "adds to a token | 0.19 ms", [result(SERVER, "cost_ms_a_token")]),
+    ("docs/evidence.md", "ten minutes of 64 clients", [result(SERVER, "clients")]),
+    ("docs/evidence.md", "answers | 159,641, and no error but 429", [result(SERVER, "replies/200"), equals(429)]),
+    (
+        "docs/evidence.md",
+        "128.5 MB after the second minute, 128.4 MB after the tenth",
+        [
+            result(SERVER, "every_15_s/7/resident_bytes", lambda n: n / MEGABYTE),
+            result(SERVER, "every_15_s/39/resident_bytes", lambda n: n / MEGABYTE),
+        ],
+    ),
+    # ---- using
+    ("docs/using.md", "| `max_tokens` | 256 |", [equals(MAX_TOKENS)]),
+    ("docs/using.md", "52 of 60 requests", [in_file("weights/training/README.md", "52 of 60")] * 2),
+    (
+        "docs/using.md",
+        "of 146 KB",
+        [equals((ROOT / "weights/rhyme/adapter_model.safetensors").stat().st_size / 1000)],
+    ),
+]
+STRICT = ("README.md", "docs/evidence.md", "docs/gpu.md", "docs/models.md")  # every number needs a source
+
+
+def text_of(page: str) -> str:
+    return " ".join(prose(ROOT / page).split())
+
+
+@pytest.mark.parametrize(("page", "text", "sources"), FIGURES, ids=[f"{page}: {text}" for page, text, _ in FIGURES])
+def test_a_figure_is_that_of_its_source(page: str, text: str, sources: list[Source]):
+    assert text in text_of(page)
+    numbers = NUMBER.findall(NAMES.sub("", text))
+    assert len(numbers) == len(sources), numbers
+    for number, source in zip(numbers, sources):
+        assert source(number), f"{number} is not what its source says"
+
+
+@pytest.mark.parametrize("page", STRICT)
+def test_no_number_is_without_a_source(page: str):
+    text = text_of(page)
+    covered = [
+        match.span() for where, part, _ in FIGURES if where == page for match in re.finditer(re.escape(part), text)
+    ]
+    text = NAMES.sub(lambda match: "-" * len(match[0]), text)
+    for start, end in covered:
+        text = text[:start] + "-" * (end - start) + text[end:]
+    left = [text[max(match.start() - 30, 0) : match.end() + 10] for match in NUMBER.finditer(text)]
+    assert not left, f"add to FIGURES: {left}"
+
+
+def test_every_result_file_that_a_page_names_has_a_machine():
+    for name in {
+        Path(link).name for page in STRICT for link in re.findall(r"results/([\w.-]+\.json)", prose(ROOT / page))
+    }:
+        assert load(name)["machine"]["processor"], name
