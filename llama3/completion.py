@@ -7,6 +7,8 @@ from llama3.engine import FinishReason
 
 @dataclass(frozen=True)
 class Usage:
+    """Numbers of tokens: of the prompt, and of the answer without its stop token."""
+
     prompt_tokens: int
     completion_tokens: int
 
@@ -28,6 +30,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Completion:
+    """A whole answer."""
+
     text: str
     tokens: list[int]  # without the stop token
     finish_reason: FinishReason

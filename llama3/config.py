@@ -27,6 +27,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The shape of a model, by Meta's names. Raises CheckpointError, naming the field, for values that cannot be."""
+
     dim: int  # width of the residual stream
     n_layers: int
     n_heads: int  # query heads

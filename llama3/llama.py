@@ -43,6 +43,7 @@ class Stream(Iterator[Piece]):
 
     @property
     def usage(self) -> Usage:
+        """The numbers of tokens so far."""
         return Usage(len(self._request.prompt), len(self.tokens))
 
     def __next__(self) -> Piece:
@@ -69,6 +70,7 @@ class Stream(Iterator[Piece]):
         return Piece(text, sample.token, sample.logprob, sample.top, self.finish_reason)
 
     def close(self, reason: FinishReason = "cancelled") -> None:
+        """End the generation now and free its slot. Nothing happens if it has ended already."""
         self.finish_reason = self.finish_reason or reason
         self._llama._engine.cancel(self._request)
 

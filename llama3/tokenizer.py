@@ -63,6 +63,7 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
+        """The id of <|begin_of_text|>."""
         return self.special_id(BOS)
 
     def special_id(self, name: str) -> int:
@@ -120,6 +121,7 @@ class Tokenizer:
             raise TokenizerError(f"token id {token!r} is not in the vocabulary (0 to {self.vocab_size - 1})") from None
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Token ids -> the bytes of their text, which may begin or end inside a character."""
         return b"".join(map(self.token_bytes, ids))
 
     def decode(self, ids: Iterable[int]) -> str:

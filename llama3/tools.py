@@ -25,6 +25,8 @@ OFFER = (
 
 @dataclass(frozen=True)
 class Call:
+    """One call of a tool, as the model has written it."""
+
     name: str
     arguments: dict[str, Any]
 

@@ -51,14 +51,17 @@ class Report:
 
     @property
     def rtol(self) -> float:
+        """The limit on the relative error of a row of logits: as given, or the default for the reference's dtype."""
         return RTOL[self.reference.dtype][0] if self.limits.rtol is None else self.limits.rtol
 
     @property
     def activation_rtol(self) -> float:
+        """The same limit for a row of activations."""
         return RTOL[self.reference.dtype][1] if self.limits.rtol is None else self.limits.rtol
 
     @property
     def ok(self) -> bool:
+        """Whether every limit is kept."""
         return not self.breaches
 
     @property
