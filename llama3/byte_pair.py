@@ -12,8 +12,8 @@ PATTERN = (  # the alternatives are tried in this order at each position; togeth
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with the space or the punctuation mark before it
     r"|\p{N}{1,3}"  # digits in groups of three, from the left
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation, with the space before it and the line ends after it
-    r"|\s*[\r\n]+"  # empty lines
-    r"|\s+(?!\S)"  # white space; if text follows, all but its last character, which belongs to the word
+    r"|\s*[\r\n]+"  # line ends, with the white space before them
+    r"|\s+(?!\S)"  # white space; if text follows, all but its last character, which joins the next chunk
     r"|\s+"
 )
 
@@ -23,7 +23,7 @@ def split(text: str) -> list[str]:
 
     The standard `re` cannot do this: it has no \\p{L}, and takes U+001C..U+001F for white space. `regex` agrees with
     tiktoken on every character that both know. A character that only one of them knows (tiktoken 0.14 has Unicode 16,
-    regex 2026.11 has 18) may be split differently, so its ids may differ from tiktoken's. No others do.
+    regex 2026.11 has 18) may be split differently, so its ids may differ from tiktoken's.
     """
     import regex  # here, because encoding with tiktoken does not need it
 

@@ -23,7 +23,7 @@ class Piece:
 
     text: str
     token: int
-    logprob: float | None  # natural log, before temperature and filters; None: not asked for, or forced by the grammar
+    logprob: float | None  # natural log, from the raw logits; None: not requested, or forced by the grammar
     top_logprobs: tuple[tuple[int, float], ...]  # (token, logprob) of the most likely tokens
     finish_reason: FinishReason | None  # set on the last piece; a stop token has no text
 

@@ -22,7 +22,7 @@ class RopeScaling:
             check_number(f"rope scaling: {field}", value)
         low, high = self.low_freq_factor, self.high_freq_factor
         if not (self.factor >= 1 and 0 < low < high and self.original_max_seq_len > 0):
-            raise CheckpointError(f"rope scaling is {self}; expected factor >= 1 and 0 < low < high")
+            raise CheckpointError(f"rope scaling is {self}; expected factor >= 1, 0 < low < high, original length > 0")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelConfig:
 
 
 def check_number(name: str, value: Any) -> float:
-    """The value as a float. Raises CheckpointError, naming the field, if it is no finite number."""
+    """The value as a float. Raises CheckpointError, naming the field, unless it is a number between -1e30 and 1e30."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:  # neither NaN nor inf
         raise CheckpointError(f"{name} is {repr(value)[:60]}; expected a number")
     return float(value)

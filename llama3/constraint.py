@@ -76,7 +76,7 @@ class Constraint:
         return out
 
     def forced(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens that must follow `tokens`: as long as `allowed` would leave a single choice each time."""
+        """The tokens that must follow `tokens`: for each of them, `allowed` would leave a single choice."""
         self._consume(tokens)
         found = self._matcher.compute_ff_tokens()
         self._check()
@@ -95,8 +95,9 @@ class Constraint:
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
-    """The grammar of JSON that the schema accepts, without white space. Raises RequestError for what is no schema, or
-    one that is too large.
+    """The grammar of JSON that the schema accepts, without white space between its tokens.
+
+    Raises RequestError if it is not a JSON Schema, or is too large.
     """
     matcher, text = _engine().LLMatcher, schema_json(schema)
     try:

@@ -1,6 +1,6 @@
 """The model as the engine runs it on the CPU: a forward pass, then a draw for each sequence that wants a token.
 
-Its twin on the GPU is `cuda/transformer.py`, which draws on the device.
+The counterpart for a GPU is `cuda/transformer.py`, which draws on the device.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,15 @@ from llama3.sampler import Sample, SequenceSampler, sample_rows
 
 
 class CpuModel(Transformer):
+    """A `Transformer` that also draws tokens: the CPU's implementation of `engine.Model`."""
+
     prefill_chunk = 512  # tokens; a longer chunk makes no product faster, and each step would take seconds
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
-        """Run the batch, then draw the next token of each sequence with a sampler. None: its prompt is not read yet."""
+        """Run the batch, then draw the next token of each sequence that has a sampler.
+
+        samplers: one for each sequence; None while more of its prompt must be read before its first draw.
+        """
         drawing = {i: sampler for i, sampler in enumerate(samplers) if sampler is not None}
         logits = self.forward(batch, cache, batch.last_rows[list(drawing)])  # (len(drawing), vocab_size)
         drawn = dict(zip(drawing, sample_rows(logits, list(drawing.values()))))

@@ -21,13 +21,13 @@ from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
 
 MAX_TOKENS = 256  # length of an answer unless the caller sets another: the default of Cloudflare Workers AI
-PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: large enough for fast products, short enough to wait
+PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: enough for fast products, few enough for a short step
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Pending(Protocol):
-    """The result of a step, which may still be on its way."""
+    """The result of a step, which a GPU may still be computing."""
 
     def samples(self) -> list[Sample | LogitsError | None]: ...
 
@@ -54,9 +54,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     adapter: str | None = None  # name of its LoRA adapter
     mask: Callable[[], np.ndarray | None] | None = None  # -> the tokens allowed next, (vocab_size,) bool; None: all
-    forced: Callable[[], Sequence[int]] | None = None  # -> the only tokens that can come next; no step draws them
+    forced: Callable[[], Sequence[int]] | None = None  # -> the tokens that must come next; they are not drawn
 
-    samples: list[Sample] = field(default_factory=list, init=False)  # every token of the answer so far
+    samples: list[Sample] = field(default_factory=list, init=False)  # the answer so far, with its stop token
     finish_reason: FinishReason | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)  # the cause, if finish_reason is "error"
     prompt_done: int = field(default=0, init=False)  # how many tokens of the prompt have been read
@@ -97,7 +97,7 @@ class Scheduled:
 
 
 class Engine:
-    """`step` belongs to one thread at a time. `submit` and `cancel` may be called from any thread at any moment.
+    """Only one thread at a time may call `step`. `submit` and `cancel` may be called from any thread at any moment.
 
     The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Slots.lengths`) are the whole
     state; everything else is derived from them. So if Ctrl-C interrupts a step anywhere, the next step resumes it.
@@ -112,7 +112,7 @@ class Engine:
         self.cache: Slots = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
         self.slot_requests: list[Request | None] = [None] * slots  # the request using each slot, or the last that did
-        # One sampler a slot, not one a request: each holds two arrays of the vocabulary's size.
+        # Kept per slot and not per request, because each sampler holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
 
     @property
@@ -167,7 +167,7 @@ class Engine:
     def _admit(self) -> None:
         """Move waiting requests into free slots, first come, first served."""
         while self.waiting:
-            request = self.waiting[0]
+            request = self.waiting[0]  # removed last, or Ctrl-C could lose it; so it may be in a slot already
             if request not in self.slot_requests and not request.finish_reason:
                 slot, reused = self._best_slot(request)
                 if slot is None:
@@ -180,7 +180,7 @@ class Engine:
             self.waiting.popleft()
 
     def _best_slot(self, request: Request) -> tuple[int | None, int]:
-        """The free slot that already holds most of the prompt, and how many of its tokens; (None, 0) if none is free.
+        """The free slot that holds the longest beginning of the prompt, and its length; (None, 0) if none is free.
 
         The prompt's last token is always run again: its logits are what the first draw needs.
         """
@@ -189,7 +189,7 @@ class Engine:
             return None, 0
         cached = {slot: self._cached_tokens(slot, request.adapter) for slot in free}
         reused = {slot: _common_prefix(cached[slot], request.prompt[:-1]) for slot in free}
-        best = max(free, key=lambda slot: (reused[slot], -len(cached[slot])))  # of equals the one that loses least
+        best = max(free, key=lambda slot: (reused[slot], -len(cached[slot])))  # of equal slots, the least filled one
         return best, reused[best]
 
     def _cached_tokens(self, slot: int, adapter: str | None) -> list[int]:
@@ -200,9 +200,10 @@ class Engine:
         return [*last.prompt, *last.tokens][: self.cache.lengths[slot]]
 
     def _resume(self, request: Request) -> None:
-        """Bring slot and sampler in line with the request's samples.
+        """Bring the slot and the sampler in line with the request's samples.
 
-        This changes nothing, unless Ctrl-C interrupted the last step after its forward pass or its draw.
+        The sampler counts the tokens that were added since the last step. Nothing else changes, unless Ctrl-C
+        interrupted the last step after its forward pass or its draw.
         """
         slot = request.slot
         assert slot is not None
@@ -215,7 +216,7 @@ class Engine:
             sampler.accept(sample.token)
 
     def _schedule(self) -> list[Scheduled]:
-        """Every decoding request with its new tokens, then as much of the waiting prompts as a step may read."""
+        """Every decoding request with its new tokens, then unread prompt tokens up to the step's prefill budget."""
         running = sorted(self.running, key=lambda request: not request.samples)
         decoding = bool(running and running[0].samples)
         scheduled, budget = [], PREFILL_CHUNK if decoding else self.model.prefill_chunk
@@ -258,7 +259,7 @@ def _fail(request: Request, error: Exception) -> Event:
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raises RequestError, naming the position, unless the tokens are ids of the vocabulary, and at least one."""
+    """Raises RequestError if there are no tokens, or if one, which it names, is not an id of the vocabulary."""
     if len(tokens) == 0:
         raise RequestError("the prompt is empty; expected at least one token")
     for i, token in enumerate(tokens):

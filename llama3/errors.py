@@ -21,7 +21,7 @@ class RequestError(Llama3Error, ValueError):
 
 
 class ContractError(RequestError):
-    """An input that Cloudflare Workers AI would refuse, with the service's error code and HTTP status."""
+    """An error of Cloudflare Workers AI, with its code and HTTP status: bad input, no capacity, a failed generation."""
 
     def __init__(self, message: str, code: int = 5006, status: int = 400):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Llama: load a checkpoint, then compute logits, generate, stream and chat. The class for embedders."""
+"""The Python API: `Llama` loads a checkpoint, then computes logits, generates, streams and chats."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class Stream(Iterator[Piece]):
         request = self._request
         while self._read == len(request.samples) and not (self.finish_reason or request.finish_reason):
             before = request.prompt_done
-            self._llama._step_until(lambda: len(request.samples) > self._read or bool(request.finish_reason))
+            self._llama._step_or_wait(lambda: len(request.samples) > self._read or bool(request.finish_reason))
             if self._on_prompt and request.prompt_done > before:
                 self._on_prompt(request.prompt_done, len(request.prompt))
         if self.finish_reason:
@@ -241,8 +241,11 @@ class Llama:
             raise RequestError(f"{self.checkpoint.path} has no tokenizer: give token ids instead of text")
         return self.tokenizer
 
-    def _step_until(self, ready: Callable[[], bool]) -> None:
-        """Run one step for all requests. While another thread runs one, wait until `ready` or until it is our turn."""
+    def _step_or_wait(self, ready: Callable[[], bool]) -> None:
+        """Run one step for all requests. If another thread is running one, wait for its end.
+
+        After the wait, return without a step if `ready()` is true.
+        """
         me = threading.get_ident()
         with self._step_ended:
             while self._stepping_thread not in (None, me):  # `me`: Ctrl-C interrupted this thread's last step

@@ -8,7 +8,7 @@ in a batch, on the CPU or on the GPU, in one run or resumed.
 ROUNDS = 10
 WORD = 0xFFFFFFFF  # mask to 32 bits, because Python's integers do not wrap around
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-KEY_STEPS = 0x9E3779B9, 0xBB67AE85  # the golden ratio and sqrt(3) - 1, as fractions of 2**32
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85  # the golden ratio - 1 and sqrt(3) - 1, times 2**32
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

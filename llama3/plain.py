@@ -15,7 +15,7 @@ from llama3.sampling_params import SamplingParams
 
 
 def merge(chunk: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """Byte-pair encoding (Sennrich 2016): join the pair that makes the lowest token, the leftmost first; repeat."""
+    """Byte-pair encoding (Sennrich 2016): join the pair that forms the token of lowest rank, leftmost first; repeat."""
     parts = [bytes([byte]) for byte in chunk]
     while pairs := [(ranks[parts[i] + b], i) for i, b in enumerate(parts[1:]) if parts[i] + b in ranks]:
         _, i = min(pairs)
@@ -24,7 +24,7 @@ def merge(chunk: bytes, ranks: Mapping[bytes, int]) -> list[int]:
 
 
 def forward(tokens: Sequence[int], config: ModelConfig, weights: Weights, see: Callable | None = None) -> Array:
-    """T ids -> logits (T, vocab_size) float64, row i for token i + 1. see(name, value) gets each result."""
+    """T token ids -> logits (T, vocab_size) float64; row i predicts token i + 1. see(name, value) gets each result."""
 
     def note(name: str, value: Array) -> Array:
         if see is not None:
@@ -67,7 +67,7 @@ def linear(x: Array, w: Array) -> Array:
 def rope_angles(positions: Array, c: ModelConfig) -> Array:
     """Rotary position embedding (Su 2021): the angle of each pair of channels at each position."""
     frequency = c.rope_theta ** (-np.arange(0, c.head_dim, 2) / c.head_dim)  # (head_dim / 2,): radians a position
-    if s := c.rope_scaling:  # Llama 3.1: pairs that turn rarely turn `factor` times slower; those between are blended
+    if s := c.rope_scaling:  # Llama 3.1: slow pairs turn `factor` times slower, fast ones as before, others between
         turns = s.original_max_seq_len * frequency / (2 * np.pi)  # (head_dim / 2,)
         kept = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)  # (head_dim / 2,)
         frequency = frequency * (kept + (1 - kept) / s.factor)  # (head_dim / 2,)
@@ -81,7 +81,7 @@ def rotate(x: Array, angle: Array) -> Array:
 
 
 def attention_scores(q: Array, k: Array) -> Array:
-    """q (n, head_dim), the last n positions; k (T, head_dim) -> (n, T). A later position than the query's is -inf."""
+    """q (n, head_dim), the last n positions; k (T, head_dim) -> (n, T). Keys after a query's position score -inf."""
     future = np.triu(np.ones((len(q), len(k)), bool), len(k) - len(q) + 1)  # (len(q), len(k))
     return np.where(future, -np.inf, q @ k.T / np.sqrt(q.shape[1]))
 
@@ -97,7 +97,7 @@ def silu(x: Array) -> Array:
 
 def sample(logits: Array, params: SamplingParams, u: float, prompt: Sequence = (), output: Sequence = ()) -> int:
     """The next token's id. u in [0, 1) is the random number. A logit of -inf forbids its token."""
-    x = np.array(logits, np.float64)  # (vocab_size,)
+    x = np.array(logits, np.float64)  # (vocab_size,); penalised logits are rounded to float32, as in sampler.py
     for token in {*prompt, *output}:
         count, repetition = output.count(token), params.repetition_penalty or 1
         value = x[token] / repetition if x[token] > 0 else x[token] * repetition
@@ -110,11 +110,11 @@ def sample(logits: Array, params: SamplingParams, u: float, prompt: Sequence = (
 
 
 def survivors(logits: Array, params: SamplingParams) -> tuple[Array, Array]:
-    """The ids that top_k, top_p and min_p leave, ascending, and their weights: probabilities, but for a factor."""
+    """The ids that top_k, top_p and min_p leave, ascending, and their weights: probabilities times a constant."""
     weights = np.exp((logits - logits.max()) / params.temperature)  # (vocab_size,)
-    ids = np.argsort(-logits, kind="stable")[: params.top_k]  # the most likely first, equals by id
+    ids = np.argsort(-logits, kind="stable")[: params.top_k]  # most likely first, ties by lowest id
     if params.top_p not in (None, 1):
         sums = np.cumsum(weights[ids])
-        ids = ids[: np.searchsorted(sums, params.top_p * sums[-1]) + 1]  # with the token that crosses top_p
-    ids = np.sort(ids[weights[ids] >= (params.min_p or 0)])
+        ids = ids[: np.searchsorted(sums, params.top_p * sums[-1]) + 1]  # includes the token that crosses top_p
+    ids = np.sort(ids[weights[ids] >= (params.min_p or 0)])  # the most likely token has weight 1
     return ids, weights[ids]

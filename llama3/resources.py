@@ -1,4 +1,4 @@
-"""Finds files that ship with llama3 but are beside the package in its source tree (`weights/`, `kernels/`)."""
+"""Finds files that ship with llama3: in the package or, in the source tree, beside it (`weights/`, `kernels/`)."""
 
 from importlib.resources import files
 from pathlib import Path

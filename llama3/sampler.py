@@ -1,10 +1,10 @@
 """From logits to a token: penalties, mask, temperature, top_k, top_p, min_p, and one draw; in this order.
 
 A token's weight is exp((logit - highest logit) / temperature), in float64. Its probability is its weight divided by the
-sum of the weights that are left. Every filter keeps the first tokens of one list: the tokens by logit, highest first,
-and equal ones by id, lowest first. The draw adds up the weights in the order of the ids.
+sum of the weights that are left. For each filter the tokens are ordered by logit, highest first, ties by lowest id, and
+the filter keeps the first ones. The draw adds up the weights in the order of the ids.
 
-`plain.sample` computes the same in 25 lines. Here are the sampler of a sequence and the order of the steps;
+`plain.sample` computes the same in 25 lines. This file has the sampler of a sequence and the order of the steps;
 `sampler_fast.py` has the filters and the draw, which avoid sorting the vocabulary.
 """
 
@@ -21,7 +21,7 @@ from llama3.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Sample:
-    """A chosen token; with logprobs asked for, its log-probability and the most likely tokens, highest first."""
+    """A chosen token. If logprobs were requested: its log-probability, and the most likely tokens, highest first."""
 
     token: int
     logprob: float | None = None
@@ -65,7 +65,7 @@ class SequenceSampler:
         Raises LogitsError if a logit is NaN or +inf, or if no token is left. A logit of -inf is never chosen.
         """
         assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
-        if not logits.max() < np.inf:  # NaN if one of them is
+        if not logits.max() < np.inf:  # the maximum is NaN if any logit is
             token = int(np.flatnonzero(~(logits < np.inf))[0])
             raise bad_logit(token, logits[token])
         with np.errstate(over="ignore"):  # a tiny temperature makes all but the highest logits -inf
@@ -128,7 +128,7 @@ def choose(logits: np.ndarray, params: SamplingParams, u: float) -> int:
     if len(logits) == 0 or logits.max() == -np.inf:
         raise no_token_left()
     if params.temperature == 0:
-        return int(logits.argmax())  # the first among equals
+        return int(logits.argmax())  # of equal logits the first
     kept = survivors(logits, params)
     if kept is None:
         return draw(logits, params.temperature, u)
@@ -136,7 +136,7 @@ def choose(logits: np.ndarray, params: SamplingParams, u: float) -> int:
 
 
 def survivors(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The indices that top_k, top_p and min_p leave, ascending; None: all. A filter sees what the one before left."""
+    """The indices that top_k, top_p and min_p leave, ascending; None: all. Each filters what the previous one left."""
     left = None
     for keep in (top_k, top_p, min_p):
         kept = keep(logits, params)

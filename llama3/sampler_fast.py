@@ -2,8 +2,8 @@
 
 Each filter takes the logits that are left and returns the indices that it keeps, ascending, or None for all. Sorting
 128,256 logits would take longer than the rest of the sampler, so top_k partitions them, top_p sorts one bin of a
-histogram, and the draw adds up float32 weights wherever float64 would choose the same token. `plain.survivors` sorts;
-a test holds both to the same tokens.
+histogram, and the draw adds up float32 weights wherever float64 would choose the same token. `plain.survivors` sorts
+the vocabulary; a test checks that both keep the same tokens.
 """
 
 import math
@@ -23,7 +23,7 @@ def top_k(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
 
 
 def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
-    """The fewest highest logits whose weights sum to top_p of all; the token that crosses top_p is kept.
+    """The highest logits, as few as needed for their weights to sum to at least top_p of the total.
 
     A histogram of the weights over the scaled logits, highest first, shows in which bin the sum crosses top_p. Only
     the logits of that bin are sorted.
@@ -32,12 +32,12 @@ def top_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
         return None
     highest, temperature = logits.max(), params.temperature
     bins = np.empty(len(logits), np.int16)
-    weights = np.zeros(1025)
+    histogram = np.zeros(1025)  # the sum of the weights in bin i, which holds -(i + 1) / 16 < x <= -i / 16
     for part in chunks(logits):
         x = np.maximum(scaled(logits[part], highest, temperature), -64)  # below this a weight is lost in a float64 sum
         bins[part] = x * -16
-        weights += np.bincount(bins[part], np.exp(x), len(weights))
-    sums = weights.cumsum()
+        histogram += np.bincount(bins[part], np.exp(x), len(histogram))
+    sums = histogram.cumsum()
     target = params.top_p * sums[-1]
     crossed = int(sums.searchsorted(target))
     inside = np.sort(logits[bins == crossed])[::-1]
@@ -54,7 +54,7 @@ def min_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray | None:
 
 
 def highest_n(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
-    """The indices of the n highest logits, ascending. `lowest` is the n-th; of equal ones the first are kept."""
+    """The indices of the n highest logits, ascending. `lowest` is the n-th; of those equal to it the first are kept."""
     keep = logits >= lowest
     surplus = np.count_nonzero(keep) - n
     if surplus:
@@ -65,7 +65,7 @@ def highest_n(logits: np.ndarray, n: int, lowest: np.floating) -> np.ndarray:
 def draw(logits: np.ndarray, temperature: float, u: float) -> int:
     """The first index at which the running sum of the weights exceeds u times their total, 0 <= u < 1.
 
-    The result is that of float64 weights. A weight of zero does not raise the sum, so it is never drawn.
+    The result is the same as with float64 weights. A weight of zero does not raise the sum, so it is never drawn.
 
     NumPy's exp is vectorised everywhere in float32 but not in float64, so float32 weights are tried first. Rounding
     before exp and in it (3 units in the last place) gives a weight a relative error of |scaled| * 2**-24 + 3 * 2**-23.

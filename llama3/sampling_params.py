@@ -8,7 +8,7 @@ import numpy as np
 
 from llama3.errors import RequestError
 
-HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest that Cloudflare Workers AI takes: a drawn seed works there, too
+HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest seed of Cloudflare Workers AI: a drawn seed works there, too
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SamplingParams:
     top_k: int | None = None  # the top_k most likely tokens; None: all
     min_p: float | None = None  # tokens at least min_p times as likely as the most likely one; None or 0: all
     seed: int | None = None  # None: a random one is drawn
-    repetition_penalty: float = 1.0  # on tokens of prompt and output; 0 means 1: off
+    repetition_penalty: float = 1.0  # prompt and output tokens: divides logits > 0, multiplies others; 0 or 1: off
     frequency_penalty: float = 0.0  # subtracted for each time a token is in the output
     presence_penalty: float = 0.0  # subtracted once if a token is in the output
     logprobs: int | None = None  # n: report the log-probability of the chosen token and of the n most likely ones

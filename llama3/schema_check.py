@@ -9,7 +9,7 @@ from typing import Any
 from llama3.errors import RequestError
 from llama3.limits import LIMITS
 
-MAX_DEPTH = 64  # objects and lists nested in one another
+MAX_DEPTH = 64  # levels, the innermost values included
 MIN_NUMBER = -(2.0**62)  # the engine crashes near -2**63
 MAX_REMAINDERS = 50_000  # the product of all values of multipleOf in a schema
 
@@ -72,7 +72,7 @@ def check_multiples(schema: Any) -> None:
 
 
 def nesting_depth(value: Any) -> int:
-    """How deeply objects and lists are nested. Stops counting above MAX_DEPTH."""
+    """The number of levels in a JSON value: 1 for a number, 2 for [1]. Stops counting above MAX_DEPTH."""
     level, values = 0, [value]
     while values and level <= MAX_DEPTH:
         level += 1

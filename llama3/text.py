@@ -51,7 +51,7 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        """The held text and this one, up to the first stop string or the beginning of one."""
+        """Append to the held text -> what can be shown: all before a stop string, or before what may become one."""
         if self.stopped:
             return ""
         text = self._held + text

@@ -130,8 +130,10 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes tokens one at a time. The pieces join to `decode` of all tokens, and each piece holds whole characters:
-    the first bytes of a character are kept until the token with its last byte comes."""
+    """Decodes tokens one at a time, into pieces of whole characters that join to `decode` of all the tokens.
+
+    The first bytes of a character are kept until the token with its last byte comes.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -68,7 +68,7 @@ def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocab
 
 
 def _expected(data: bytes) -> str:
-    """What was expected, and what to do; for the formats that are often taken for this one, by their name."""
+    """The end of an error message: what is expected, what to do, and whether this is a Llama 2 or a Git LFS file."""
     if b"<unk>" in data[:100] or "▁".encode() in data[:10_000]:
         return "this is a SentencePiece model, as Llama 2 had: take the tokenizer.model of a Llama 3 checkpoint"
     if data.startswith(b"version https://git-lfs"):
@@ -81,8 +81,8 @@ def _show(line: bytes) -> str:
     return repr(line if len(line) <= 40 else line[:40] + b"...")[1:]
 
 
-# The fields of tokenizer.json that make its ids Llama 3's: the pattern splits the text, each chunk's bytes are written
-# in GPT-2's letters, and nothing else happens before the merges.
+# The fields of tokenizer.json that make its ids Llama 3's: the pattern splits the text, each byte of a chunk is one
+# character (GPT-2's `bytes_to_unicode`), and nothing else happens before the merges.
 EXPECTED = {
     "model.type": "BPE",
     "normalizer": None,
@@ -176,7 +176,7 @@ def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
 
 
 def _bytes_of_gpt2() -> dict[str, int]:
-    """GPT-2's letter -> its byte. Each byte has a visible letter: its own in printable Latin-1, otherwise U+0100 on."""
+    """Character -> byte, inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 is itself, other bytes U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -118,7 +118,7 @@ def encode_prompt(llama: Llama, parameters: Mapping[str, Any], tool_choice: str)
 
 
 def result(stream: Stream, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole answer as the service's output object. Raises ContractError if JSON mode could not be met."""
+    """The whole answer as Workers AI's output object. Raises ContractError if JSON mode could not be met."""
     try:
         answer = stream.completion()
     except GrammarError as error:
@@ -181,5 +181,5 @@ def usage_object(usage: Usage) -> dict[str, int]:
 
 
 def padding(draw: Callable[[int], int] = secrets.randbelow) -> str:
-    """The chunk's "p": text of a random length, so that the size of an encrypted chunk does not reveal its token's."""
+    """The chunk's "p": text of a random length, so that an encrypted chunk's size does not reveal the token's size."""
     return PADDING_CHARACTERS[: 1 + draw(len(PADDING_CHARACTERS))]

@@ -1,8 +1,7 @@
 """The input object of Cloudflare Workers AI's `@hf/meta-llama/meta-llama-3-8b-instruct`: what it may hold.
 
-`validate` is the contract's half of a request; `workers_ai.py` runs it. Wrong input raises ContractError, with the
-service's error code and a message that names the path of the wrong value. Keys that the contract does not name are
-ignored.
+`validate` checks a request; `workers_ai.py` answers it. Wrong input raises ContractError, with Workers AI's error code
+and a message that names the path of the wrong value. Keys that the contract does not name are ignored.
 """
 
 import math
@@ -13,7 +12,7 @@ from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
 from llama3.tools import read_tools
 
-BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # the service's codes
+BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # Cloudflare's error codes
 
 # Each numeric parameter: whether it must be a whole number, its minimum and its maximum.
 NUMBERS: dict[str, tuple[bool, float, float]] = {
@@ -104,7 +103,7 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
 
 
 def check_tools(tools: Any) -> list[dict[str, Any]]:
-    """Tools, flat or in OpenAI's envelope. The page's schema is stricter than what real frameworks send."""
+    """Tools, flat or in OpenAI's envelope. Cloudflare's published schema would refuse what real frameworks send."""
     if tools is None:
         return []
     check_type("/tools", tools, "array")
@@ -187,7 +186,7 @@ def json_type(value: Any) -> str:
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), repr(type(value)))
 
 
-# ---- errors, in the service's words ----
+# ---- errors, in Workers AI's words ----
 
 
 def type_mismatch(path: str, found: str, expected: str) -> ContractError:
@@ -203,7 +202,7 @@ def json_mode_failed(why: object) -> ContractError:
 
 
 def to_contract_error(error: Exception) -> ContractError:
-    """The error of the service for an exception during generation.
+    """The error that Workers AI would return for an exception during generation.
 
     A GrammarError, from a schema that cannot be satisfied, is a failure of JSON mode. All others are internal errors.
     """

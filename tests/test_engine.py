@@ -27,7 +27,7 @@ def run(engine: Engine) -> list[engine_module.Event]:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_chunks():
-    """Prompts of a few tokens shall already need several steps."""
+    """Make prefill chunks so small that prompts of a few tokens need several steps."""
     before, engine_module.PREFILL_CHUNK = engine_module.PREFILL_CHUNK, 7
     yield
     engine_module.PREFILL_CHUNK = before
@@ -50,7 +50,7 @@ def test_every_request_gets_the_answer_it_would_get_alone(requests, slots):
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Requests join, leave and fail at any moment; what each has said is always the beginning of its lone answer."""
+    """Requests join, leave and fail at any moment; each one's tokens always begin the answer that it gets alone."""
 
     def __init__(self):
         super().__init__()
@@ -123,9 +123,9 @@ TestEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline
 
 
 def interrupted_at_line(n: int) -> tuple[bool, Request]:
-    """Two requests, one after the other in one slot; Ctrl-C comes at the n-th line of the engine that is run.
+    """Run two requests, one after the other in one slot, with a Ctrl-C at the n-th line of the engine that runs.
 
-    Whether there was such a line, and the second request, run to its end. The first is taken up again, too.
+    Both requests then run to their ends. Returns whether n lines were run, and the second request.
     """
     engine = Engine(MockModel(), slots=1)
     first, second = Request([1, 2, 3], GREEDY, 3), Request([1, 2, 4], GREEDY, 3)

@@ -1,4 +1,4 @@
-"""Imports only go down, and there is no circle of them. Imports inside functions and under TYPE_CHECKING count."""
+"""Each layer imports only lower layers, without cycles. Imports in functions and under TYPE_CHECKING count."""
 
 import ast
 from pathlib import Path

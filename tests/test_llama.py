@@ -178,9 +178,10 @@ def test_threads_share_one_batch(llama, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_text_in_a_larger_batch(tmp_path):
-    """Beside many others a row's logits are rounded differently. Where that changes a token, the draw lay on a border.
+    """In a larger batch a row's logits are rounded differently. This may change a token only if u is next to a border.
 
-    Such cases are counted and shown; that they lie on a border is what is tested.
+    The test prints how many texts differ, and checks that each first differs at a draw whose u is within 1e-5 of a
+    border between two tokens.
     """
     config = tiny_config(vocab_size=TINY_VOCAB)
     llama = Llama.load(write_hf(tmp_path, config, random_tensors(config)), slots=8)
@@ -211,7 +212,7 @@ def test_a_stream_that_is_dropped_or_closed_frees_its_slot(llama):
 
 
 def test_ended_requests_are_freed_without_the_garbage_collector(llama):
-    """A circle keeps arrays of the vocabulary's size, or a grammar, until Python happens to look for circles."""
+    """A reference cycle would keep large arrays or a grammar in memory until the next garbage collection."""
     kinds = [{}, {"json_schema": {"type": "boolean"}}] if find_spec("llguidance") else [{}]
     gc.collect()
     gc.disable()

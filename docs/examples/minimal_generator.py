@@ -2,8 +2,8 @@
 
     python docs/examples/minimal_generator.py "What is RoPE?"
 
-Each layer keeps the rotated keys and the values of all earlier positions. A step computes its new rows alone, and they
-attend to all that is kept.
+Each layer keeps the rotated keys and the values of all earlier positions. A step computes only the rows of its new
+tokens, and these attend to everything in the cache.
 """
 
 import sys
@@ -17,8 +17,8 @@ from llama3.tokenizer import StreamDecoder
 
 
 def forward(tokens, config, weights, cache) -> np.ndarray:
-    """The tokens that follow those in the cache, which they join -> the last one's logits, (vocab_size,) float64."""
-    c, group, start = config, config.n_heads // config.n_kv_heads, len(cache[0][0])
+    """Run new tokens, add their keys and values to the cache -> the last token's logits, (vocab_size,) float64."""
+    c, group, start = config, config.n_heads // config.n_kv_heads, len(cache[0][0])  # start: positions in the cache
     angle = plain.rope_angles(np.arange(start, start + len(tokens)), c)
     x = weights.tok_embeddings[np.array(tokens)].astype(np.float64)
     for i, layer in enumerate(weights.layers):
@@ -35,7 +35,7 @@ def forward(tokens, config, weights, cache) -> np.ndarray:
 
 
 def stream(prompt, config, weights, params, stop_ids, max_tokens=256) -> Iterator[int]:
-    """Token ids as they are drawn, the stop token included: the same as those of `Llama.stream` from the same seed."""
+    """Yield each token id as it is drawn, the stop token included: the ids of `Llama.stream` with the same seed."""
     empty = np.empty((0, config.n_kv_heads, config.head_dim))
     cache = [(empty, empty)] * config.n_layers  # keys and values, (positions, n_kv_heads, head_dim) each
     params, output, new = params.with_seed(), [], prompt

@@ -20,13 +20,14 @@ MATRICES = {LAYER[ours][0].removesuffix(".weight"): ours for ours in ("wq", "wk"
 TENSOR = re.compile(
     rf"base_model\.model\.model\.layers\.(\d+)\.({'|'.join(map(re.escape, MATRICES))})\.lora_([AB])\.weight"
 )
-# PEFT's extensions of plain LoRA, each with the value that means "not used". Each would give other numbers.
+# PEFT's extensions of plain LoRA, which change the result. The value, as JSON, is the one that means "not used".
 UNSUPPORTED = {
     "use_dora": "false", "bias": '"none"', "modules_to_save": "null", "fan_in_fan_out": "false", "rank_pattern": "{}",
     "alpha_pattern": "{}", "lora_bias": "false", "layer_replication": "null", "trainable_token_indices": "null",
     "use_qalora": "false", "alora_invocation_tokens": "null", "target_parameters": "null",
 }  # fmt: skip
-# The others (pissa, olora, corda, loftq, lora_ga) also change the base weights, and the file does not say how.
+# Values of init_lora_weights that leave the base weights as they are. The others (pissa, olora, corda, loftq, lora_ga)
+# change them, and the file does not say how.
 INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -37,7 +38,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; an adapter is one that holds {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(f"{folder}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     rank, scale, targets = read_config(folder / CONFIG)
     file = folder / WEIGHTS
     if not file.is_file():
@@ -66,11 +67,10 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
             if not np.isfinite(tensors[x].astype(np.float32)).all():
                 raise CheckpointError(f"{file}: tensor {x!r} holds a number that is not finite")
         layers[i][matrix] = LoraPair(tensors[a].astype(np.float32), tensors[b].astype(np.float32) * np.float32(scale))
+    by_module = {name.split(".")[-1]: ours for name, ours in MATRICES.items()}  # "q_proj" -> "wq"
     for i, layer in enumerate(layers):
         for target in targets:
-            if target in {name.split(".")[-1] for name in MATRICES} and not any(
-                name.endswith(target) and ours in layer for name, ours in MATRICES.items()
-            ):
+            if target in by_module and by_module[target] not in layer:
                 raise CheckpointError(
                     f"{file}: no matrices for {target} of layer {i}, which {CONFIG} names as a target module"
                 )

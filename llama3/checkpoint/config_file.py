@@ -28,7 +28,7 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
         vocab_size=_get(c, "vocab_size"),
         norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
         rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # also LlamaConfig's default
-        max_seq_len=_context(c.get("max_position_embeddings", 2048)),
+        max_seq_len=_limit_context(c.get("max_position_embeddings", 2048)),
         rope_scaling=_rope_scaling(rope),
         tied_embeddings=c.get("tie_word_embeddings", False),
     )
@@ -42,9 +42,8 @@ def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
     # As in Meta's FeedForward: 2/3 of 4 dim, times ffn_dim_multiplier, rounded up to a multiple of multiple_of.
     hidden_dim = int(2 * (4 * dim) / 3)
     hidden_dim = int(check_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
-    scaling = {f.removeprefix("rope_"): p[f] for f in ("rope_scaling_factor", "rope_high_freq_factor") if p.get(f)}
-    if "scaling_factor" in scaling:
-        scaling["factor"] = scaling.pop("scaling_factor")
+    fields = {"factor": "rope_scaling_factor", "high_freq_factor": "rope_high_freq_factor"}
+    scaling = {ours: p[theirs] for ours, theirs in fields.items() if p.get(theirs)}
     return ModelConfig(
         dim=dim,
         n_layers=_get(p, "n_layers"),
@@ -55,7 +54,7 @@ def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
         vocab_size=_get(p, "vocab_size"),
         norm_eps=p.get("norm_eps", 1e-5),
         rope_theta=p.get("rope_theta", 500_000.0),
-        max_seq_len=_context(p.get("max_seq_len", MAX_CONTEXT)),
+        max_seq_len=_limit_context(p.get("max_seq_len", MAX_CONTEXT)),
         rope_scaling=RopeScaling(**scaling) if p.get("use_scaled_rope") else None,
     )
 
@@ -79,7 +78,7 @@ def _head_dim(fields: Mapping[str, Any], dim: Any, n_heads: Any) -> Any:
     return dim // n_heads
 
 
-def _context(length: Any) -> int:
+def _limit_context(length: Any) -> int:
     return min(length, MAX_CONTEXT) if isinstance(length, int) else length
 
 

@@ -23,12 +23,14 @@ TOKENIZERS = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")  
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A loaded checkpoint: config, weights and tokenizer, and what is known of its files."""
+
     path: Path
     config: ModelConfig
     weights: Weights
     tokenizer: Tokenizer | None  # None if the folder has none: then prompts and answers are token ids
     stop_ids: frozenset[int]  # each of these tokens ends an answer
-    layout: str  # who named the tensors: "Hugging Face" or "Meta"
+    layout: str  # whose tensor names the files use: "Hugging Face" or "Meta"
     files: tuple[Path, ...]  # the safetensors files
     dtypes: dict[str, int]  # dtype -> how many parameters are stored in it
 
@@ -46,8 +48,9 @@ class Checkpoint:
 def load_folder(path: str | Path) -> Checkpoint:
     """Load a checkpoint in Hugging Face's form (config.json) or Meta's (params.json), with weights as safetensors.
 
-    The weights are read-only views of the memory-mapped files, in the files' dtypes (bfloat16, float16, float32, or
-    several of them). Raises CheckpointError or TokenizerError, with the file and the field that is wrong.
+    The weights are in the files' dtypes (bfloat16, float16, float32, or several of them). They are read-only views of
+    the memory-mapped files, except tensors that are not aligned and Meta's wq and wk, which are copied. Raises
+    CheckpointError or TokenizerError, with the file and the field that is wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -75,7 +78,7 @@ def _errors_in(path: Path) -> Iterator[None]:
 
 
 def _read_config(folder: Path, layout: str) -> ModelConfig:
-    """Read the config of the tensors' layout. Without a params.json, Meta's tensors may come with a config.json."""
+    """Read config.json for Hugging Face's layout; for Meta's, params.json or, if there is none, config.json."""
     config, params = folder / "config.json", folder / "params.json"
     file = config if layout == HUGGING_FACE or not params.is_file() else params
     if not file.is_file():

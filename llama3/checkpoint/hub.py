@@ -41,8 +41,8 @@ def download(repo: str, to: str | Path | None = None, revision: str | None = Non
 
     After an interruption, the next call continues at the byte where the last one stopped. An incomplete download cannot
     be mistaken for a complete one. `to` does not exist until all files have arrived (until then they are in `to` +
-    ".partial"), and the cache's name for the revision keeps pointing to the files that it had before. Without a
-    network, a complete copy in the cache is returned.
+    ".partial"), and in the cache the revision's ref points to the old commit until then. Without a network, a complete
+    copy in the cache is returned.
 
     HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE work as usual with huggingface_hub. Raises DownloadError.
     """

@@ -2,8 +2,8 @@
 
 The layout (https://huggingface.co/docs/safetensors) has three parts: 8 bytes with the header's length, little-endian;
 the header, a JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]}}, padded with spaces; and the data,
-which the tensors fill without a gap. Nothing is copied and nothing is read in advance: the operating system loads a
-page of the file when it is first used.
+which the tensors fill without a gap. Nothing is read in advance: the operating system loads a page of the file when it
+is first used. Only tensors that are not aligned to their dtype are copied.
 """
 
 import json
@@ -22,7 +22,7 @@ MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file by name: read-only arrays in the file's own dtype (bfloat16, float16, float32).
+    """Every tensor of the file by name, in the file's own dtype (bfloat16, float16, float32). Views are read-only.
 
     Raises CheckpointError, with the file and the tensor that is wrong, unless header and data agree.
     """
@@ -38,7 +38,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
         data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
-    # The format allows data that is not aligned to its dtype, but BLAS does not: only such tensors are copied.
+    # The format allows data that is not aligned to its dtype, but BLAS does not. Such tensors are copied.
     return {
         name: np.require(data[begin:end].view(dtype).reshape(shape), requirements="A")
         for name, (dtype, shape, begin, end) in tensors.items()

@@ -64,7 +64,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def prepare_streams() -> None:
-    """Replace closed streams, and escape what the terminal's encoding lacks, so that neither of them is an error."""
+    """Replace closed streams, and escape characters that the terminal's encoding lacks: writing must never fail."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):

@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def answer_rate(self) -> str:
-        """Tokens per second. The first token is left out, since its time is that of reading the prompt."""
+        """Tokens per second. The first token is left out, since its time is spent on reading the prompt."""
         return per_second(len(self.pieces) - 1, self.last - self.first)
 
     def short_figures(self) -> str:

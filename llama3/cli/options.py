@@ -195,7 +195,7 @@ def check_parameter(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
 
 
-# Converters for argparse, which shows the message of an ArgumentTypeError only.
+# Converters for argparse. It shows the message of an ArgumentTypeError, but not of a ValueError.
 
 
 def number(value: str) -> float:
@@ -244,7 +244,7 @@ def device_name(value: str) -> str:
 
 
 def text(value: str) -> str:
-    """Refuse lone surrogates, which is how Python passes on bytes that are not UTF-8."""
+    """Refuse lone surrogates: Python puts them in place of command line bytes that are not UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -38,7 +38,11 @@ def parser() -> Parser:
     option = parser.group("server")
     option("--host", metavar="HOST", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     option("--port", metavar="PORT", type=whole_number, default=8000, help="port to listen on (default 8000)")
-    option("--token", metavar="TOKEN", help="require this header of each request: Authorization: Bearer TOKEN")
+    option(
+        "--token",
+        metavar="TOKEN",
+        help="require the header Authorization: Bearer TOKEN, except for /health and the files of the page",
+    )
     option(
         "--allow-host",
         metavar="NAME",

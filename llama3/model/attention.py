@@ -24,7 +24,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         end = min(begin + BLOCK, n)
         block = end - begin
         visible = start + end  # keys that at least one query of this block may see
-        future = np.triu(np.ones((block, block), bool), 1)[:, None]  # (block, 1, block): of the last `block` keys
+        future = np.triu(np.ones((block, block), bool), 1)[:, None]  # (block, 1, block): mask of the last `block` keys
         for head in range(n_kv_heads):
             queries = q[begin:end, head].reshape(-1, head_dim)  # (block * group, head_dim)
             scores = (queries @ k[head, :visible].T).reshape(-1, group, visible)  # (block, group, visible)
@@ -35,6 +35,6 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis. The largest entry is subtracted first, so that exp cannot overflow."""
+    """Softmax over the last axis. The largest entry is subtracted first, so that exp cannot overflow."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The rows of one step: the new tokens of one sequence or of many, one sequence behind the other."""
+"""The rows of one step: the new tokens of one sequence or of many, one sequence after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,8 @@ The tiles are shared among threads (`threads.py`).
 
 Reproducibility: the tiles follow from the shapes alone and each is computed by one BLAS thread, so the result does not
 depend on the number of threads. With up to VECTORS rows of x, a row's bits do not depend on the other rows either; with
-more, BLAS blocks the rows together, and a row's rounding depends on how many there are. A matrix of one tile is left to
-BLAS and its own threads.
+more, BLAS blocks the rows together, and a row's rounding depends on how many there are. The exception is a matrix of a
+single tile, which BLAS multiplies with its own threads.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ LARGE_TILE = 2**21  # entries: 8 MB. BLAS repacks x for every tile, so many rows
 
 
 class Matrix(Protocol):
-    """A matrix that is more than one array and multiplies by itself, such as `lora.LoraMatrix`."""
+    """A matrix of several arrays, which brings its own `product`, such as `lora.LoraMatrix`."""
 
     def product(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -37,7 +37,7 @@ def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
     if len(x) == 0:
-        return out  # a chunk of a prompt whose logits nobody needs must not read the whole output matrix
+        return out  # no logits are needed for this chunk of a prompt: do not read the output matrix
     entries = SMALL_TILE if len(x) < MANY else LARGE_TILE
     height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
     tiles = iter(range(0, len(w), height))

@@ -39,7 +39,7 @@ class LoraMatrix:
 
 
 def with_adapters(layers: list[LayerWeights], batch: Batch, adapters: Mapping[str, Adapter]) -> Sequence[LayerWeights]:
-    """The layers with this batch's adapters added. Without adapters in the batch: the same list that came in."""
+    """The layers with this batch's adapters added. If no sequence has an adapter, `layers` itself is returned."""
     adapter_rows = rows_by_adapter(batch)
     if not adapter_rows:
         return layers

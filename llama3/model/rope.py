@@ -15,19 +15,19 @@ def rope_table(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray
     exponent = -np.arange(0, config.head_dim, 2) / config.head_dim  # (head_dim / 2,): from 0 to almost -1
     frequency = config.rope_theta**exponent  # (head_dim / 2,): radians a position; the first pairs turn fastest
     if config.rope_scaling is not None:
-        frequency = _stretch(frequency, config.rope_scaling)  # (head_dim / 2,)
+        frequency = _scale_frequency(frequency, config.rope_scaling)  # (head_dim / 2,)
     angle = np.outer(np.arange(length), frequency)  # (length, head_dim / 2)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """x (T, heads, head_dim); cos and sin (T, head_dim / 2), the table's rows for each row's position -> as x."""
+    """x (T, heads, head_dim); cos, sin (T, head_dim / 2), the rows of `rope_table` for x's positions -> shape of x."""
     a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2)
     cos, sin = cos[:, None], sin[:, None]  # (T, 1, head_dim / 2): every head turns by the same angle
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def _stretch(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+def _scale_frequency(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     """Llama 3.1's scaling for longer contexts (Meta's `apply_scaling`): slow pairs turn `factor` times more slowly.
 
     A pair is slow if it makes fewer than low_freq_factor turns in the original context, and fast if it makes more than

@@ -15,7 +15,7 @@ _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
 
 
 def run_on_blas_threads(work: Callable[[], None]) -> None:
-    """Call `work` on this thread and on the pool's. It must divide the work by itself, from a shared iterator."""
+    """Call `work` on this thread and on the pool's. The calls divide the work by drawing from one shared iterator."""
     global _workers
     with _lock:
         if _workers is None:

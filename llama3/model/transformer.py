@@ -19,6 +19,8 @@ Trace = Callable[[str, np.ndarray], None]
 
 
 class Transformer:
+    """The model in NumPy. `adapters`: the LoRA adapters that a batch may name."""
+
     def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
         self.config, self.weights, self.adapters = config, weights, adapters or {}
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
@@ -29,8 +31,8 @@ class Transformer:
     def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
         """Run the batch's T tokens and append their keys and values to their slots.
 
-        logit_rows: which rows to give logits for -> (len(logit_rows), vocab_size) float32. Only these rows pay for the
-        output matrix. `trace`, if given, is called with the name and the value of each block's output.
+        logit_rows: which rows to give logits for -> (len(logit_rows), vocab_size) float32. Only these rows are
+        multiplied by the output matrix. `trace`, if given, is called with the name and value of each block's output.
         """
         trace = trace or (lambda name, value: None)
         c, w = self.config, self.weights

@@ -1,4 +1,4 @@
-"""Compares logits and activations with a reference: those of a model, of another file, or of your own arrays.
+"""Compares logits and activations, from a model, a reference file or arrays of your own, with a reference.
 
 The first argument of each function is what is checked. `reference` is a path or a `Reference`, and errors are relative
 to it. `limits` are the fields of `Limits`. CheckpointError is raised for what cannot be compared at all, such as
@@ -49,7 +49,7 @@ def compare_model(model: "Model", reference: Reference | str | Path, **limits: f
         ours = model.forward(Batch.of([(slot, tokens)]), cache, r.positions[rows] - begin, trace)
         logits.append(compare_logits(ours, r.logits[rows]))
     joined = {name: np.concatenate(parts) for name, parts in activations.items()}
-    return _report(r, "llama3 in NumPy", model.config, np.concatenate(logits), joined, limits)
+    return _report(r, "llama3", model.config, np.concatenate(logits), joined, limits)
 
 
 def compare_files(ours: Reference | str | Path, reference: Reference | str | Path, **limits: float | None) -> Report:

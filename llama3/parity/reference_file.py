@@ -3,7 +3,7 @@
 It is a safetensors file. docs/parity.md describes it for people who write one with other tools. Its tensors:
   tokens              (T,) int64: one sequence from position 0
   logits              (n, vocab_size) float32
-  positions           (n,) int64, ascending: the position of each row of `logits`; absent if there is a row for each
+  positions           (n,) int64, ascending: the position of each row of `logits`; absent if each token has a row
   activations.<name>  (T, dim) float32, but `norm` (n, dim): any of the names that `activation_names` returns, or none
 The metadata are strings: format, version, producer, dtype, model, and config (JSON with the fields of ModelConfig).
 """
@@ -21,7 +21,7 @@ from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
 
 FORMAT, VERSION = "llama3-reference", "1"
-DTYPES = ("float64", "float32", "float16", "bfloat16")  # that a reference can be computed in
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # in which a reference can be computed
 STORED: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
 
 
@@ -187,7 +187,7 @@ def _config(text: str) -> ModelConfig:
 
 
 def _exact_fields(cls: type[ModelConfig] | type[RopeScaling], values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values`. Raises CheckpointError unless its keys are exactly the fields of the class."""
+    """Returns `values`. Raises CheckpointError unless its keys are exactly the fields of the class."""
     names = [f.name for f in fields(cls)]
     if unknown := values.keys() - set(names):
         raise CheckpointError(f"{where}.{min(unknown)} is unknown; expected {', '.join(names)}")

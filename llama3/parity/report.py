@@ -24,7 +24,7 @@ WIDTH = 100  # columns of the table
 
 @dataclass(frozen=True)
 class Limits:
-    """The errors that still count as equal. Raises RequestError for a limit that is no number of at least 0."""
+    """The largest differences that count as equal. Raises RequestError for a limit that is not a number >= 0."""
 
     rtol: float | None = None  # the largest relative error of any row of logits or activations; None: see RTOL
     max_kl: float | None = None  # the largest KL divergence at any position, in nats; None: no limit

@@ -1,4 +1,4 @@
-"""The request and response formats of the API. The REST route and the binding's route are here.
+"""The request and response formats of an API, and those of Workers AI's two routes: REST and a Worker's binding.
 
 OpenAI's formats are in `chat_completions.py` and `completions.py`.
 """

@@ -27,11 +27,11 @@ from llama3.workers_ai_input import bad_input, check_type
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
 OPENAI_BASES = ("", ACCOUNT)  # in front of /v1
-METHOD_NOT_ALLOWED, NO_ROUTE = 7001, 7000  # the service's codes
+METHOD_NOT_ALLOWED, NO_ROUTE = 7001, 7000  # Cloudflare's error codes
 
 
 class Routes:
-    """The functions that answer the routes which need the service, one method each."""
+    """The functions that answer the routes which need a `Service`, one method each."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -79,7 +79,7 @@ class Routes:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors in the service's envelope."""
+    """Starlette's own errors in Cloudflare's envelope."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return error_response(f"{request.method[:20]} not supported for requested URI", METHOD_NOT_ALLOWED, 405)

@@ -12,7 +12,7 @@ from llama3.server.responses import error_response
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BINDING_HOST = "workers-binding.ai"  # the host name to which a Worker's AI binding sends its requests
 NO_TOKEN_NEEDED = ("/health", *FILES)  # paths
-WRONG_HOST, WRONG_ORIGIN, WRONG_TOKEN = 7003, 9109, 10000  # the service's codes
+WRONG_HOST, WRONG_ORIGIN, WRONG_TOKEN = 7003, 9109, 10000  # Cloudflare's error codes
 
 
 class Auth:

@@ -11,7 +11,7 @@ from llama3.server.responses import no_capacity
 from llama3.workers_ai_input import bad_input
 
 MAX_BYTES_ARRIVING = 64 << 20  # of all bodies together that have not arrived completely
-MISSING_BODY, TOO_LARGE = 3003, 3006  # the service's codes
+MISSING_BODY, TOO_LARGE = 3003, 3006  # Cloudflare's error codes
 
 
 class BodyReader:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: read its requests, and write the answer as its objects. Errors are the service's.
+"""OpenAI's chat completions: read its requests, and write answers as its objects. Errors are those of Workers AI.
 
 As lenient as OpenAI's own API: null counts as absent, the content of a message may come in parts, and unknown fields
 are ignored.
@@ -16,7 +16,7 @@ from llama3.llama import Llama
 from llama3.server.api_formats import ApiFormat
 from llama3.server.responses import MODELS, JsonResponse, rest_error, unknown_model
 from llama3.tools import Call, read_calls
-from llama3.workers_ai import Stream, start_generation, usage_object
+from llama3.workers_ai import Stream, may_call_tools, start_generation, usage_object
 from llama3.workers_ai_input import NUMBERS, bad_input, check_type, json_type, to_contract_error, validate
 
 MAX_TOP_LOGPROBS = 20
@@ -53,7 +53,7 @@ def check_body(body: Any) -> dict[str, Any]:
 def start_with_stops(
     llama: Llama, parameters: dict[str, Any], body: dict[str, Any], tool_choice: str = "auto"
 ) -> tuple[Stream, dict[str, Any]]:
-    """Start a generation with the two parameters that the service does not have: "stop" and "logprobs".
+    """Start a generation with the two parameters that Workers AI does not have: "stop" and "logprobs".
 
     The tokenizer and the stop ids, which `logprob_objects` needs, are added to the parameters.
     """
@@ -137,7 +137,7 @@ def chunks(stream: Stream, parameters: dict[str, Any]) -> Iterator[dict[str, Any
         yield chunk({"role": "assistant", "content": ""})
         for piece in stream:
             text += piece.text
-            in_call = bool(parameters.get("tools")) and text.startswith("{")
+            in_call = may_call_tools(parameters) and text.startswith("{")
             more: dict[str, Any] = {}
             if parameters["logprobs"] is not None:
                 more = {"logprobs": {"content": logprob_objects(parameters, piece)}}
@@ -174,7 +174,7 @@ def tool_calls(text: str, stream: Stream, parameters: Mapping[str, Any]) -> list
 
     In the second case finish_reason is "length".
     """
-    if not parameters.get("tools") or "response_format" in parameters or stream.finish_reason != "stop":
+    if not may_call_tools(parameters) or stream.finish_reason != "stop":
         return []
     return read_calls(text)
 

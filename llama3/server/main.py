@@ -21,8 +21,8 @@ from llama3.server.timeouts import TimeoutProtocol
 
 M_ARENA_MAX = -8  # from glibc's malloc.h
 GRACE_SECONDS = 30  # time to shut down after a signal
-CANCEL_AFTER_SECONDS = 24  # after the signal; then the cancelled answers still have time to send their error
-ANY_ADDRESS = ("0.0.0.0", "::")  # addresses to listen on that are not names under which clients call
+CANCEL_AFTER_SECONDS = 24  # after the signal; leaves the cancelled answers time to send their error
+ANY_ADDRESS = ("0.0.0.0", "::")  # all interfaces; clients never use these as a Host
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def serve(load: Callable[[], Llama], settings: Settings) -> None:
     host = settings.host
     if not settings.token and host not in LOOPBACK:
         raise RequestError(
-            f"--host {host} can be reached from elsewhere: set --token (or LLAMA3_TOKEN), or leave it out"
+            f"--host {host} can be reached from elsewhere: set --token (or LLAMA3_TOKEN), or leave out --host"
         )
     limit_malloc_arenas()
     service = Service(lambda: load_and_freeze(load), settings.slots, settings.queue, settings.parsed_json)

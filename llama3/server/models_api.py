@@ -1,4 +1,4 @@
-"""The service's model catalogue, for the models served here: the routes `models/search` and `models/schema`."""
+"""Workers AI's model catalogue, for the models served here: the routes `models/search` and `models/schema`."""
 
 import math
 from typing import Any
@@ -11,8 +11,8 @@ from llama3.workers_ai_input import BOOLEANS, JSON_MODES, NUMBERS, bad_input
 
 TASK = {"id": "c329a1f9-323d-4e91-b2aa-582dd4188d34", "name": "Text Generation", "description": "Text from a prompt"}
 MODEL_IDS = (
-    "1a7b6ad6-9987-4bd3-a329-20ee8de93296",  # the service's own id
-    str(uuid5(NAMESPACE_URL, MODELS[1])),  # made from the name, since the service's id is not known
+    "1a7b6ad6-9987-4bd3-a329-20ee8de93296",  # Workers AI's own id
+    str(uuid5(NAMESPACE_URL, MODELS[1])),  # made from the name, since Workers AI's id is not known
 )
 DEFAULTS = {"max_tokens": 256, "temperature": 0.6}
 

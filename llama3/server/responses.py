@@ -1,4 +1,4 @@
-"""JSON responses: the service's envelope around results and errors, and the errors that the server itself adds."""
+"""JSON responses: Cloudflare's envelope around results and errors, and the errors that the server itself adds."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from llama3.errors import ContractError
 
-NO_SUCH_MODEL, NO_CAPACITY = 5007, 3040  # the service's codes
+NO_SUCH_MODEL, NO_CAPACITY = 5007, 3040  # Cloudflare's error codes
 MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
 
 
@@ -31,7 +31,7 @@ def success_response(result: Any) -> JsonResponse:
 def error_response(
     message: str, code: int, status: int, result: Any = None, headers: dict[str, str] | None = None
 ) -> JsonResponse:
-    """The envelope of an error. The service sends the result {} for an error of the model, else null."""
+    """The envelope of an error. Workers AI sends the result {} for an error of the model, else null."""
     errors = [{"message": message, "code": code}]
     return JsonResponse({"errors": errors, "success": False, "result": result, "messages": []}, status, headers)
 

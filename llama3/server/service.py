@@ -1,4 +1,4 @@
-"""The service behind the routes: one model, the requests that it is answering, and how many it accepts."""
+"""`Service`, which the routes call: one model, the requests in flight, and how many of them are accepted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +24,7 @@ from llama3.workers_ai import Stream
 from llama3.workers_ai_input import to_contract_error
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for the access log; the client has disconnected and does not see it
-SERVICE_UNAVAILABLE = 7009  # the service's code
+SERVICE_UNAVAILABLE = 7009  # Cloudflare's error code
 
 
 class Service:

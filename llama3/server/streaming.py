@@ -40,7 +40,7 @@ async def result_unless_disconnected(
 class EventStream(Response):
     """The chunks of an answer as server-sent events, each `data: ` and JSON, with `data: [DONE]` at the end.
 
-    A thread of its own generates the chunks, at most CHUNKS_AHEAD before the client has taken them: the next token is
+    A thread of its own generates the chunks, at most CHUNKS_AHEAD more than the client has taken: the next token is
     computed while the last one is sent, and a client that does not read blocks only its own answer. When the client
     disconnects, the generation ends.
     """

@@ -1,8 +1,7 @@
 """Run each piece of work in a new thread.
 
-A pool would keep its threads alive, and glibc keeps the memory that a thread has freed for that thread, up to 250 KB
-that no other thread can use. With one thread per request, and 48 of them, a pool still makes a busy server grow by
-that amount after ten minutes.
+A pool would keep its threads alive, and for each thread glibc keeps up to 250 KB of the memory that it has freed, which
+no other thread can use. With a pool of 48 threads, this makes a busy server's memory grow even after ten minutes.
 """
 
 import asyncio

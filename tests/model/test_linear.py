@@ -29,7 +29,7 @@ def draw(rows: int, columns: int, dtype: Any = np.float32, seed: int = 0) -> np.
 
 
 def worst_error(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> float:
-    """Against the product in float64, each entry on the scale on which its terms were added up."""
+    """The largest error against float64, each entry relative to the sum of its terms' magnitudes."""
     x64, w64 = x.astype(np.float64), w.astype(np.float64)
     scale = np.abs(x64) @ np.abs(w64).T
     return float(np.max(np.abs(y - x64 @ w64.T) / np.maximum(scale, 1e-300), initial=0))
@@ -65,7 +65,7 @@ def test_tiles_of_full_size_meet_without_a_gap(rows: int, entries: int, beyond: 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_every_16_bit_pattern_is_converted_exactly(dtype: Any, rows: int) -> None:
-    """Subnormals, both zeros, infinities and NaN among them, one an output: each times 1 is itself."""
+    """Each 16-bit pattern is one row of w, and x is 1. Subnormals, both zeros, infinities and NaN are among them."""
     bits = np.arange(2**16, dtype=np.uint16)
     if dtype is np.float16:
         expected = struct.unpack("=65536e", bits.tobytes())

@@ -42,7 +42,7 @@ def references(tmp_path_factory) -> dict[str | None, Transformer]:
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """The worst row's."""
+    """The largest relative error of any row."""
     return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
 
 
@@ -80,7 +80,7 @@ def test_a_batch_without_adapters_uses_the_same_weight_arrays(model):
 
 
 def test_decoding_beside_other_adapters_gives_the_same_bits_as_alone(model):
-    """As far as `linear` promises it: up to four rows."""
+    """Four rows: `linear` promises this for at most that many."""
     tokens = [3, 14, 15, 9, 2, 6]
     (alone,) = logits(model, [(tokens, "all")], 1)
     beside, *_ = logits(model, [(tokens, "all"), (tokens[::-1], None), (tokens, "high"), (tokens, "all")], 1)

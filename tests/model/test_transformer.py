@@ -1,4 +1,4 @@
-"""The logits are those of one full forward pass, however the rows are divided into steps; and those of plain.py."""
+"""The logits equal one full forward pass, however the rows are divided into steps, and equal those of plain.py."""
 
 import ast
 from pathlib import Path
