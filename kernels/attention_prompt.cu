@@ -1,5 +1,6 @@
 // Attention of the many rows of a prompt, by tensor cores (flash attention): softmax(q k^T / sqrt(head_dim)) v, where a
-// row sees positions 0 to its own. Same arrays as in attention.cu, which holds the naive kernel that this is tied to.
+// row sees positions 0 to its own. Same arrays as in attention.cu. That file holds the naive kernel, attention_steps.cu
+// the steps between that and this.
 //   tiles (n_tiles, 4): up to 64 neighbouring rows of one sequence: first row, number of rows, position of the first
 //   row, slot of the cache. Prompts of any lengths, starting at any position, are cut into such tiles.
 // A block takes one tile through one head: 64 keys and values at a time, the next 64 on their way while these are

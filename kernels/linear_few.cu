@@ -1,6 +1,6 @@
 // Products of the weight matrices with a few rows, by tensor cores: out = x w^T, w read once for all of them.
 //   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16, 32 or 64, width a multiple of 64,
-//   any n_out. linear.cu holds the naive kernel that this is tied to.
+//   any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between that and this.
 // Four kernels, which differ in what they do with a sum, as in linear.cu:
 //   linear_few, linear_few_float     store as bf16, or as float (logits)
 //   linear_few_add                   add to a float: the residual stream

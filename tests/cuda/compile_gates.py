@@ -20,6 +20,7 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("embedding.cu", ()),
     ("rope.cu", ()),
     ("linear.cu", ()),
+    ("linear_steps.cu", ()),
     ("qkv.cu", ()),
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
@@ -31,6 +32,8 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("attention.cu", ("HEAD_DIM=64", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
+    ("attention_steps.cu", ("HEAD_DIM=64",)),
+    ("attention_steps.cu", ("HEAD_DIM=128",)),
     ("attention_prompt.cu", ("HEAD_DIM=64",)),
     ("attention_prompt.cu", ("HEAD_DIM=128",)),
 ]
