@@ -73,6 +73,28 @@ __device__ __forceinline__ void add_values(float (&mixed)[CHANNEL_BLOCKS][4], co
     }
 }
 
+// Which lane holds what. A warp has 16 rows of the tile, and the scores of 64 keys at a time, in 8 blocks of 8 keys. Of
+// block j, lane 4 g + t holds two neighbouring keys of row g and of row g + 8 in weights[j][0 .. 3]:
+//
+//   key of block j   0     1     2     3     4     5     6     7
+//   row 0          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][0], [j][1]
+//   row 1          |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
+//   ...
+//   row 7          |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   row 8          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][2], [j][3]
+//   ...
+//   row 15         |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//
+// So the four lanes 4 g to 4 g + 3 share a row; row_max and row_sum go over them. Two neighbouring blocks k and k + 1
+// hold what mma (ptx.cuh) takes as its operand A, 16 rows of 16 keys. The weights go into the product with the values
+// without leaving their registers:
+//
+//                   keys of block k                  keys of block k + 1
+//   rows 0 to 7     a[0] = weights[k][0], [1]        a[2] = weights[k + 1][0], [1]
+//   rows 8 to 15    a[1] = weights[k][2], [3]        a[3] = weights[k + 1][2], [3]
+//
+// The result of that product, mixed, has the layout of the first drawing, with channels in place of keys.
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prompt(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* tiles, bf16* out, int n_heads,
                      int n_kv_heads, int max_len) {

@@ -5,10 +5,8 @@
 //   linear_few, linear_few_float     store as bf16, or as float (logits)
 //   linear_few_add                   add to a float: the residual stream
 //   swiglu_few                       silu(gate sum) * up sum, w13 (2 n_out, width)
-// The weights are the operand of 16 rows, the tokens that of 8 columns: so 2 rows of x waste 6 columns of arithmetic,
-// which is plenty, and no weights, which are not. A lane loads 16 neighbouring bytes of a weight row and of a row of x
-// and uses them as they are: the eight channels of lane t are 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of one product and of the
-// next. Both operands are in the same wrong order, and a sum does not mind.
+// The weights are the operand of 16 rows, the tokens that of 8 columns. So 2 tokens are padded to 8 columns. That wastes
+// arithmetic, which is idle anyway, and no weight bandwidth, which is not.
 //
 // Launch: a block 32 outputs (16 of gate and up each), 256 threads: all warps have the same outputs, and every eighth
 //         32 channels; their sums meet in shared memory, warp 0 first. So a row's bits do not depend on other rows.
@@ -57,6 +55,35 @@ __device__ __forceinline__ uint4 load_token(const bf16* x, int token, int channe
     const bf16* from = x + (size_t)token * width + channel + threadIdx.x % 4 * 8;
     return token < n_tokens ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
 }
+
+// Which lane holds what. Of a chunk of 32 channels, each lane loads 16 bytes of two weight rows of a tile and of one
+// token of a column:
+//
+//   channel              0 .. 7     8 .. 15    16 .. 23   24 .. 31
+//   row 0, 8, token 0    lane 0     lane 1     lane 2     lane 3
+//   row 1, 9, token 1    lane 4     lane 5     lane 6     lane 7
+//   ...
+//   row 7, 15, token 7   lane 28    lane 29    lane 30    lane 31
+//
+// The operands of mma (ptx.cuh) are these registers as they are. Lane 4 g + t then has, of two products with 16 channels
+// each, other channels than mma expects of it:
+//
+//   register             .x             .y                .z             .w
+//   holds channels       8 t, 8 t + 1   8 t + 2, 8 t + 3  8 t + 4, + 5   8 t + 6, + 7
+//   stands for channels  2 t, 2 t + 1   2 t + 8, 2 t + 9  2 t, 2 t + 1   2 t + 8, 2 t + 9
+//                        of the first product             of the second product
+//
+// Weights and tokens are permuted in the same way, and a sum over channels does not depend on their order. The results
+// of one tile and one column are sums[tile][column][0 .. 3]:
+//
+//   token        0     1     2     3     4     5     6     7
+//   output 0   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [0], [1]
+//   output 1   |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
+//   ...
+//   output 7   |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   output 8   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [2], [3]
+//   ...
+//   output 15  |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
 
 // sums[tile][column] (16, 8) of this warp's channels
 __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const WeightRows& rows, const bf16* x,
