@@ -59,42 +59,16 @@ __device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const b
     }
 }
 
-// What the splits of a row hand on, where there is more than one:
-// mixed (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
-// stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
-// tickets, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
-              float* mixed, float* stats, unsigned* tickets, bf16* out, int n_heads, int n_kv_heads, int max_len) {
-    __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
-    __shared__ float parts[WARPS][GROUP][HEAD_DIM];
-    __shared__ float sum_of[GROUP];  // of a head's weights
-    wait_for_predecessor();
-    let_successor_start();
-    int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
-    int filled = (positions[row] + SPLIT) / SPLIT;           // splits with a position; none for nobody's row
-    int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions of this split
-    int heads = row * n_heads + first_head;                  // the first of this block's, of all rows
-    if (filled == 0 && split == 0) {
-        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
-            out[(size_t)heads * HEAD_DIM + i] = __float2bfloat16(0);
-        }
-    }
-    if (n <= 0) return;
-
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int channel = threadIdx.x % LANES * 8, mine = threadIdx.x / LANES;  // eight channels; the first position
-    int kv_head = first_head / (n_heads / n_kv_heads);
-    size_t cache = (((size_t)slots[row] * n_kv_heads + kv_head) * max_len + split * SPLIT) * HEAD_DIM + channel;
-
-    // Scores: the threads of a position each multiply eight channels, and add up.
+// scores (GROUP, SPLIT) of n positions; q (GROUP, HEAD_DIM). The threads that share a position each multiply eight
+// channels; their sum is the score.
+__device__ __forceinline__ void compute_scores(float (&scores)[GROUP][SPLIT], const bf16* q, const bf16* keys, int n) {
+    int channel = threadIdx.x % LANES * 8, first = threadIdx.x / LANES;
     Eight query[GROUP];
-    const bf16* q_heads = q + (size_t)heads * HEAD_DIM + channel;
 #pragma unroll
-    for (int g = 0; g < GROUP; g++) query[g] = load_eight(q_heads + g * HEAD_DIM);
-    for (int base = mine; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
+    for (int g = 0; g < GROUP; g++) query[g] = load_eight(q + g * HEAD_DIM + channel);
+    for (int base = first; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
         uint4 loaded[IN_FLIGHT];
-        load_positions(loaded, k_cache + cache, base, n);
+        load_positions(loaded, keys + channel, base, n);
 #pragma unroll
         for (int j = 0; j < IN_FLIGHT; j++) {
             Eight key = unpack(loaded[j]);
@@ -105,14 +79,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 for (int i = 0; i < 8; i++) score += query[g].v[i] * key.v[i];
 #pragma unroll
                 for (int bit = LANES / 2; bit; bit /= 2) score += __shfl_xor_sync(ALL_LANES, score, bit);
-                if (channel == 0) weights[g][base + AT_ONCE * j] = score * rsqrtf(HEAD_DIM);
+                if (channel == 0) scores[g][base + AT_ONCE * j] = score * rsqrtf(HEAD_DIM);
             }
         }
     }
-    __syncthreads();
+}
 
-    // Weights: a warp a head. Those behind the row's position are zero.
-    for (int g = warp; g < GROUP; g += WARPS) {
+// The scores become weights exp(score - largest), those from position n on zero; a warp takes a head.
+__device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], float* stats,
+                                                int heads, int split, int n_splits, int n) {
+    int lane = threadIdx.x % 32;
+    for (int g = threadIdx.x / 32; g < GROUP; g += WARPS) {
         float largest = -1e30f, sum = 0;
         for (int i = lane; i < n; i += 32) largest = fmaxf(largest, weights[g][i]);
         largest = warp_max(largest);
@@ -128,13 +105,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             to[1] = sum_of[g] = sum;
         }
     }
-    __syncthreads();
+}
 
-    // Values: each thread its eight channels of every AT_ONCE-th position; then all of a head add up.
+// warp_out[warp]: the weighted values of every warp's positions. Each thread adds up its eight channels of every
+// AT_ONCE-th position, then the threads of a warp that have the same channels.
+__device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_DIM],
+                                           const float (&weights)[GROUP][SPLIT], const bf16* values, int n) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x % LANES * 8;
     Eight sums[GROUP] = {};
-    for (int base = mine; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
+    for (int base = threadIdx.x / LANES; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
         uint4 loaded[IN_FLIGHT];
-        load_positions(loaded, v_cache + cache, base, n);
+        load_positions(loaded, values + channel, base, n);
 #pragma unroll
         for (int j = 0; j < IN_FLIGHT; j++) {
             Eight value = unpack(loaded[j]);
@@ -153,28 +134,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             float sum = sums[g].v[i];
 #pragma unroll
             for (int bit = 16; bit >= LANES; bit /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, bit);
-            if (lane < LANES) parts[warp][g][channel + i] = sum;
+            if (lane < LANES) warp_out[warp][g][channel + i] = sum;
         }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
-        int g = i / HEAD_DIM, c = i % HEAD_DIM;
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += parts[w][g][c];
-        if (filled == 1) {
-            out[(size_t)heads * HEAD_DIM + i] = __float2bfloat16(sum / sum_of[g]);
-        } else {
-            mixed[((size_t)(heads + g) * n_splits + split) * HEAD_DIM + c] = sum;
-        }
-    }
-    if (filled == 1) return;
+}
 
-    if (!last_to_come(tickets + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
-
-    // The last of the row's splits to end has those of all. The weight of a split, by its largest score; then its values, four channels a thread.
-    for (int g = warp; g < GROUP; g += WARPS) {
-        const float* of_split = stats + (size_t)(heads + g) * n_splits * 2;
+// out (GROUP, HEAD_DIM) of all `filled` splits, by the last block of the row. Each split is scaled by exp(its largest
+// score - the overall largest). partial_out and stats: of the first head and split; weights (GROUP, SPLIT) is scratch.
+__device__ __forceinline__ void combine_splits(bf16* out, const float* partial_out, const float* stats,
+                                               float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], int n_splits,
+                                               int filled) {
+    int lane = threadIdx.x % 32;
+    for (int g = threadIdx.x / 32; g < GROUP; g += WARPS) {
+        const float* of_split = stats + (size_t)g * n_splits * 2;
         float largest = -1e30f, sum = 0;
         for (int s = lane; s < filled; s += 32) largest = fmaxf(largest, of_split[2 * s]);
         largest = warp_max(largest);
@@ -186,9 +158,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (lane == 0) sum_of[g] = sum;
     }
     __syncthreads();
-    for (int i = 4 * threadIdx.x; i < GROUP * HEAD_DIM; i += 4 * THREADS) {
+    for (int i = 4 * threadIdx.x; i < GROUP * HEAD_DIM; i += 4 * THREADS) {  // four channels of a head
         int g = i / HEAD_DIM;
-        const float* of_split = mixed + (size_t)(heads + g) * n_splits * HEAD_DIM + i % HEAD_DIM;
+        const float* of_split = partial_out + (size_t)g * n_splits * HEAD_DIM + i % HEAD_DIM;
         float total[4] = {};
 #pragma unroll 8
         for (int s = 0; s < filled; s++) {
@@ -197,7 +169,55 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             total[2] += weights[g][s] * v.z, total[3] += weights[g][s] * v.w;
         }
         float sum = sum_of[g];
-        *reinterpret_cast<uint2*>(out + (size_t)heads * HEAD_DIM + i) =
+        *reinterpret_cast<uint2*>(out + i) =
             make_uint2(pack_two(total[0] / sum, total[1] / sum), pack_two(total[2] / sum, total[3] / sum));
     }
+}
+
+// What the splits of a row hand on, where there is more than one:
+// partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
+// stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
+// tickets, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
+              float* partial_out, float* stats, unsigned* tickets, bf16* out, int n_heads, int n_kv_heads,
+              int max_len) {
+    __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
+    __shared__ float warp_out[WARPS][GROUP][HEAD_DIM];
+    __shared__ float sum_of[GROUP];  // of a head's weights
+    wait_for_predecessor();
+    let_successor_start();
+    int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
+    int filled = (positions[row] + SPLIT) / SPLIT;           // splits with a position; none for nobody's row
+    int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions of this split
+    int heads = row * n_heads + first_head;                  // the first of this block's, of all rows
+    bf16* out_heads = out + (size_t)heads * HEAD_DIM;
+    if (filled == 0 && split == 0) {
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) out_heads[i] = __float2bfloat16(0);
+    }
+    if (n <= 0) return;
+
+    int kv_head = first_head / (n_heads / n_kv_heads);
+    size_t cache = (((size_t)slots[row] * n_kv_heads + kv_head) * max_len + split * SPLIT) * HEAD_DIM;
+    compute_scores(weights, q + (size_t)heads * HEAD_DIM, k_cache + cache, n);
+    __syncthreads();
+    compute_weights(weights, sum_of, stats, heads, split, n_splits, n);
+    __syncthreads();
+    add_values(warp_out, weights, v_cache + cache, n);
+    __syncthreads();
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+        int g = i / HEAD_DIM, c = i % HEAD_DIM;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += warp_out[w][g][c];
+        if (filled == 1) {
+            out_heads[i] = __float2bfloat16(sum / sum_of[g]);
+        } else {
+            partial_out[((size_t)(heads + g) * n_splits + split) * HEAD_DIM + c] = sum;
+        }
+    }
+    if (filled == 1 || !last_to_come(tickets + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
+    size_t first_split = (size_t)heads * n_splits;
+    combine_splits(out_heads, partial_out + first_split * HEAD_DIM, stats + first_split * 2, weights, sum_of, n_splits,
+                   filled);
 }

@@ -29,6 +29,28 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t r
     }
 }
 
+// Which lane holds what. A warp has 16 rows of the tile, and the scores of 64 keys at a time, in 8 blocks of 8 keys. Of
+// block j, lane 4 g + t holds two neighbouring keys of row g and of row g + 8 in weights[j][0 .. 3]:
+//
+//   key of block j   0     1     2     3     4     5     6     7
+//   row 0          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][0], [j][1]
+//   row 1          |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
+//   ...
+//   row 7          |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   row 8          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][2], [j][3]
+//   ...
+//   row 15         |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//
+// So the four lanes 4 g to 4 g + 3 share a row; row_max and row_sum go over them. Two neighbouring blocks k and k + 1
+// hold what mma (ptx.cuh) takes as its operand A, 16 rows of 16 keys. The weights go into the product with the values
+// without leaving their registers:
+//
+//                   keys of block k                  keys of block k + 1
+//   rows 0 to 7     a[0] = weights[k][0], [1]        a[2] = weights[k + 1][0], [1]
+//   rows 8 to 15    a[1] = weights[k][2], [3]        a[3] = weights[k + 1][2], [3]
+//
+// The result of that product, mixed, has the layout of the first drawing, with channels in place of keys.
+
 // The largest or the sum over the four lanes that share a row.
 __device__ __forceinline__ float row_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
@@ -73,27 +95,56 @@ __device__ __forceinline__ void add_values(float (&mixed)[CHANNEL_BLOCKS][4], co
     }
 }
 
-// Which lane holds what. A warp has 16 rows of the tile, and the scores of 64 keys at a time, in 8 blocks of 8 keys. Of
-// block j, lane 4 g + t holds two neighbouring keys of row g and of row g + 8 in weights[j][0 .. 3]:
-//
-//   key of block j   0     1     2     3     4     5     6     7
-//   row 0          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][0], [j][1]
-//   row 1          |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
-//   ...
-//   row 7          |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
-//   row 8          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][2], [j][3]
-//   ...
-//   row 15         |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
-//
-// So the four lanes 4 g to 4 g + 3 share a row; row_max and row_sum go over them. Two neighbouring blocks k and k + 1
-// hold what mma (ptx.cuh) takes as its operand A, 16 rows of 16 keys. The weights go into the product with the values
-// without leaving their registers:
-//
-//                   keys of block k                  keys of block k + 1
-//   rows 0 to 7     a[0] = weights[k][0], [1]        a[2] = weights[k + 1][0], [1]
-//   rows 8 to 15    a[1] = weights[k][2], [3]        a[3] = weights[k + 1][2], [3]
-//
-// The result of that product, mixed, has the layout of the first drawing, with channels in place of keys.
+// The scores become weights; running maximum and sum of this lane's two rows, and what was added to partial_out so far,
+// are brought up to date with them. first_key: of this lane in block 0; position: of this lane's first row.
+__device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4], float (&mixed)[CHANNEL_BLOCKS][4],
+                                               float (&largest)[2], float (&sums)[2], int first_key, int position) {
+    float before[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int j = 0; j < KEY_BLOCKS; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            bool seen = first_key + j * 8 + i % 2 <= position + i / 2 * 8;
+            weights[j][i] = seen ? weights[j][i] * rsqrtf(HEAD_DIM) : MASKED;
+            largest[i / 2] = fmaxf(largest[i / 2], weights[j][i]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {  // what was summed so far, as if with the new largest score
+        largest[r] = row_max(largest[r]);
+        float scale = __expf(before[r] - largest[r]);
+        sums[r] *= scale;
+#pragma unroll
+        for (int j = 0; j < CHANNEL_BLOCKS; j++) {
+            mixed[j][2 * r] *= scale;
+            mixed[j][2 * r + 1] *= scale;
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < KEY_BLOCKS; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            weights[j][i] = __expf(weights[j][i] - largest[i / 2]);
+            sums[i / 2] += weights[j][i];
+        }
+    }
+}
+
+// out: this lane's column of the tile's first row
+__device__ __forceinline__ void store(bf16* out, const float (&mixed)[CHANNEL_BLOCKS][4], const float (&sums)[2],
+                                      size_t row_stride, int row, int n_rows) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float scale = 1 / row_sum(sums[r]);
+        if (row + 8 * r >= n_rows) continue;
+        bf16* to = out + (row + 8 * r) * row_stride;
+#pragma unroll
+        for (int j = 0; j < CHANNEL_BLOCKS; j++) {
+            unsigned pair = pack_two(mixed[j][2 * r] * scale, mixed[j][2 * r + 1] * scale);
+            *reinterpret_cast<unsigned*>(to + j * 8) = pair;
+        }
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prompt(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* tiles, bf16* out, int n_heads,
@@ -132,48 +183,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         float weights[KEY_BLOCKS][4] = {};
         multiply_keys(weights, queries + warp * 16 * STRIDE, keys + now * TILE * STRIDE);
-        float before[2] = {largest[0], largest[1]};
-#pragma unroll
-        for (int j = 0; j < KEY_BLOCKS; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                bool seen = first_key + j * 8 + column + i % 2 <= first_position + row + i / 2 * 8;
-                weights[j][i] = seen ? weights[j][i] * rsqrtf(HEAD_DIM) : MASKED;
-                largest[i / 2] = fmaxf(largest[i / 2], weights[j][i]);
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < 2; r++) {  // what was summed so far, as if with the new largest score
-            largest[r] = row_max(largest[r]);
-            float scale = __expf(before[r] - largest[r]);
-            sums[r] *= scale;
-#pragma unroll
-            for (int j = 0; j < CHANNEL_BLOCKS; j++) {
-                mixed[j][2 * r] *= scale;
-                mixed[j][2 * r + 1] *= scale;
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < KEY_BLOCKS; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                weights[j][i] = __expf(weights[j][i] - largest[i / 2]);
-                sums[i / 2] += weights[j][i];
-            }
-        }
+        update_softmax(weights, mixed, largest, sums, first_key + column, first_position + row);
         add_values(mixed, weights, values + now * TILE * STRIDE);
         __syncthreads();  // before the next copies overwrite these keys and values
     }
 
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float scale = 1 / row_sum(sums[r]);
-        if (row + 8 * r >= n_rows) continue;
-        bf16* to = out + rows_at + (row + 8 * r) * row_stride + column;
-#pragma unroll
-        for (int j = 0; j < CHANNEL_BLOCKS; j++) {
-            unsigned pair = pack_two(mixed[j][2 * r] * scale, mixed[j][2 * r + 1] * scale);
-            *reinterpret_cast<unsigned*>(to + j * 8) = pair;
-        }
-    }
+    store(out + rows_at + column, mixed, sums, row_stride, row, n_rows);
 }

@@ -143,6 +143,96 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
+// The part in which the draw ends.
+struct ChosenPart {
+    int index, ties_before;  // kept tokens in earlier parts whose key is the lowest
+    double left;             // of the target, where the part begins
+};
+
+// Temperature 0: the first part that has the highest logit. Otherwise the part in which the running weight passes the
+// target. part_max, part_sum and part_ties are the row's.
+__device__ __forceinline__ ChosenPart choose_part(const Int* params, const float* part_max, const double* part_sum,
+                                                  const int* part_ties, int n_parts, const Head& head, float highest) {
+    ChosenPart chosen = {0, 0, 0};
+    double temperature = number(params, TEMPERATURE), of_a_tie = 0;  // the weight of a token that has the lowest key
+    if (temperature == 0) {
+        while (part_max[chosen.index] < highest) chosen.index++;
+        return chosen;
+    }
+    float x = value_of(head.lowest);
+    if (head.lowest && !(x < head.least)) of_a_tie = weight_of(x, highest, temperature);
+    double total = 0;
+    for (int i = 0, ties = 0; i < n_parts; i++) {
+        int kept = min(part_ties[i], (int)head.ties - ties);
+        total += part_sum[i] + kept * of_a_tie;
+        ties += kept;
+    }
+    double target = uniform((Count)params[SEED], (Count)params[INDEX]) * total, sum = 0;
+    for (int i = 0, ties = 0; i < n_parts && !(sum > target); i++) {
+        int kept = min(part_ties[i], (int)head.ties - ties);
+        double here = part_sum[i] + kept * of_a_tie;
+        if (here > 0) chosen = {i, ties, target - sum};  // rounding may leave the target above the whole sum
+        sum += here;
+        ties += kept;
+    }
+    return chosen;
+}
+
+// Temperature 0: the first token of the part that has the highest logit. All threads call it.
+__device__ __forceinline__ int first_highest(const float* x, int part, float highest, int vocab_size, int* ints) {
+    int first = part * PART + threadIdx.x * EACH, found = vocab_size;
+    for (int i = min(first + EACH, vocab_size) - 1; i >= first; i--) found = x[i] == highest ? i : found;
+    return -block_max(-found, ints);
+}
+
+// Is a token kept? tie: how many of the row's tokens before it have the lowest key; stepped on by one that has it.
+__device__ __forceinline__ bool is_kept(float x, const Head& head, int& tie) {
+    unsigned key = key_of(x);
+    bool kept = key > head.lowest || (key == head.lowest && tie++ < (int)head.ties);
+    return kept && !(x < head.least);
+}
+
+// The token of the part at which the running weight passes part.left. All threads call it; a barrier makes the token
+// everybody's.
+__device__ __forceinline__ void draw_token(const float* x, const ChosenPart& part, const Head& head, float highest,
+                                           double temperature, int vocab_size, double* doubles, int* ints, int* token) {
+    int first = part.index * PART + threadIdx.x * EACH, end = min(first + EACH, vocab_size), ties = 0, all_ties;
+    for (int i = first; i < end; i++) ties += key_of(x[i]) == head.lowest && !(x[i] < head.least);
+    int tie = part.ties_before + sum_before(ties, ints, all_ties), tie_again = tie;
+    double mine = 0, all;
+    int last = -1;
+    for (int i = first; i < end; i++) {
+        if (!is_kept(x[i], head, tie)) continue;
+        double weight = weight_of(x[i], highest, temperature);
+        mine += weight;
+        if (weight > 0) last = i;
+    }
+    double before = sum_before(mine, doubles, all);
+    last = block_max(last, ints);
+    if (threadIdx.x == 0) *token = last;  // rounding may leave the target above the part's whole weight
+    __syncthreads();
+    if (!(before <= part.left && before + mine > part.left)) return;
+    double sum = before;  // one thread
+    for (int i = first; i < end; i++) {
+        if (!is_kept(x[i], head, tie_again)) continue;
+        sum += weight_of(x[i], highest, temperature);
+        if (sum > part.left) {
+            *token = i;
+            return;
+        }
+    }
+}
+
+// The logarithm of the sum of exp(raw logit): what log-softmax subtracts.
+__device__ __forceinline__ double log_total_of(const float* raw_max, const double* raw_sum, int n_parts) {
+    float most = highest_of(raw_max, n_parts);
+    double sum = 0;
+    for (int i = 0; i < n_parts; i++) {
+        if (raw_max[i] > -INFINITY) sum += raw_sum[i] * weight_of(raw_max[i], most, 1);
+    }
+    return (double)most + log(sum);
+}
+
 // The draw: results (T, N_RESULTS) and the row's next step.
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_draw(const float* logits, const float* adjusted, const float* part_max, const int* part_bad,
@@ -151,13 +241,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                  int vocab_size, int n_parts) {
     __shared__ double doubles[THREADS];
     __shared__ int ints[THREADS];
-    __shared__ int chosen_part, ties_before, token;
-    __shared__ double left;  // of the target, when the chosen part begins
+    __shared__ ChosenPart part;
+    __shared__ int token;
     wait_for_predecessor();
     let_successor_start();
     int row = blockIdx.x;
     Int *p = params + (size_t)row * N_PARAMS, *result = results + (size_t)row * N_RESULTS;
-    const float* x_row = adjusted + (size_t)row * vocab_size;
+    const float* x = adjusted + (size_t)row * vocab_size;
     size_t parts = (size_t)row * n_parts;
     if (positions[row] < 0) {
         if (threadIdx.x == 0) result[STATUS] = NOBODY;
@@ -175,97 +265,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     double temperature = number(p, TEMPERATURE);
     Head head = head_of(p, cuts, row, highest, vocab_size);
-    double of_a_tie = 0;
-    if (head.lowest) {
-        float x = value_of(head.lowest);
-        of_a_tie = x < head.least ? 0 : weight_of(x, highest, temperature);
-    }
-
-    if (threadIdx.x == 0) {  // the part
-        chosen_part = 0;
-        ties_before = 0;
-        left = 0;
-        if (temperature == 0) {
-            while (part_max[parts + chosen_part] < highest) chosen_part++;
-        } else {
-            double total = 0;
-            for (int i = 0, ties = 0; i < n_parts; i++) {
-                int kept = min(part_ties[parts + i], (int)head.ties - ties);
-                total += part_sum[parts + i] + kept * of_a_tie;
-                ties += kept;
-            }
-            double target = uniform((Count)p[SEED], (Count)p[INDEX]) * total, sum = 0;
-            int last_with_weight = 0;
-            bool found = false;
-            for (int i = 0, ties = 0; i < n_parts && !found; i++) {
-                int kept = min(part_ties[parts + i], (int)head.ties - ties);
-                double here = part_sum[parts + i] + kept * of_a_tie;
-                if (here > 0) {
-                    last_with_weight = i;
-                    ties_before = ties;
-                    left = target - sum;
-                }
-                sum += here;
-                ties += kept;
-                found = sum > target;
-            }
-            chosen_part = last_with_weight;
-        }
-        token = -1;
+    if (threadIdx.x == 0) {
+        part = choose_part(p, part_max + parts, part_sum + parts, part_ties + parts, n_parts, head, highest);
     }
     __syncthreads();
-
-    // The token: each thread looks at EACH neighbours.
-    int first = chosen_part * PART + threadIdx.x * EACH, end = min(first + EACH, vocab_size), ties = 0, all_ties;
-    for (int i = first; i < end; i++) ties += key_of(x_row[i]) == head.lowest && !(x_row[i] < head.least);
-    int tie = ties_before + sum_before(ties, ints, all_ties), tie_again = tie;
-    double mine = 0, all;
-    int last_kept = -1;
-    for (int i = first; i < end; i++) {
-        float x = x_row[i];
-        unsigned key = key_of(x);
-        bool kept = key > head.lowest || (key == head.lowest && tie++ < (int)head.ties);
-        if (temperature == 0 ? x == highest : kept && !(x < head.least)) {
-            double weight = temperature == 0 ? 0 : weight_of(x, highest, temperature);
-            mine += weight;
-            if (last_kept < 0 || temperature > 0) last_kept = weight > 0 || temperature == 0 ? i : last_kept;
-        }
-    }
-    double before = sum_before(mine, doubles, all);
     if (temperature == 0) {
-        int found = -block_max(last_kept < 0 ? -vocab_size : -last_kept, ints);
+        int found = first_highest(x, part.index, highest, vocab_size, ints);
         if (threadIdx.x == 0) token = found;
     } else {
-        int last = block_max(last_kept, ints);
-        if (threadIdx.x == 0) token = last;  // rounding may leave the target above the part's whole weight
-        __syncthreads();
-        double sum = before;
-        if (before <= left && before + mine > left) {  // one thread
-            for (int i = first; i < end; i++) {
-                float x = x_row[i];
-                unsigned key = key_of(x);
-                bool kept = key > head.lowest || (key == head.lowest && tie_again++ < (int)head.ties);
-                if (!kept || x < head.least) continue;
-                sum += weight_of(x, highest, temperature);
-                if (sum > left) {
-                    token = i;
-                    break;
-                }
-            }
-        }
+        draw_token(x, part, head, highest, temperature, vocab_size, doubles, ints, &token);
     }
     __syncthreads();
     if (threadIdx.x) return;
 
     result[STATUS] = DRAWN;
     result[TOKEN] = token;
-    if (p[N_TOP] >= 0) {  // log-softmax of the raw logits
-        float most = highest_of(raw_max + parts, n_parts);
-        double sum = 0;
-        for (int i = 0; i < n_parts; i++) {
-            if (raw_max[parts + i] > -INFINITY) sum += raw_sum[parts + i] * weight_of(raw_max[parts + i], most, 1);
-        }
-        double log_total = (double)most + log(sum);
+    if (p[N_TOP] >= 0) {
+        double log_total = log_total_of(raw_max + parts, raw_sum + parts, n_parts);
         result[LOGPROB] = __double_as_longlong((double)logits[(size_t)row * vocab_size + token] - log_total);
         result[TOP_LOGPROBS] = __double_as_longlong(log_total);  // sampler_top takes it from there
     }

@@ -11,6 +11,60 @@ constexpr double UNIT = 0x1p46;  // a weight of 1 in a histogram: 2^17 of them f
 
 __device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
 
+// What one launch of a selection counts: bits shift to shift + bits - 1 of the keys whose higher bits are the prefix.
+struct Level {
+    int shift, bits, n_bins;
+    bool is_first;                // there is no prefix yet: all keys are counted
+    unsigned prefix;
+    bool by_weight, after_top_k;  // top_p counts weights, and only of the tokens that top_k keeps:
+    unsigned top_k_key, top_k_ties;  // those above this key, and so many that equal it
+    float highest;
+    double temperature;
+};
+
+// Adds this block's tokens to the histogram in shared memory, and that to the row's in device memory.
+__device__ __forceinline__ void count_tokens(const Level& l, const float* x, unsigned (&count)[MAX_BINS],
+                                             Count (&weight)[MAX_BINS], unsigned* counts, Count* weights,
+                                             int vocab_size) {
+    int first = blockIdx.x * PART;
+    for (int i = threadIdx.x; i < l.n_bins; i += THREADS) count[i] = 0, weight[i] = 0;
+    __syncthreads();
+    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
+        unsigned key = key_of(x[i]), bin = key >> l.shift & (l.n_bins - 1);
+        if (!l.is_first && key >> (l.shift + l.bits) != l.prefix) continue;
+        if (l.after_top_k && key <= l.top_k_key) continue;  // the equals that top_k keeps are added in take_bins
+        atomicAdd(&count[bin], 1u);
+        if (l.by_weight) atomicAdd(&weight[bin], in_units(weight_of(x[i], l.highest, l.temperature)));
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < l.n_bins; i += THREADS) {
+        if (count[i]) atomicAdd(&counts[i], count[i]);
+        if (weight[i]) atomicAdd(&weights[i], weight[i]);
+    }
+}
+
+// The bin of this thread's number j: thread 0 has the highest ones. Negative: there is none.
+__device__ __forceinline__ int bin_of(const Level& l, int j) { return l.n_bins - 1 - (threadIdx.x * BINS_EACH + j); }
+
+// Moves the row's histogram to shared memory, and leaves zeros; -> the sum of this thread's bins.
+__device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX_BINS], Count (&weight)[MAX_BINS],
+                                           unsigned* counts, Count* weights) {
+    Count here = 0;
+    for (int j = 0; j < BINS_EACH; j++) {
+        int bin = bin_of(l, j);
+        if (bin < 0) break;
+        count[bin] = atomicExch(&counts[bin], 0u);
+        weight[bin] = atomicExch(&weights[bin], 0ull);
+        bool begins = l.is_first || l.top_k_key >> (l.shift + l.bits) == l.prefix;
+        if (l.after_top_k && begins && (l.top_k_key >> l.shift & (l.n_bins - 1)) == bin) {
+            count[bin] += l.top_k_ties;
+            weight[bin] += l.top_k_ties * in_units(weight_of(value_of(l.top_k_key), l.highest, l.temperature));
+        }
+        here += l.by_weight ? weight[bin] : count[bin];
+    }
+    return here;
+}
+
 // Level 0, 1, 2 of a selection: the histogram of the next bits of the keys that begin with the prefix. The block that is
 // the last of its row to have added its part looks where the target is reached.
 // counts, weights (T, MAX_BINS), tickets (T): zero before, and zero again afterwards; cuts (T, 3, 4).
@@ -22,48 +76,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ Count scan[THREADS];
     wait_for_predecessor();
     let_successor_start();
-    int row = blockIdx.y, first = blockIdx.x * PART;
+    int row = blockIdx.y;
     const Int* p = params + (size_t)row * N_PARAMS;
     if (positions[row] < 0 || !is_on(p, which, vocab_size)) return;
-    int shift = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11, n_bins = 1 << bits;
-    bool by_weight = which == FOR_TOP_P, after_top_k = by_weight && is_on(p, FOR_TOP_K, vocab_size);
     Cut cut = read_cut(cuts, row, which), top_k = read_cut(cuts, row, FOR_TOP_K);
-    unsigned prefix = level ? cut.prefix : 0, above_top_k = after_top_k ? top_k.prefix : 0;
-    float highest = by_weight ? highest_of(part_max + (size_t)row * gridDim.x, gridDim.x) : 0;
-    double temperature = number(p, TEMPERATURE);
+    Level l;
+    l.shift = level == 0 ? 21 : level == 1 ? 10 : 0, l.bits = level == 2 ? 10 : 11, l.n_bins = 1 << l.bits;
+    l.is_first = level == 0, l.prefix = l.is_first ? 0 : cut.prefix;
+    l.by_weight = which == FOR_TOP_P, l.after_top_k = l.by_weight && is_on(p, FOR_TOP_K, vocab_size);
+    l.top_k_key = l.after_top_k ? top_k.prefix : 0, l.top_k_ties = top_k.ties;
+    l.highest = l.by_weight ? highest_of(part_max + (size_t)row * gridDim.x, gridDim.x) : 0;
+    l.temperature = number(p, TEMPERATURE);
 
-    for (int i = threadIdx.x; i < n_bins; i += THREADS) count[i] = 0, weight[i] = 0;
-    __syncthreads();
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
-        float x = values[(size_t)row * vocab_size + i];
-        unsigned key = key_of(x), bin = key >> shift & (n_bins - 1);
-        if (level && key >> (shift + bits) != prefix) continue;
-        if (after_top_k && key <= above_top_k) continue;  // the equals that top_k keeps are added below
-        atomicAdd(&count[bin], 1u);
-        if (by_weight) atomicAdd(&weight[bin], in_units(weight_of(x, highest, temperature)));
-    }
-    __syncthreads();
-    size_t bins = (size_t)row * MAX_BINS;
-    for (int i = threadIdx.x; i < n_bins; i += THREADS) {
-        if (count[i]) atomicAdd(&counts[bins + i], count[i]);
-        if (weight[i]) atomicAdd(&weights[bins + i], weight[i]);
-    }
+    counts += (size_t)row * MAX_BINS, weights += (size_t)row * MAX_BINS;
+    count_tokens(l, values + (size_t)row * vocab_size, count, weight, counts, weights, vocab_size);
     if (!last_to_come(&tickets[row], gridDim.x)) return;
 
-    Count here = 0, total;  // of this thread's bins, the highest first
-    for (int j = 0; j < BINS_EACH; j++) {
-        int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
-        if (bin < 0) break;
-        count[bin] = atomicExch(&counts[bins + bin], 0u);
-        weight[bin] = atomicExch(&weights[bins + bin], 0ull);
-        bool begins = !level || above_top_k >> (shift + bits) == prefix;
-        if (after_top_k && begins && (above_top_k >> shift & (n_bins - 1)) == bin) {
-            count[bin] += top_k.ties;
-            weight[bin] += top_k.ties * in_units(weight_of(value_of(above_top_k), highest, temperature));
-        }
-        here += by_weight ? weight[bin] : count[bin];
-    }
-    Count before = sum_before(here, scan, total);
+    Count total, here = take_bins(l, count, weight, counts, weights), before = sum_before(here, scan, total);
     if (level == 0) {
         cut.above = 0;
         cut.target = which == FOR_TOP_K ? (double)p[TOP_K] : which == FOR_TOP_LOGPROBS ? (double)p[N_TOP]
@@ -72,14 +101,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Count sum = cut.above + before;
     if ((double)sum >= cut.target || (double)(sum + here) < cut.target) return;
     for (int j = 0; j < BINS_EACH; j++) {  // one thread comes here: the one in whose bins the target is reached
-        int bin = n_bins - 1 - (threadIdx.x * BINS_EACH + j);
-        Count size = by_weight ? weight[bin] : count[bin];
+        int bin = bin_of(l, j);
+        Count size = l.by_weight ? weight[bin] : count[bin];
         if ((double)(sum + size) < cut.target) {
             sum += size;
             continue;
         }
         double each = (double)size / count[bin];
-        cut.prefix = prefix << bits | bin;
+        cut.prefix = l.prefix << l.bits | bin;
         cut.ties = (unsigned)fmin(fmax(ceil((cut.target - (double)sum) / each), 1.0), (double)count[bin]);
         cut.above = sum;
         write_cut(cuts, row, which, cut);
