@@ -27,7 +27,7 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
     int channel = threadIdx.x, head = blockIdx.x, row = blockIdx.y, kv_head = head / (n_heads / n_kv_heads);
     const bf16* q_row = q + ((size_t)row * n_heads + head) * HEAD_DIM;
     size_t cache = ((size_t)slots[row] * n_kv_heads + kv_head) * max_len * HEAD_DIM;
-    float largest = -1e30f, sum = 0, mixed = 0;
+    float largest = -1e30f, sum = 0, partial_out = 0;
     for (int position = 0; position <= positions[row]; position++) {
         size_t at = cache + (size_t)position * HEAD_DIM;
         float score = 0;
@@ -36,24 +36,25 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
         float now_largest = fmaxf(largest, score);
         float old = expf(largest - now_largest), weight = expf(score - now_largest);
         sum = sum * old + weight;  // a new largest score makes what was summed before it smaller
-        mixed = mixed * old + weight * __bfloat162float(v_cache[at + channel]);
+        partial_out = partial_out * old + weight * __bfloat162float(v_cache[at + channel]);
         largest = now_largest;
     }
-    out[((size_t)row * n_heads + head) * HEAD_DIM + channel] = __float2bfloat16(sum > 0 ? mixed / sum : 0);
+    out[((size_t)row * n_heads + head) * HEAD_DIM + channel] = __float2bfloat16(sum > 0 ? partial_out / sum : 0);
 }
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
 constexpr int SPLIT = 256;                // positions a block
 constexpr int LANES = HEAD_DIM / 8;       // of a warp that read one position, 16 bytes each
-constexpr int AT_ONCE = THREADS / LANES;  // positions the block reads at once
+constexpr int POSITIONS_PER_PASS = THREADS / LANES;  // positions the block reads at once
 constexpr int IN_FLIGHT = 4;              // loads of a thread
-static_assert(SPLIT % (AT_ONCE * IN_FLIGHT) == 0 && 32 % LANES == 0, "the loops have no tail");
+static_assert(SPLIT % (POSITIONS_PER_PASS * IN_FLIGHT) == 0 && 32 % LANES == 0, "the loops have no tail");
 
-// This thread's share of IN_FLIGHT positions: eight channels of `first` and every AT_ONCE-th after it; zeros from n on.
+// This thread's share of IN_FLIGHT positions: eight channels of `first` and of every POSITIONS_PER_PASS-th after it.
+// Zeros from position n on.
 __device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const bf16* channels, int first, int n) {
 #pragma unroll
     for (int j = 0; j < IN_FLIGHT; j++) {
-        int position = first + AT_ONCE * j;
+        int position = first + POSITIONS_PER_PASS * j;
         into[j] = make_uint4(0, 0, 0, 0);
         if (position < n) into[j] = *reinterpret_cast<const uint4*>(channels + (size_t)position * HEAD_DIM);
     }
@@ -66,7 +67,7 @@ __device__ __forceinline__ void compute_scores(float (&scores)[GROUP][SPLIT], co
     Eight query[GROUP];
 #pragma unroll
     for (int g = 0; g < GROUP; g++) query[g] = load_eight(q + g * HEAD_DIM + channel);
-    for (int base = first; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
+    for (int base = first; base < SPLIT; base += POSITIONS_PER_PASS * IN_FLIGHT) {
         uint4 loaded[IN_FLIGHT];
         load_positions(loaded, keys + channel, base, n);
 #pragma unroll
@@ -79,7 +80,7 @@ __device__ __forceinline__ void compute_scores(float (&scores)[GROUP][SPLIT], co
                 for (int i = 0; i < 8; i++) score += query[g].v[i] * key.v[i];
 #pragma unroll
                 for (int bit = LANES / 2; bit; bit /= 2) score += __shfl_xor_sync(ALL_LANES, score, bit);
-                if (channel == 0) scores[g][base + AT_ONCE * j] = score * rsqrtf(HEAD_DIM);
+                if (channel == 0) scores[g][base + POSITIONS_PER_PASS * j] = score * rsqrtf(HEAD_DIM);
             }
         }
     }
@@ -108,12 +109,12 @@ __device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], 
 }
 
 // warp_out[warp]: the weighted values of every warp's positions. Each thread adds up its eight channels of every
-// AT_ONCE-th position, then the threads of a warp that have the same channels.
+// POSITIONS_PER_PASS-th position, then the threads of a warp that have the same channels.
 __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_DIM],
                                            const float (&weights)[GROUP][SPLIT], const bf16* values, int n) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x % LANES * 8;
     Eight sums[GROUP] = {};
-    for (int base = threadIdx.x / LANES; base < SPLIT; base += AT_ONCE * IN_FLIGHT) {
+    for (int base = threadIdx.x / LANES; base < SPLIT; base += POSITIONS_PER_PASS * IN_FLIGHT) {
         uint4 loaded[IN_FLIGHT];
         load_positions(loaded, values + channel, base, n);
 #pragma unroll
@@ -121,7 +122,7 @@ __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_
             Eight value = unpack(loaded[j]);
 #pragma unroll
             for (int g = 0; g < GROUP; g++) {
-                float weight = weights[g][base + AT_ONCE * j];
+                float weight = weights[g][base + POSITIONS_PER_PASS * j];
 #pragma unroll
                 for (int i = 0; i < 8; i++) sums[g].v[i] += weight * value.v[i];
             }
@@ -177,10 +178,10 @@ __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_o
 // What the splits of a row hand on, where there is more than one:
 // partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
-// tickets, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
+// arrivals, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
-              float* partial_out, float* stats, unsigned* tickets, bf16* out, int n_heads, int n_kv_heads,
+              float* partial_out, float* stats, unsigned* arrivals, bf16* out, int n_heads, int n_kv_heads,
               int max_len) {
     __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
     __shared__ float warp_out[WARPS][GROUP][HEAD_DIM];
@@ -216,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             partial_out[((size_t)(heads + g) * n_splits + split) * HEAD_DIM + c] = sum;
         }
     }
-    if (filled == 1 || !last_to_come(tickets + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
+    if (filled == 1 || !is_last_block(arrivals + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
     size_t first_split = (size_t)heads * n_splits;
     combine_splits(out_heads, partial_out + first_split * HEAD_DIM, stats + first_split * 2, weights, sum_of, n_splits,
                    filled);

@@ -49,7 +49,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t r
 //   rows 0 to 7     a[0] = weights[k][0], [1]        a[2] = weights[k + 1][0], [1]
 //   rows 8 to 15    a[1] = weights[k][2], [3]        a[3] = weights[k + 1][2], [3]
 //
-// The result of that product, mixed, has the layout of the first drawing, with channels in place of keys.
+// The result of that product, partial_out, has the layout of the first drawing, with channels in place of keys.
 
 // The largest or the sum over the four lanes that share a row.
 __device__ __forceinline__ float row_max(float x) {
@@ -77,9 +77,9 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[KEY_BLOCKS][4], co
     }
 }
 
-// mixed (16, head_dim) += weights (16, 64) times 64 values
-__device__ __forceinline__ void add_values(float (&mixed)[CHANNEL_BLOCKS][4], const float (&weights)[KEY_BLOCKS][4],
-                                           const bf16* values) {
+// partial_out (16, head_dim) += weights (16, 64) times 64 values
+__device__ __forceinline__ void add_values(float (&partial_out)[CHANNEL_BLOCKS][4],
+                                           const float (&weights)[KEY_BLOCKS][4], const bf16* values) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < KEY_BLOCKS; k += 2) {
@@ -89,16 +89,17 @@ __device__ __forceinline__ void add_values(float (&mixed)[CHANNEL_BLOCKS][4], co
 #pragma unroll
         for (int j = 0; j < CHANNEL_BLOCKS; j += 2) {
             load_matrices_transposed(b, values + (k * 8 + lane % 16) * STRIDE + j * 8 + lane / 16 * 8);
-            mma(mixed[j], a, {b[0], b[1]});
-            mma(mixed[j + 1], a, {b[2], b[3]});
+            mma(partial_out[j], a, {b[0], b[1]});
+            mma(partial_out[j + 1], a, {b[2], b[3]});
         }
     }
 }
 
 // The scores become weights; running maximum and sum of this lane's two rows, and what was added to partial_out so far,
 // are brought up to date with them. first_key: of this lane in block 0; position: of this lane's first row.
-__device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4], float (&mixed)[CHANNEL_BLOCKS][4],
-                                               float (&largest)[2], float (&sums)[2], int first_key, int position) {
+__device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4],
+                                               float (&partial_out)[CHANNEL_BLOCKS][4], float (&largest)[2],
+                                               float (&sums)[2], int first_key, int position) {
     float before[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int j = 0; j < KEY_BLOCKS; j++) {
@@ -116,8 +117,8 @@ __device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4], 
         sums[r] *= scale;
 #pragma unroll
         for (int j = 0; j < CHANNEL_BLOCKS; j++) {
-            mixed[j][2 * r] *= scale;
-            mixed[j][2 * r + 1] *= scale;
+            partial_out[j][2 * r] *= scale;
+            partial_out[j][2 * r + 1] *= scale;
         }
     }
 #pragma unroll
@@ -131,8 +132,8 @@ __device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4], 
 }
 
 // out: this lane's column of the tile's first row
-__device__ __forceinline__ void store(bf16* out, const float (&mixed)[CHANNEL_BLOCKS][4], const float (&sums)[2],
-                                      size_t row_stride, int row, int n_rows) {
+__device__ __forceinline__ void store(bf16* out, const float (&partial_out)[CHANNEL_BLOCKS][4],
+                                      const float (&sums)[2], size_t row_stride, int row, int n_rows) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float scale = 1 / row_sum(sums[r]);
@@ -140,7 +141,7 @@ __device__ __forceinline__ void store(bf16* out, const float (&mixed)[CHANNEL_BL
         bf16* to = out + (row + 8 * r) * row_stride;
 #pragma unroll
         for (int j = 0; j < CHANNEL_BLOCKS; j++) {
-            unsigned pair = pack_two(mixed[j][2 * r] * scale, mixed[j][2 * r + 1] * scale);
+            unsigned pair = pack_two(partial_out[j][2 * r] * scale, partial_out[j][2 * r + 1] * scale);
             *reinterpret_cast<unsigned*>(to + j * 8) = pair;
         }
     }
@@ -163,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int row = warp * 16 + lane / 4;     // this lane has results of this row of the tile and of row + 8:
     int column = lane % 4 * 2;          // two neighbours in each block of eight columns
-    float mixed[CHANNEL_BLOCKS][4] = {};
+    float partial_out[CHANNEL_BLOCKS][4] = {};
     float largest[2] = {MASKED, MASKED}, sums[2] = {};
 
     copy_tile(queries, q + rows_at, row_stride, n_rows);
@@ -183,10 +184,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         float weights[KEY_BLOCKS][4] = {};
         multiply_keys(weights, queries + warp * 16 * STRIDE, keys + now * TILE * STRIDE);
-        update_softmax(weights, mixed, largest, sums, first_key + column, first_position + row);
-        add_values(mixed, weights, values + now * TILE * STRIDE);
+        update_softmax(weights, partial_out, largest, sums, first_key + column, first_position + row);
+        add_values(partial_out, weights, values + now * TILE * STRIDE);
         __syncthreads();  // before the next copies overwrite these keys and values
     }
 
-    store(out + rows_at + column, mixed, sums, row_stride, row, n_rows);
+    store(out + rows_at + column, partial_out, sums, row_stride, row, n_rows);
 }

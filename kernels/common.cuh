@@ -63,16 +63,16 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 // Is this block the last of `blocks` to come here? Every thread asks, when it has written what it hands on; the last
-// block then finds what all of them have written. The ticket is 0 before the first comes, and behind the last.
-__device__ __forceinline__ bool last_to_come(unsigned* ticket, unsigned blocks) {
+// block then finds what all of them have written. `arrivals` is 0 before the first comes, and after the last.
+__device__ __forceinline__ bool is_last_block(unsigned* arrivals, unsigned blocks) {
     __shared__ bool last;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == blocks - 1;
+    if (threadIdx.x == 0) last = atomicAdd(arrivals, 1u) == blocks - 1;
     __syncthreads();
     if (!last) return false;
     __threadfence();
-    if (threadIdx.x == 0) *ticket = 0;
+    if (threadIdx.x == 0) *arrivals = 0;
     return true;
 }
 

@@ -28,10 +28,10 @@ __device__ __forceinline__ int output_of_this_warp() { return blockIdx.x * WARPS
 __device__ __forceinline__ bool stores(int i, int n_out) { return threadIdx.x % 32 == 0 && i < n_out; }
 
 __device__ __forceinline__ float product(const bf16* w, const bf16* x, int n_out, int width) {
-    Row row = start_row(w, output_of_this_warp(), n_out, width);
+    WeightRow row = begin_load(w, output_of_this_warp(), n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    return finish_row(row, x);
+    return dot(row, x);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -59,10 +59,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     norm_linear(const bf16* __restrict__ w, const float* x, const bf16* __restrict__ norm, float* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
-    Row row = start_row(w, i, n_out, width);
+    WeightRow row = begin_load(w, i, n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    float sum = finish_row(row, normed(x, norm, width, eps));
+    float sum = dot(row, normed(x, norm, width, eps));
     if (stores(i, n_out)) out[i] = sum;
 }
 
@@ -71,10 +71,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     norm_swiglu(const bf16* __restrict__ w13, const float* x, const bf16* __restrict__ norm, bf16* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
-    Row gate_row = start_row(w13, i, n_out, width), up_row = start_row(w13 + (size_t)n_out * width, i, n_out, width);
+    WeightRow gate_row = begin_load(w13, i, n_out, width);
+    WeightRow up_row = begin_load(w13 + (size_t)n_out * width, i, n_out, width);
     wait_for_predecessor();
     let_successor_start();
     const bf16* h = normed(x, norm, width, eps);
-    float gate = finish_row(gate_row, h), up = finish_row(up_row, h);
+    float gate = dot(gate_row, h), up = dot(up_row, h);
     if (stores(i, n_out)) out[i] = __float2bfloat16(silu(gate) * up);
 }

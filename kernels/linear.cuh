@@ -10,13 +10,13 @@ constexpr int STEP = 32 * IN_FLIGHT;  // pieces of 16 bytes a warp has in hand
 constexpr int LINE = 8;               // pieces of a line of the caches
 
 // A warp's row of w, and the part of it that is on its way.
-struct Row {
+struct WeightRow {
     const uint4* pieces;
     int n_pieces;  // none for a row past the end
     uint4 loaded[IN_FLIGHT];
 };
 
-__device__ __forceinline__ void load(uint4 (&into)[IN_FLIGHT], const Row& row, int first) {
+__device__ __forceinline__ void load(uint4 (&into)[IN_FLIGHT], const WeightRow& row, int first) {
 #pragma unroll
     for (int j = 0; j < IN_FLIGHT; j++) {
         int i = first + 32 * j;
@@ -26,18 +26,18 @@ __device__ __forceinline__ void load(uint4 (&into)[IN_FLIGHT], const Row& row, i
 
 // What may be done before the predecessor has ended: the first four loads of each lane are sent off, and the next 4 KB
 // of the row, a line a lane, are fetched as far as the second-level cache.
-__device__ __forceinline__ Row start_row(const bf16* w, int row, int n_out, int width) {
-    Row r;
+__device__ __forceinline__ WeightRow begin_load(const bf16* w, int row, int n_out, int width) {
+    WeightRow r;
     r.pieces = reinterpret_cast<const uint4*>(w + (size_t)row * width);
     r.n_pieces = row < n_out ? width / 8 : 0;
     int lane = threadIdx.x % 32, ahead = STEP + lane * LINE;
     load(r.loaded, r, lane);
-    if (ahead < r.n_pieces) fetch_to_second_level(r.pieces + ahead);
+    if (ahead < r.n_pieces) prefetch_l2(r.pieces + ahead);
     return r;
 }
 
 // The product with x, in every lane.
-__device__ __forceinline__ float finish_row(Row& row, const bf16* x) {
+__device__ __forceinline__ float dot(WeightRow& row, const bf16* x) {
     float sum = 0;
     for (int first = threadIdx.x % 32; first < row.n_pieces; first += STEP) {
         uint4 next[IN_FLIGHT];

@@ -55,7 +55,7 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 }
 
 // The line of p, which someone will load soon, as far as the second-level cache (prefetch.global.L2). A hint.
-__device__ __forceinline__ void fetch_to_second_level(const uint4* p) {
+__device__ __forceinline__ void prefetch_l2(const uint4* p) {
 #ifdef __CUDACC__
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif

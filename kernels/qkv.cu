@@ -3,7 +3,7 @@
 // cuBLAS, rope.cu, to which this is tied.)
 //   wqkv ((n_heads + 2 n_kv_heads) head_dim, width) bf16; x (width) float; norm (width) bf16
 //   cos, sin, position, slot, q, k_cache, v_cache: as in rope.cu, of one row
-// Rope turns channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbours in
+// Rope rotates channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbours in
 // the first half of a head, and four their partners.
 //
 // Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp a channel of a head (linear.cuh), with
@@ -21,15 +21,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ float sums[WARPS];
     int warp = threadIdx.x / 32, half = head_dim / 2, n_out = (n_heads + 2 * n_kv_heads) * head_dim;
     int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // the block's pairs are of one head
-    Row row = start_row(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
+    WeightRow row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    int i = first + threadIdx.x % PAIRS, at = *position;  // the pair that this thread turns; asked for in good time
-    bool turns = head < n_heads + n_kv_heads && at >= 0, is_v = head >= n_heads + n_kv_heads;
-    float c = turns ? cos[(size_t)at * half + i] : 1, s = turns ? sin[(size_t)at * half + i] : 0;
+    int i = first + threadIdx.x % PAIRS, at = *position;  // the pair that this thread rotates; asked for in good time
+    bool rotates = head < n_heads + n_kv_heads && at >= 0, is_v = head >= n_heads + n_kv_heads;
+    float c = rotates ? cos[(size_t)at * half + i] : 1, s = rotates ? sin[(size_t)at * half + i] : 0;
     size_t kv_row = ((size_t)*slot * n_kv_heads + (head - n_heads) % n_kv_heads) * max_len + at;
 
-    float sum = finish_row(row, normed(x, norm, width, eps));
+    float sum = dot(row, normed(x, norm, width, eps));
     if (threadIdx.x % 32 == 0) sums[warp] = __bfloat162float(__float2bfloat16(sum));  // as a product stores it
     __syncthreads();
     if (threadIdx.x >= PAIRS || at < 0) return;  // nobody's row

@@ -1,7 +1,7 @@
 // Turn queries and keys by their position; put keys and values into the cache.
 //   qkv (T, n_heads + 2 n_kv_heads, head_dim): the rows of one product: queries, keys, values
-//   q (T, n_heads, head_dim): the queries, turned
-//   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): of one layer; keys are kept turned
+//   q (T, n_heads, head_dim): the queries, rotated
+//   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): of one layer; keys are kept rotated
 //   cos, sin (max_seq_len, head_dim / 2) float; positions, slots (T): where each row stands, and in whose cache.
 //   They are in device memory: a replayed graph finds the next position there. Position -1 is nobody's row, which
 //   fills up a graph: nothing is written for it.
@@ -52,9 +52,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         Eight c = load_eight(cos + angles), s = load_eight(sin + angles);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float turned = a.v[j] * c.v[j] - b.v[j] * s.v[j];
+            float rotated = a.v[j] * c.v[j] - b.v[j] * s.v[j];
             b.v[j] = b.v[j] * c.v[j] + a.v[j] * s.v[j];
-            a.v[j] = turned;
+            a.v[j] = rotated;
         }
     }
     bf16* to;

@@ -4,7 +4,7 @@
 //   params (T, 16): see Param; mask (T, words): bit i % 32 of word i / 32 allows token i; history (slots, vocab_size):
 //   2 * (how often in the output) + (in prompt or output); tokens, positions (T): the draw writes the next token and
 //   steps on; position -1 is nobody's row, which draws nothing.
-// What top_k, top_p and min_p keep is a head of one list, the tokens by logit and among equals by id: all above some
+// What top_k, top_p and min_p keep is the head of one list, the tokens by logit and among equals by id: all above some
 // logit, and of those that equal it the first few. sampler_select.cu finds that logit.
 //
 // Launch: (parts, T) blocks of 256 threads, a part 4,096 tokens; sampler_draw and sampler_top one block a row.
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ int ints[THREADS];
     wait_for_predecessor();
     let_successor_start();
-    int row = blockIdx.y, part = row * gridDim.x + blockIdx.x, first = blockIdx.x * PART;
+    int row = blockIdx.y, part = row * gridDim.x + blockIdx.x, first = blockIdx.x * TOKENS_PER_BLOCK;
     if (positions[row] < 0) return;
     const Int* p = params + (size_t)row * N_PARAMS;
     const float* raw = logits + (size_t)row * vocab_size;
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     float most = -INFINITY, most_raw = -INFINITY;
     int bad = vocab_size;
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
+    for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         float x = raw[i];
         if (!(x < INFINITY)) bad = min(bad, i);
         most_raw = fmaxf(most_raw, x);
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (p[N_TOP] < 0) return;
     most_raw = block_max(most_raw, floats);
     double sum = 0, total;
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
+    for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         if (most_raw > -INFINITY) sum += weight_of(raw[i], most_raw, 1);
     }
     sum_before(sum, doubles, total);
@@ -120,20 +120,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ int ints[THREADS];
     wait_for_predecessor();
     let_successor_start();
-    int row = blockIdx.y, part = row * gridDim.x + blockIdx.x, first = blockIdx.x * PART;
+    int row = blockIdx.y, part = row * gridDim.x + blockIdx.x, first = blockIdx.x * TOKENS_PER_BLOCK;
     const Int* p = params + (size_t)row * N_PARAMS;
     double temperature = number(p, TEMPERATURE);
     if (positions[row] < 0 || temperature == 0) return;
     float highest = highest_of(part_max + (size_t)row * gridDim.x, gridDim.x);
-    Head head = head_of(p, cuts, row, highest, vocab_size);
+    Survivors survivors = survivors_of(p, cuts, row, highest, vocab_size);
     double sum = 0, total_sum;
     int ties = 0, total_ties;
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
+    for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         float x = adjusted[(size_t)row * vocab_size + i];
         unsigned key = key_of(x);
-        if (x < head.least) continue;
-        ties += key == head.lowest;
-        if (key > head.lowest) sum += weight_of(x, highest, temperature);
+        if (x < survivors.lowest_logit) continue;
+        ties += key == survivors.lowest_key;
+        if (key > survivors.lowest_key) sum += weight_of(x, highest, temperature);
     }
     sum_before(sum, doubles, total_sum);
     sum_before(ties, ints, total_ties);
@@ -152,24 +152,25 @@ struct ChosenPart {
 // Temperature 0: the first part that has the highest logit. Otherwise the part in which the running weight passes the
 // target. part_max, part_sum and part_ties are the row's.
 __device__ __forceinline__ ChosenPart choose_part(const Int* params, const float* part_max, const double* part_sum,
-                                                  const int* part_ties, int n_parts, const Head& head, float highest) {
+                                                  const int* part_ties, int n_parts, const Survivors& survivors,
+                                                  float highest) {
     ChosenPart chosen = {0, 0, 0};
     double temperature = number(params, TEMPERATURE), of_a_tie = 0;  // the weight of a token that has the lowest key
     if (temperature == 0) {
         while (part_max[chosen.index] < highest) chosen.index++;
         return chosen;
     }
-    float x = value_of(head.lowest);
-    if (head.lowest && !(x < head.least)) of_a_tie = weight_of(x, highest, temperature);
+    float x = value_of(survivors.lowest_key);
+    if (survivors.lowest_key && !(x < survivors.lowest_logit)) of_a_tie = weight_of(x, highest, temperature);
     double total = 0;
     for (int i = 0, ties = 0; i < n_parts; i++) {
-        int kept = min(part_ties[i], (int)head.ties - ties);
+        int kept = min(part_ties[i], (int)survivors.ties - ties);
         total += part_sum[i] + kept * of_a_tie;
         ties += kept;
     }
     double target = uniform((Count)params[SEED], (Count)params[INDEX]) * total, sum = 0;
     for (int i = 0, ties = 0; i < n_parts && !(sum > target); i++) {
-        int kept = min(part_ties[i], (int)head.ties - ties);
+        int kept = min(part_ties[i], (int)survivors.ties - ties);
         double here = part_sum[i] + kept * of_a_tie;
         if (here > 0) chosen = {i, ties, target - sum};  // rounding may leave the target above the whole sum
         sum += here;
@@ -180,29 +181,30 @@ __device__ __forceinline__ ChosenPart choose_part(const Int* params, const float
 
 // Temperature 0: the first token of the part that has the highest logit. All threads call it.
 __device__ __forceinline__ int first_highest(const float* x, int part, float highest, int vocab_size, int* ints) {
-    int first = part * PART + threadIdx.x * EACH, found = vocab_size;
-    for (int i = min(first + EACH, vocab_size) - 1; i >= first; i--) found = x[i] == highest ? i : found;
+    int first = part * TOKENS_PER_BLOCK + threadIdx.x * TOKENS_PER_THREAD, found = vocab_size;
+    for (int i = min(first + TOKENS_PER_THREAD, vocab_size) - 1; i >= first; i--) found = x[i] == highest ? i : found;
     return -block_max(-found, ints);
 }
 
 // Is a token kept? tie: how many of the row's tokens before it have the lowest key; stepped on by one that has it.
-__device__ __forceinline__ bool is_kept(float x, const Head& head, int& tie) {
+__device__ __forceinline__ bool is_kept(float x, const Survivors& survivors, int& tie) {
     unsigned key = key_of(x);
-    bool kept = key > head.lowest || (key == head.lowest && tie++ < (int)head.ties);
-    return kept && !(x < head.least);
+    bool kept = key > survivors.lowest_key || (key == survivors.lowest_key && tie++ < (int)survivors.ties);
+    return kept && !(x < survivors.lowest_logit);
 }
 
 // The token of the part at which the running weight passes part.left. All threads call it; a barrier makes the token
 // everybody's.
-__device__ __forceinline__ void draw_token(const float* x, const ChosenPart& part, const Head& head, float highest,
-                                           double temperature, int vocab_size, double* doubles, int* ints, int* token) {
-    int first = part.index * PART + threadIdx.x * EACH, end = min(first + EACH, vocab_size), ties = 0, all_ties;
-    for (int i = first; i < end; i++) ties += key_of(x[i]) == head.lowest && !(x[i] < head.least);
+__device__ __forceinline__ void draw_token(const float* x, const ChosenPart& part, const Survivors& survivors,
+                                           float highest, double temperature, int vocab_size, double* doubles, int* ints, int* token) {
+    int first = part.index * TOKENS_PER_BLOCK + threadIdx.x * TOKENS_PER_THREAD;
+    int end = min(first + TOKENS_PER_THREAD, vocab_size), ties = 0, all_ties;
+    for (int i = first; i < end; i++) ties += key_of(x[i]) == survivors.lowest_key && !(x[i] < survivors.lowest_logit);
     int tie = part.ties_before + sum_before(ties, ints, all_ties), tie_again = tie;
     double mine = 0, all;
     int last = -1;
     for (int i = first; i < end; i++) {
-        if (!is_kept(x[i], head, tie)) continue;
+        if (!is_kept(x[i], survivors, tie)) continue;
         double weight = weight_of(x[i], highest, temperature);
         mine += weight;
         if (weight > 0) last = i;
@@ -214,7 +216,7 @@ __device__ __forceinline__ void draw_token(const float* x, const ChosenPart& par
     if (!(before <= part.left && before + mine > part.left)) return;
     double sum = before;  // one thread
     for (int i = first; i < end; i++) {
-        if (!is_kept(x[i], head, tie_again)) continue;
+        if (!is_kept(x[i], survivors, tie_again)) continue;
         sum += weight_of(x[i], highest, temperature);
         if (sum > part.left) {
             *token = i;
@@ -250,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float* x = adjusted + (size_t)row * vocab_size;
     size_t parts = (size_t)row * n_parts;
     if (positions[row] < 0) {
-        if (threadIdx.x == 0) result[STATUS] = NOBODY;
+        if (threadIdx.x == 0) result[STATUS] = PADDING_ROW;
         return;
     }
     int bad = vocab_size;
@@ -264,16 +266,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         return;
     }
     double temperature = number(p, TEMPERATURE);
-    Head head = head_of(p, cuts, row, highest, vocab_size);
+    Survivors survivors = survivors_of(p, cuts, row, highest, vocab_size);
     if (threadIdx.x == 0) {
-        part = choose_part(p, part_max + parts, part_sum + parts, part_ties + parts, n_parts, head, highest);
+        part = choose_part(p, part_max + parts, part_sum + parts, part_ties + parts, n_parts, survivors, highest);
     }
     __syncthreads();
     if (temperature == 0) {
         int found = first_highest(x, part.index, highest, vocab_size, ints);
         if (threadIdx.x == 0) token = found;
     } else {
-        draw_token(x, part, head, highest, temperature, vocab_size, doubles, ints, &token);
+        draw_token(x, part, survivors, highest, temperature, vocab_size, doubles, ints, &token);
     }
     __syncthreads();
     if (threadIdx.x) return;

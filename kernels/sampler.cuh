@@ -8,10 +8,11 @@ enum Param {  // 64 bits each; what is not a whole number is a double's bits
 };  // MIN_P: temperature * log(min_p); off: top_p 1, top_k 0, MIN_P -infinity, N_TOP -1
 
 enum Result { TOKEN, STATUS, LOGPROB, TOP_IDS, MAX_TOP = 32, TOP_LOGPROBS = TOP_IDS + MAX_TOP, N_RESULTS = 80 };
-enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, NOBODY };  // BAD_LOGIT: TOKEN is the first whose logit is NaN or +infinity
+enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, PADDING_ROW };  // BAD_LOGIT: TOKEN has the first NaN or +infinity
 
 constexpr int THREADS = 256;
-constexpr int PART = 4096, EACH = PART / THREADS;  // tokens of a block, and of a thread of sampler_draw
+constexpr int TOKENS_PER_BLOCK = 4096;
+constexpr int TOKENS_PER_THREAD = TOKENS_PER_BLOCK / THREADS;  // in sampler_draw
 
 typedef long long Int;
 typedef unsigned long long Count;
@@ -100,18 +101,19 @@ __device__ __forceinline__ void write_cut(Int* cuts, int row, int which, const C
 }
 
 // Which tokens of a row may be drawn: all above a key, some that equal it, none below a logit.
-struct Head {
-    unsigned lowest, ties;
-    double least;
+struct Survivors {
+    unsigned lowest_key, ties;
+    double lowest_logit;
 };
 
-__device__ __forceinline__ Head head_of(const Int* params, const Int* cuts, int row, float highest, int vocab_size) {
-    Head head = {0, 0, __dadd_rn(highest, number(params, MIN_P))};
+__device__ __forceinline__ Survivors survivors_of(const Int* params, const Int* cuts, int row, float highest,
+                                                  int vocab_size) {
+    Survivors survivors = {0, 0, __dadd_rn(highest, number(params, MIN_P))};
     for (int which = FOR_TOP_K; which <= FOR_TOP_P; which++) {
         if (!is_on(params, which, vocab_size)) continue;
         Cut cut = read_cut(cuts, row, which);
-        head.lowest = cut.prefix;
-        head.ties = cut.ties;
+        survivors.lowest_key = cut.prefix;
+        survivors.ties = cut.ties;
     }
-    return head;
+    return survivors;
 }

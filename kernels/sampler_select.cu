@@ -6,7 +6,7 @@
 // Launch: as in sampler.cu, three times for each of the three; a row that does not ask for it returns at once.
 #include "sampler.cuh"
 
-constexpr int MAX_BINS = 2048, BINS_EACH = MAX_BINS / THREADS;
+constexpr int MAX_BINS = 2048, BINS_PER_THREAD = MAX_BINS / THREADS;
 constexpr double UNIT = 0x1p46;  // a weight of 1 in a histogram: 2^17 of them fit in 64 bits
 
 __device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
@@ -26,10 +26,10 @@ struct Level {
 __device__ __forceinline__ void count_tokens(const Level& l, const float* x, unsigned (&count)[MAX_BINS],
                                              Count (&weight)[MAX_BINS], unsigned* counts, Count* weights,
                                              int vocab_size) {
-    int first = blockIdx.x * PART;
+    int first = blockIdx.x * TOKENS_PER_BLOCK;
     for (int i = threadIdx.x; i < l.n_bins; i += THREADS) count[i] = 0, weight[i] = 0;
     __syncthreads();
-    for (int i = first + threadIdx.x; i < min(first + PART, vocab_size); i += THREADS) {
+    for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         unsigned key = key_of(x[i]), bin = key >> l.shift & (l.n_bins - 1);
         if (!l.is_first && key >> (l.shift + l.bits) != l.prefix) continue;
         if (l.after_top_k && key <= l.top_k_key) continue;  // the equals that top_k keeps are added in take_bins
@@ -44,13 +44,15 @@ __device__ __forceinline__ void count_tokens(const Level& l, const float* x, uns
 }
 
 // The bin of this thread's number j: thread 0 has the highest ones. Negative: there is none.
-__device__ __forceinline__ int bin_of(const Level& l, int j) { return l.n_bins - 1 - (threadIdx.x * BINS_EACH + j); }
+__device__ __forceinline__ int bin_of(const Level& l, int j) {
+    return l.n_bins - 1 - (threadIdx.x * BINS_PER_THREAD + j);
+}
 
 // Moves the row's histogram to shared memory, and leaves zeros; -> the sum of this thread's bins.
 __device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX_BINS], Count (&weight)[MAX_BINS],
                                            unsigned* counts, Count* weights) {
     Count here = 0;
-    for (int j = 0; j < BINS_EACH; j++) {
+    for (int j = 0; j < BINS_PER_THREAD; j++) {
         int bin = bin_of(l, j);
         if (bin < 0) break;
         count[bin] = atomicExch(&counts[bin], 0u);
@@ -67,10 +69,10 @@ __device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX
 
 // Level 0, 1, 2 of a selection: the histogram of the next bits of the keys that begin with the prefix. The block that is
 // the last of its row to have added its part looks where the target is reached.
-// counts, weights (T, MAX_BINS), tickets (T): zero before, and zero again afterwards; cuts (T, 3, 4).
+// counts, weights (T, MAX_BINS), arrivals (T): zero before, and zero again afterwards; cuts (T, 3, 4).
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_select(const float* values, const Int* params, const int* positions, const float* part_max, Int* cuts,
-                   unsigned* counts, Count* weights, unsigned* tickets, int vocab_size, int which, int level) {
+                   unsigned* counts, Count* weights, unsigned* arrivals, int vocab_size, int which, int level) {
     __shared__ unsigned count[MAX_BINS];
     __shared__ Count weight[MAX_BINS];
     __shared__ Count scan[THREADS];
@@ -90,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     counts += (size_t)row * MAX_BINS, weights += (size_t)row * MAX_BINS;
     count_tokens(l, values + (size_t)row * vocab_size, count, weight, counts, weights, vocab_size);
-    if (!last_to_come(&tickets[row], gridDim.x)) return;
+    if (!is_last_block(&arrivals[row], gridDim.x)) return;
 
     Count total, here = take_bins(l, count, weight, counts, weights), before = sum_before(here, scan, total);
     if (level == 0) {
@@ -100,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     Count sum = cut.above + before;
     if ((double)sum >= cut.target || (double)(sum + here) < cut.target) return;
-    for (int j = 0; j < BINS_EACH; j++) {  // one thread comes here: the one in whose bins the target is reached
+    for (int j = 0; j < BINS_PER_THREAD; j++) {  // one thread comes here: the one in whose bins the target is reached
         int bin = bin_of(l, j);
         Count size = l.by_weight ? weight[bin] : count[bin];
         if ((double)(sum + size) < cut.target) {
