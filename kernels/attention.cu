@@ -1,26 +1,27 @@
-// Grouped-query attention of single rows over the cache: softmax(q k^T / sqrt(head_dim)) v, from position 0 to the
-// row's own.
+// Grouped-query attention of single rows over the cache, for decoding: softmax(q k^T / sqrt(head_dim)) v, from position
+// 0 to the row's own position.
 //   q (T, n_heads, head_dim), k_cache and v_cache (slots, n_kv_heads, max_len, head_dim), out (T, n_heads, head_dim)
-//   positions, slots (T): where each row stands, and in whose cache; in device memory, for graphs. Position -1 is
-//   nobody's row, which fills up a graph: it sees nothing, and its result is zero.
-// A long cache is split, so that one row keeps the whole GPU busy (flash-decoding): a block attends to SPLIT positions,
-// and the last block of a row to end weighs what all of them have found. Where the splits lie depends on nothing, so
-// that a row's bits depend on its own sequence alone.
+//   positions, slots (T): each row's position and its slot of the cache, in device memory, where a replayed graph finds
+//   the next ones. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1. Such a
+//   row attends to nothing, and its result is zero.
+// A long cache is split, so that even one row keeps the whole GPU busy (flash-decoding, Dao et al. 2023). A block
+// attends to SPLIT positions, and the last block of a row combines the results of all splits. The borders of the splits
+// are fixed, so a row's bits depend only on its own sequence.
 //
-// Launch: (n_heads / GROUP, max_len / SPLIT, T), 128 threads; splits behind the row's position end at once.
-// Bytes:  4 n_kv_heads head_dim a position, read once for the GROUP query heads that share it: 1.07 GB for 8,192
-//         positions of the 8B model's 32 layers, 0.25 ms a token at 4.3 TB/s. What the splits hand on is written and
-//         read once, 8 head_dim a head and split: 1 part in 32 of that.
+// Launch: (n_heads / GROUP, max_len / SPLIT, T) blocks of 128 threads; splits after the row's position end at once.
+// Bytes:  4 n_kv_heads head_dim for each position, read once for the GROUP query heads that share a kv head: 1.07 GB
+//         for 8,192 positions in the 32 layers of the 8B model, 0.25 ms a token at 4.3 TB/s. The partial results are
+//         written and read once, 8 head_dim for each head and split: 1/32 of that.
 #include "common.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
 #endif
 #ifndef GROUP
-#define GROUP 4  // query heads a block serves: they share a kv head
+#define GROUP 4  // query heads of a block; they share a kv head
 #endif
 
-// The same in one kernel, a thread a channel of a head of a row; every thread goes through all scores by itself.
+// The naive kernel: a thread for each channel of a head of a row. Every thread computes all scores again.
 extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                                            const int* positions, const int* slots, bf16* out, int n_heads,
                                            int n_kv_heads, int max_len) {
@@ -35,7 +36,7 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
         score /= sqrtf(HEAD_DIM);
         float now_largest = fmaxf(largest, score);
         float old = expf(largest - now_largest), weight = expf(score - now_largest);
-        sum = sum * old + weight;  // a new largest score makes what was summed before it smaller
+        sum = sum * old + weight;  // a new largest score scales down all that was summed before
         partial_out = partial_out * old + weight * __bfloat162float(v_cache[at + channel]);
         largest = now_largest;
     }
@@ -43,14 +44,14 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
 }
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
-constexpr int SPLIT = 256;                // positions a block
-constexpr int LANES = HEAD_DIM / 8;       // of a warp that read one position, 16 bytes each
-constexpr int POSITIONS_PER_PASS = THREADS / LANES;  // positions the block reads at once
-constexpr int IN_FLIGHT = 4;              // loads of a thread
+constexpr int SPLIT = 256;                           // positions of a block
+constexpr int LANES = HEAD_DIM / 8;                  // lanes that read one position, 16 bytes each
+constexpr int POSITIONS_PER_PASS = THREADS / LANES;  // positions that the block reads at the same time
+constexpr int IN_FLIGHT = 4;                         // loads of a thread that are on their way
 static_assert(SPLIT % (POSITIONS_PER_PASS * IN_FLIGHT) == 0 && 32 % LANES == 0, "the loops have no tail");
 
-// This thread's share of IN_FLIGHT positions: eight channels of `first` and of every POSITIONS_PER_PASS-th after it.
-// Zeros from position n on.
+// Loads this thread's eight channels of IN_FLIGHT positions: `first` and every POSITIONS_PER_PASS-th after it.
+// Positions from n on give zeros.
 __device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const bf16* channels, int first, int n) {
 #pragma unroll
     for (int j = 0; j < IN_FLIGHT; j++) {
@@ -86,7 +87,7 @@ __device__ __forceinline__ void compute_scores(float (&scores)[GROUP][SPLIT], co
     }
 }
 
-// The scores become weights exp(score - largest), those from position n on zero; a warp takes a head.
+// Turns the scores into weights exp(score - largest); those from position n on become zero. A warp takes a head.
 __device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], float* stats,
                                                 int heads, int split, int n_splits, int n) {
     int lane = threadIdx.x % 32;
@@ -108,8 +109,9 @@ __device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], 
     }
 }
 
-// warp_out[warp]: the weighted values of every warp's positions. Each thread adds up its eight channels of every
-// POSITIONS_PER_PASS-th position, then the threads of a warp that have the same channels.
+// warp_out[warp] (GROUP, HEAD_DIM): the weighted sum of the values at each warp's positions. Each thread adds up its
+// eight channels of every POSITIONS_PER_PASS-th position; then the lanes of a warp that have the same channels add
+// theirs.
 __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_DIM],
                                            const float (&weights)[GROUP][SPLIT], const bf16* values, int n) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x % LANES * 8;
@@ -140,8 +142,8 @@ __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_
     }
 }
 
-// out (GROUP, HEAD_DIM) of all `filled` splits, by the last block of the row. Each split is scaled by exp(its largest
-// score - the overall largest). partial_out and stats: of the first head and split; weights (GROUP, SPLIT) is scratch.
+// The last block of a row combines its `filled` splits into out (GROUP, HEAD_DIM). Each split is scaled by exp(its
+// largest score - the overall largest). partial_out and stats begin at the first head and split; weights is scratch.
 __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_out, const float* stats,
                                                float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], int n_splits,
                                                int filled) {
@@ -175,23 +177,23 @@ __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_o
     }
 }
 
-// What the splits of a row hand on, where there is more than one:
+// If a row has more than one split, they hand their results over in
 // partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
-// arrivals, one for each row and GROUP heads: how many splits have ended; zero before the launch, and behind it
+// arrivals: how many splits have ended, one number for each row and GROUP heads; zero before and after the launch
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
               float* partial_out, float* stats, unsigned* arrivals, bf16* out, int n_heads, int n_kv_heads,
               int max_len) {
-    __shared__ float weights[GROUP][SPLIT];  // of the positions; then of the splits
+    __shared__ float weights[GROUP][SPLIT];  // of the positions; in combine_splits, of the splits
     __shared__ float warp_out[WARPS][GROUP][HEAD_DIM];
-    __shared__ float sum_of[GROUP];  // of a head's weights
+    __shared__ float sum_of[GROUP];  // the sum of a head's weights
     wait_for_predecessor();
     let_successor_start();
     int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
-    int filled = (positions[row] + SPLIT) / SPLIT;           // splits with a position; none for nobody's row
-    int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions of this split
-    int heads = row * n_heads + first_head;                  // the first of this block's, of all rows
+    int filled = (positions[row] + SPLIT) / SPLIT;           // splits that have a position; 0 for a padding row
+    int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions in this split
+    int heads = row * n_heads + first_head;                  // this block's first head, counted over all rows
     bf16* out_heads = out + (size_t)heads * HEAD_DIM;
     if (filled == 0 && split == 0) {
         for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) out_heads[i] = __float2bfloat16(0);

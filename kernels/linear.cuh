@@ -1,18 +1,18 @@
 // A row of a weight matrix times a vector, by a warp: the inner loop of linear.cu and qkv.cu.
-// A lane takes 16 bytes of the row at a time, four loads in flight while the four before them are multiplied. The first
-// four are under way before the predecessor has ended: weights depend on nobody. RMSNorm of the vector costs no launch
-// of its own: every block computes it anew, 6 width bytes out of the second-level cache.
+// A lane loads 16 bytes of the row at a time. Four loads are in flight while the four before them are multiplied. The
+// first four start before the predecessor has ended, because weights are never written. RMSNorm of the vector needs no
+// launch of its own: every block computes it again, from 6 width bytes in the L2 cache.
 #pragma once
 #include "rms_norm.cuh"
 
-constexpr int IN_FLIGHT = 4;          // loads of a lane
-constexpr int STEP = 32 * IN_FLIGHT;  // pieces of 16 bytes a warp has in hand
-constexpr int LINE = 8;               // pieces of a line of the caches
+constexpr int IN_FLIGHT = 4;          // loads of a lane that are on their way
+constexpr int STEP = 32 * IN_FLIGHT;  // pieces of 16 bytes that a warp multiplies in one pass of its loop
+constexpr int LINE = 8;               // pieces in a cache line
 
-// A warp's row of w, and the part of it that is on its way.
+// The row of w that a warp multiplies, and the pieces that are on their way.
 struct WeightRow {
     const uint4* pieces;
-    int n_pieces;  // none for a row past the end
+    int n_pieces;  // 0 for a row past the end
     uint4 loaded[IN_FLIGHT];
 };
 
@@ -24,8 +24,8 @@ __device__ __forceinline__ void load(uint4 (&into)[IN_FLIGHT], const WeightRow& 
     }
 }
 
-// What may be done before the predecessor has ended: the first four loads of each lane are sent off, and the next 4 KB
-// of the row, a line a lane, are fetched as far as the second-level cache.
+// What a warp does before wait_for_predecessor: it starts the first four loads of each lane, and prefetches the next
+// 4 KB of the row into the L2 cache, a cache line for each lane.
 __device__ __forceinline__ WeightRow begin_load(const bf16* w, int row, int n_out, int width) {
     WeightRow r;
     r.pieces = reinterpret_cast<const uint4*>(w + (size_t)row * width);
@@ -36,7 +36,7 @@ __device__ __forceinline__ WeightRow begin_load(const bf16* w, int row, int n_ou
     return r;
 }
 
-// The product with x, in every lane.
+// The product with x; every lane gets it.
 __device__ __forceinline__ float dot(WeightRow& row, const bf16* x) {
     float sum = 0;
     for (int first = threadIdx.x % 32; first < row.n_pieces; first += STEP) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ float dot(WeightRow& row, const bf16* x) {
     return warp_sum(sum);
 }
 
-// RMSNorm of x, in shared memory.
+// RMSNorm of x, in dynamic shared memory.
 __device__ __forceinline__ const bf16* normed(const float* x, const bf16* norm, int width, float eps) {
     bf16* out = reinterpret_cast<bf16*>(dynamic_shared());
     normalise(x, norm, out, width, eps);

@@ -1,28 +1,30 @@
-// The logit at which a row's head ends: the top_k-th, the one that crosses top_p, or the last of the most likely ones.
-// Without sorting: a histogram over the upper 11 bits of the keys tells in which bin it is, one over the next 11 bits of
-// the keys in that bin where there, and one over the last 10 which it is: of counts for top_k, of weights for top_p.
-// Weights are added up as whole multiples of 2^-46, so that the order of the additions does not matter.
+// The lowest logit that a row keeps: the top_k-th, the one that crosses top_p, or the last of the most likely tokens.
+// Without sorting: a histogram over the upper 11 bits of the keys finds the bin that holds it. A second one over the
+// next 11 bits of the keys in that bin narrows it down, and a third over the last 10 bits finds the key itself. top_k
+// counts tokens, top_p adds up weights. Weights are integer multiples of 2^-46, so the order of additions does not
+// matter.
 //
-// Launch: as in sampler.cu, three times for each of the three; a row that does not ask for it returns at once.
+// Launch: as in sampler.cu, three times for each of the three; a row that does not need it returns at once.
 #include "sampler.cuh"
 
 constexpr int MAX_BINS = 2048, BINS_PER_THREAD = MAX_BINS / THREADS;
-constexpr double UNIT = 0x1p46;  // a weight of 1 in a histogram: 2^17 of them fit in 64 bits
+constexpr double UNIT = 0x1p46;  // what a weight of 1 is in a histogram; 2^17 of them fit in 64 bits
 
 __device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
 
-// What one launch of a selection counts: bits shift to shift + bits - 1 of the keys whose higher bits are the prefix.
+// What one launch of a selection counts: bits `shift` to `shift + bits - 1` of the keys whose higher bits are `prefix`.
 struct Level {
     int shift, bits, n_bins;
-    bool is_first;                // there is no prefix yet: all keys are counted
+    bool is_first;  // no prefix yet: every key is counted
     unsigned prefix;
-    bool by_weight, after_top_k;  // top_p counts weights, and only of the tokens that top_k keeps:
-    unsigned top_k_key, top_k_ties;  // those above this key, and so many that equal it
+    bool by_weight;    // top_p: add up weights; otherwise: count tokens
+    bool after_top_k;  // top_p: only tokens that top_k keeps, which are
+    unsigned top_k_key, top_k_ties;  // all above this key, and so many that have it
     float highest;
     double temperature;
 };
 
-// Adds this block's tokens to the histogram in shared memory, and that to the row's in device memory.
+// Makes a histogram of this block's tokens in shared memory, and adds it to the row's in device memory.
 __device__ __forceinline__ void count_tokens(const Level& l, const float* x, unsigned (&count)[MAX_BINS],
                                              Count (&weight)[MAX_BINS], unsigned* counts, Count* weights,
                                              int vocab_size) {
@@ -32,7 +34,7 @@ __device__ __forceinline__ void count_tokens(const Level& l, const float* x, uns
     for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         unsigned key = key_of(x[i]), bin = key >> l.shift & (l.n_bins - 1);
         if (!l.is_first && key >> (l.shift + l.bits) != l.prefix) continue;
-        if (l.after_top_k && key <= l.top_k_key) continue;  // the equals that top_k keeps are added in take_bins
+        if (l.after_top_k && key <= l.top_k_key) continue;  // take_bins adds those with top_k_key
         atomicAdd(&count[bin], 1u);
         if (l.by_weight) atomicAdd(&weight[bin], in_units(weight_of(x[i], l.highest, l.temperature)));
     }
@@ -43,12 +45,13 @@ __device__ __forceinline__ void count_tokens(const Level& l, const float* x, uns
     }
 }
 
-// The bin of this thread's number j: thread 0 has the highest ones. Negative: there is none.
+// The j-th bin of this thread, highest first; thread 0 has the highest bins. Negative: no such bin.
 __device__ __forceinline__ int bin_of(const Level& l, int j) {
     return l.n_bins - 1 - (threadIdx.x * BINS_PER_THREAD + j);
 }
 
-// Moves the row's histogram to shared memory, and leaves zeros; -> the sum of this thread's bins.
+// Moves the row's histogram from device memory, where it leaves zeros, to shared memory. Returns the sum of this
+// thread's bins.
 __device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX_BINS], Count (&weight)[MAX_BINS],
                                            unsigned* counts, Count* weights) {
     Count here = 0;
@@ -67,9 +70,9 @@ __device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX
     return here;
 }
 
-// Level 0, 1, 2 of a selection: the histogram of the next bits of the keys that begin with the prefix. The block that is
-// the last of its row to have added its part looks where the target is reached.
-// counts, weights (T, MAX_BINS), arrivals (T): zero before, and zero again afterwards; cuts (T, 3, 4).
+// Level 0, 1 or 2 of a selection: the histogram of the next bits of the keys that begin with the prefix. The last block
+// of a row finds the bin in which the target is reached.
+// counts, weights (T, MAX_BINS), arrivals (T): zero before and after the launch; cuts (T, 3, 4)
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_select(const float* values, const Int* params, const int* positions, const float* part_max, Int* cuts,
                    unsigned* counts, Count* weights, unsigned* arrivals, int vocab_size, int which, int level) {
@@ -102,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     Count sum = cut.above + before;
     if ((double)sum >= cut.target || (double)(sum + here) < cut.target) return;
-    for (int j = 0; j < BINS_PER_THREAD; j++) {  // one thread comes here: the one in whose bins the target is reached
+    for (int j = 0; j < BINS_PER_THREAD; j++) {  // only the thread whose bins reach the target gets here
         int bin = bin_of(l, j);
         Count size = l.by_weight ? weight[bin] : count[bin];
         if ((double)(sum + size) < cut.target) {
