@@ -1,4 +1,4 @@
-"""The teaching kernels between a naive kernel and a fast one: they agree with float64, and they are short."""
+"""A reader can climb: teaching kernels lead from the naive to the fast one, and no function or line is too long."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,9 @@ from tests.cuda.test_compile_gates import DEFINITION
 LINEAR = {"linear_tile": (32, 1024), "linear_registers": (64, 256)}  # outputs and tokens of a block, its threads
 ATTENTION = ("attention_scores", "attention_online")
 ROWS, KEYS = 16, 32  # of a block of attention_steps.cu: query rows, and keys in shared memory at a time
-STEPS = {
-    file: DEFINITION.findall((resource("kernels") / file).read_text())
-    for file in ("linear_steps.cu", "attention_steps.cu")
-}
+KERNELS = resource("kernels")
+FILES = sorted(path.name for path in KERNELS.glob("*.cu*"))
+STEPS = {file: DEFINITION.findall((KERNELS / file).read_text()) for file in ("linear_steps.cu", "attention_steps.cu")}
 
 
 def linear_step(name):
@@ -80,8 +79,41 @@ def test_every_step_is_run_by_a_test():
 @pytest.mark.parametrize("file", STEPS)
 def test_a_step_is_short(file):
     """So that a reader sees the one idea it adds."""
-    text = (resource("kernels") / file).read_text()
+    text = (KERNELS / file).read_text()
     for name in STEPS[file]:
         body = text[text.index(f" {name}(") :]
         lines = body[: body.index("\n}\n")].count("\n")
         assert lines <= 40, (name, lines)
+
+
+# ---- all files of kernels/ ----
+
+
+def functions(text):
+    """The lines of each top-level function, from the first line of its signature to its closing brace."""
+    lines, depth = [], 0
+    for line in text.splitlines():
+        code = line.split("//")[0].rstrip()
+        if not lines and (not code or code.startswith("#")):
+            continue
+        lines.append(line)
+        depth += code.count("{") - code.count("}")
+        if depth == 0 and code.endswith((";", "}")):
+            if code.endswith("}"):
+                yield lines
+            lines = []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_line_is_longer_than_120_characters(file):
+    lines = (KERNELS / file).read_text().splitlines()
+    assert [(number, len(line)) for number, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_function_is_longer_than_60_lines(file):
+    text = (KERNELS / file).read_text()
+    found = list(functions(text))
+    kernels = [name for lines in found for name in DEFINITION.findall("\n".join(lines))]
+    assert kernels == DEFINITION.findall(text)  # or the braces were counted wrongly
+    assert [(lines[:2], len(lines)) for lines in found if len(lines) > 60] == []
