@@ -1,4 +1,4 @@
-// What all kernels share: names for the types, eight bf16 at a time, sums over a warp.
+// Shared by all kernels: short names for types, eight elements at a time, sums over a warp, the last block of a launch.
 #pragma once
 #include "ptx.cuh"
 
@@ -10,7 +10,7 @@ typedef __nv_bfloat16 bf16;
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// Eight neighbours of an array, as floats: one 16-byte load of bf16, or two of float.
+// Eight neighbouring elements of an array, as floats: one 16-byte load of bf16, or two of float.
 struct Eight {
     float v[8];
 };
@@ -31,7 +31,7 @@ __device__ __forceinline__ unsigned pack_two(float low, float high) {
     return *reinterpret_cast<unsigned*>(&pair);
 }
 
-// p at a multiple of 16 bytes
+// p must be a multiple of 16 bytes.
 __device__ __forceinline__ Eight load_eight(const bf16* p) { return unpack(*reinterpret_cast<const uint4*>(p)); }
 
 __device__ __forceinline__ Eight load_eight(const float* p) {
@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_eight(float* p, const Eight& e) {
     reinterpret_cast<float4*>(p)[1] = make_float4(e.v[4], e.v[5], e.v[6], e.v[7]);
 }
 
-// The same bits in every lane: each step adds the same two numbers on both sides.
+// The sum over a warp. Every lane gets the same bits, because both lanes of a step add the same two numbers.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int bit = 16; bit; bit /= 2) x += __shfl_xor_sync(ALL_LANES, x, bit);
@@ -62,19 +62,19 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Is this block the last of `blocks` to come here? Every thread asks, when it has written what it hands on; the last
-// block then finds what all of them have written. The ticket is 0 before the first comes, and behind the last.
-__device__ __forceinline__ bool last_to_come(unsigned* ticket, unsigned blocks) {
+// True in the last of `blocks` thread blocks to reach this point. Every thread calls it after its last write; what all
+// blocks have written before is then visible to the last one. `arrivals` starts and ends at 0.
+__device__ __forceinline__ bool is_last_block(unsigned* arrivals, unsigned blocks) {
     __shared__ bool last;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == blocks - 1;
+    if (threadIdx.x == 0) last = atomicAdd(arrivals, 1u) == blocks - 1;
     __syncthreads();
     if (!last) return false;
     __threadfence();
-    if (threadIdx.x == 0) *ticket = 0;
+    if (threadIdx.x == 0) *arrivals = 0;
     return true;
 }
 
-// For a very negative x, exp overflows to infinity and the quotient is the right zero.
+// For a very negative x, exp overflows to infinity and the quotient is 0, as it should be.
 __device__ __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }

@@ -1,12 +1,12 @@
-// out = silu(gate) * up, element by element: SwiGLU where cuBLAS has multiplied many rows.  (Of up to 64 rows the
-// products do it themselves: linear.cu, linear_few.cu.)
-//   gate_up (T, 2 hidden_dim): in each row the gate, then up; out (T, hidden_dim)
+// out = silu(gate) * up, element by element: SwiGLU after cuBLAS has multiplied many rows. (For up to 64 rows, the
+// products in linear.cu and linear_few.cu include it.)
+//   gate_up (T, 2 hidden_dim): each row holds gate, then up; out (T, hidden_dim)
 //
-// Launch: a thread eight channels, 256 threads a block.
-// Bytes:  6 hidden_dim a row: 705 MB for 8,192 rows of the 8B model, 164 microseconds at 4.3 TB/s.
+// Launch: blocks of 256 threads; a thread takes eight channels.
+// Bytes:  6 hidden_dim for each row: 705 MB for 8,192 rows of the 8B model, 164 microseconds at 4.3 TB/s.
 #include "common.cuh"
 
-// The same, a thread a row.
+// The naive kernel: a thread takes a row.
 extern "C" __global__ void swiglu_naive(const bf16* gate_up, bf16* out, int rows, int hidden_dim) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;

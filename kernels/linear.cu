@@ -1,18 +1,18 @@
-// Products of the weight matrices with one row: out = w x.  (Of 2 to 64 rows: linear_few.cu; of more: cuBLAS.)
-//   w (n_out, width) bf16, x (width) bf16, out (n_out); width a multiple of 8 (CUDA shapes: of 64), any n_out
-// Five kernels (a sixth is in qkv.cu), which differ in where x comes from and in what they do with a sum:
-//   linear, linear_float     x as it is; store as bf16, or as float
-//   linear_add               add to a float: the two products that end in the residual stream
-//   norm_linear              x = RMSNorm of the residual stream; store as float: logits
-//   norm_swiglu              the same x, and silu(gate sum) * up sum: two matrices at once
+// Products of the weight matrices with one row: out = w x. (2 to 64 rows: linear_few.cu. More rows: cuBLAS.)
+//   w (n_out, width) bf16, x (width) bf16, out (n_out); width is a multiple of 8 (the model's: of 64), any n_out
+// Five kernels (a sixth is in qkv.cu). They differ in where x comes from and in what they do with a sum:
+//   linear, linear_float     x is given; store the sum as bf16, or as float
+//   linear_add               add the sum to a float: the two products that end in the residual stream
+//   norm_linear              x is the RMSNorm of the residual stream; store as float: logits
+//   norm_swiglu              the same x, and silu(gate sum) * up sum: two matrices in one kernel
 //
-// Launch: n_out / 8 blocks of 256 threads, a warp an output (linear.cuh). Kernels that normalise take 2 width bytes of
-//         dynamic shared memory.
-// Bytes:  2 n_out width. At 4.3 TB/s: wo of the 8B model (4,096 x 4,096) 33.6 MB, 7.8 microseconds; gate and up 234.9
-//         MB, 54.6; down 117.4 MB, 27.3; the output matrix 1,050.7 MB, 244.
+// Launch: n_out / 8 blocks of 256 threads, a warp for each output (linear.cuh). Kernels that normalise take 2 width
+//         bytes of dynamic shared memory.
+// Bytes:  2 n_out width. At 4.3 TB/s the matrices of the 8B model take: wo (4,096 x 4,096) 33.6 MB, 7.8 microseconds;
+//         gate and up 234.9 MB, 54.6; down 117.4 MB, 27.3; the output matrix 1,050.7 MB, 244.
 #include "linear.cuh"
 
-// The same as linear, a thread an output of a row; x (T, width), out (T, n_out).
+// The naive kernel: a thread for each output of a row; x (T, width), out (T, n_out). linear_steps.cu goes on from here.
 extern "C" __global__ void linear_naive(const bf16* w, const bf16* x, bf16* out, int n_out, int width) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n_out) return;
@@ -24,14 +24,14 @@ extern "C" __global__ void linear_naive(const bf16* w, const bf16* x, bf16* out,
 
 __device__ __forceinline__ int output_of_this_warp() { return blockIdx.x * WARPS + threadIdx.x / 32; }
 
-// Is this the lane that stores the warp's sum?
+// True in the lane that stores the warp's sum.
 __device__ __forceinline__ bool stores(int i, int n_out) { return threadIdx.x % 32 == 0 && i < n_out; }
 
 __device__ __forceinline__ float product(const bf16* w, const bf16* x, int n_out, int width) {
-    Row row = start_row(w, output_of_this_warp(), n_out, width);
+    WeightRow row = begin_load(w, output_of_this_warp(), n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    return finish_row(row, x);
+    return dot(row, x);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -52,29 +52,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     linear_add(const bf16* __restrict__ w, const bf16* x, float* out, int n_out, int width) {
     float sum = product(w, x, n_out, width);
     int i = output_of_this_warp();
-    if (stores(i, n_out)) out[i] += sum;  // its only owner
+    if (stores(i, n_out)) out[i] += sum;  // no other thread writes this element
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_linear(const bf16* __restrict__ w, const float* x, const bf16* __restrict__ norm, float* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
-    Row row = start_row(w, i, n_out, width);
+    WeightRow row = begin_load(w, i, n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    float sum = finish_row(row, normed(x, norm, width, eps));
+    float sum = dot(row, normed(x, norm, width, eps));
     if (stores(i, n_out)) out[i] = sum;
 }
 
-// w13 (2 n_out, width): the gate's rows, then up's
+// w13 (2 n_out, width): the rows of gate, then those of up
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_swiglu(const bf16* __restrict__ w13, const float* x, const bf16* __restrict__ norm, bf16* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
-    Row gate_row = start_row(w13, i, n_out, width), up_row = start_row(w13 + (size_t)n_out * width, i, n_out, width);
+    WeightRow gate_row = begin_load(w13, i, n_out, width);
+    WeightRow up_row = begin_load(w13 + (size_t)n_out * width, i, n_out, width);
     wait_for_predecessor();
     let_successor_start();
     const bf16* h = normed(x, norm, width, eps);
-    float gate = finish_row(gate_row, h), up = finish_row(up_row, h);
+    float gate = dot(gate_row, h), up = dot(up_row, h);
     if (stores(i, n_out)) out[i] = __float2bfloat16(silu(gate) * up);
 }

@@ -1,20 +1,19 @@
-// Products of the weight matrices with a few rows, by tensor cores: out = x w^T, w read once for all of them.
-//   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16, 32 or 64, width a multiple of 64,
-//   any n_out. linear.cu holds the naive kernel that this is tied to.
-// Four kernels, which differ in what they do with a sum, as in linear.cu:
-//   linear_few, linear_few_float     store as bf16, or as float (logits)
-//   linear_few_add                   add to a float: the residual stream
-//   swiglu_few                       silu(gate sum) * up sum, w13 (2 n_out, width)
-// The weights are the operand of 16 rows, the tokens that of 8 columns: so 2 rows of x waste 6 columns of arithmetic,
-// which is plenty, and no weights, which are not. A lane loads 16 neighbouring bytes of a weight row and of a row of x
-// and uses them as they are: the eight channels of lane t are 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of one product and of the
-// next. Both operands are in the same wrong order, and a sum does not mind.
+// Products of the weight matrices with a few rows, by tensor cores: out = x w^T. w is read once for all rows.
+//   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16, 32 or 64; width is a multiple of
+//   64, any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between that and this.
+// Four kernels. As in linear.cu, they differ in what they do with a sum:
+//   linear_few, linear_few_float     store it as bf16, or as float (logits)
+//   linear_few_add                   add it to a float: the residual stream
+//   swiglu_few                       silu(gate sum) * up sum; w13 (2 n_out, width)
+// Weights are the operand with 16 rows, tokens the operand with 8 columns. So 2 tokens are padded to 8 columns. Padding
+// wastes arithmetic, which is idle anyway, but no weight bandwidth, which is scarce.
 //
-// Launch: a block 32 outputs (16 of gate and up each), 256 threads: all warps have the same outputs, and every eighth
-//         32 channels; their sums meet in shared memory, warp 0 first. So a row's bits do not depend on other rows.
-// Bytes:  2 n_out width for w, as in linear.cu, 32 KB a block in flight; and from the second-level cache 2 ROWS width a
-//         block for x: ROWS / 32 times as much as for w. Work: 2 n_out width ROWS, at 64 rows of the 8B model 0.96
-//         TFLOP a step, 1.2 ms of tensor cores beside 3.5 ms of memory.
+// Launch: a block of 256 threads for 32 outputs (swiglu_few: for 16, each with a gate and an up sum). All warps of a
+//         block compute the same outputs; each takes every eighth chunk of 32 channels. Their sums are added in shared
+//         memory in the order of the warps, so a row's bits do not depend on other rows.
+// Bytes:  2 n_out width for w, as in linear.cu, with 32 KB in flight in each block. For x, each block reads 2 ROWS
+//         width from the L2 cache, ROWS / 32 times as much as it reads for w. Work: 2 n_out width ROWS. At 64 rows of
+//         the 8B model that is 0.96 TFLOP a step, 1.2 ms of tensor cores during 3.5 ms of reading memory.
 #include "common.cuh"
 
 #ifndef ROWS
@@ -22,18 +21,18 @@
 #endif
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int CHUNK = 32;             // channels a warp multiplies at a time: two products of 16
-constexpr int COLUMNS = ROWS / 8;     // eight tokens each
-constexpr int TILE = 16;              // outputs of a product; a warp has two tiles of them
-constexpr int AHEAD = 2;              // chunks of weights on their way
+constexpr int CHUNK = 32;             // channels that a warp multiplies at a time: two products of 16
+constexpr int COLUMNS = ROWS / 8;     // of eight tokens each
+constexpr int TILE = 16;              // outputs of a product; a warp has two tiles
+constexpr int AHEAD = 2;              // chunks of weights in flight
 
-// The weight rows that this lane reads: of each tile row g and row g + 8 of its 16. Null past the end.
+// The weight rows that this lane reads: rows g and g + 8 of each of the two tiles, null past the end.
 struct WeightRows {
     const bf16* row[4];
 };
 
-__device__ __forceinline__ WeightRows weight_rows(const bf16* first_tile, const bf16* second_tile, int first, int second,
-                                                  int n_out, int width) {
+__device__ __forceinline__ WeightRows weight_rows(const bf16* first_tile, const bf16* second_tile, int first,
+                                                  int second, int n_out, int width) {
     WeightRows r;
     int g = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
 #pragma unroll
@@ -58,7 +57,36 @@ __device__ __forceinline__ uint4 load_token(const bf16* x, int token, int channe
     return token < n_tokens ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
 }
 
-// sums[tile][column] (16, 8) of this warp's channels
+// Which lane holds what. A chunk has 32 channels. Each lane loads 16 bytes of two weight rows of a tile, and 16 bytes
+// of one token of a column:
+//
+//   channel              0 .. 7     8 .. 15    16 .. 23   24 .. 31
+//   row 0, 8, token 0    lane 0     lane 1     lane 2     lane 3
+//   row 1, 9, token 1    lane 4     lane 5     lane 6     lane 7
+//   ...
+//   row 7, 15, token 7   lane 28    lane 29    lane 30    lane 31
+//
+// These registers go into mma (ptx.cuh) as they are, for two products of 16 channels each. So lane 4 g + t does not
+// hold the channels that mma expects of it:
+//
+//   register             .x             .y                .z             .w
+//   holds channels       8 t, 8 t + 1   8 t + 2, 8 t + 3  8 t + 4, + 5   8 t + 6, + 7
+//   stands for channels  2 t, 2 t + 1   2 t + 8, 2 t + 9  2 t, 2 t + 1   2 t + 8, 2 t + 9
+//                        of the first product             of the second product
+//
+// The dot product is unchanged, because weights and tokens are permuted along the channels in the same way. The result
+// of one tile and one column is sums[tile][column][0 .. 3]:
+//
+//   token        0     1     2     3     4     5     6     7
+//   output 0   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [0], [1]
+//   output 1   |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
+//   ...
+//   output 7   |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   output 8   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [2], [3]
+//   ...
+//   output 15  |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+
+// sums[tile][column] (16, 8): the sums over this warp's channels
 __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const WeightRows& rows, const bf16* x,
                                          int n_tokens, int width) {
     int first = threadIdx.x / 32 * CHUNK, g = threadIdx.x % 32 / 4;
@@ -72,7 +100,7 @@ __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const Wei
 #pragma unroll
         for (int i = 0; i < AHEAD; i++, channel += WARPS * CHUNK) {
             if (channel >= width) break;
-            unsigned a[2][2][4];  // of each tile, for the first product and the second
+            unsigned a[2][2][4];  // of each tile, for the first and the second product
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
                 uint4 low = loaded[i][2 * tile], high = loaded[i][2 * tile + 1];
@@ -93,10 +121,10 @@ __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const Wei
     }
 }
 
-// A thread's outputs of a tile, PER_THREAD of 16 * ROWS: number i is output i % 16 of token i / 16.
+// A thread stores PER_THREAD of a tile's 16 * ROWS results; number i is output i % 16 of token i / 16.
 constexpr int PER_THREAD = (TILE * ROWS + THREADS - 1) / THREADS;
 
-// The sums of all warps for one tile. Every thread of the block calls it; `part` is free again afterwards.
+// Adds up the sums of all warps for one tile. Every thread of the block calls it; `part` can be reused afterwards.
 __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const float (&sums)[COLUMNS][4],
                                        float (&part)[WARPS][ROWS][TILE]) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -118,7 +146,7 @@ __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const float (
     __syncthreads();
 }
 
-// store(token, output, sum) for each output of this block's two tiles that there is
+// Calls store(index, sum) for each result of this block's two tiles; index is that of out (T, n_out).
 template <class Store>
 __device__ __forceinline__ void product(const bf16* w, const bf16* x, int n_out, int width, int n_tokens, Store store) {
     __shared__ float part[WARPS][ROWS][TILE];

@@ -1,4 +1,4 @@
-// Random numbers without a state: Philox4x32-10, as llama3/philox.py, to the bit.
+// Random numbers without a state: Philox4x32-10 (Salmon et al. 2011). The same bits as llama3/philox.py.
 #pragma once
 
 // The random number of output token `index` under `seed`: a multiple of 2^-53 in [0, 1).

@@ -1,11 +1,11 @@
-// What this GPU can do at best, for the benchmark that says how near to it the other kernels come: no model needs these.
+// What this GPU can do at best. The benchmark compares the other kernels with these; the model does not run them.
 //   read_only   reads n pieces of 16 bytes, as linear.cu reads weights, and keeps nothing: the bandwidth of reading
-//   nothing     does nothing: what a launch and the gap behind it cost
-//   grid_sync   lets all blocks meet `meetings` times: what a meeting inside one kernel costs instead
-// Launch: read_only and grid_sync with no more blocks than run at once, 256 threads.
+//   nothing     does nothing: the cost of a launch and of the gap after it
+//   grid_sync   synchronises all blocks `meetings` times: the cost of doing that inside a kernel instead
+// Launch: read_only and grid_sync with 256 threads, and no more blocks than can run at the same time.
 #include "common.cuh"
 
-constexpr int PIECES = 8;  // 16 bytes each, on their way in a thread
+constexpr int PIECES = 8;  // loads of 16 bytes that a thread has in flight
 
 extern "C" __global__ void read_only(const bf16* __restrict__ weights, unsigned* out, long long n) {
     const uint4* data = reinterpret_cast<const uint4*>(weights);
@@ -22,7 +22,7 @@ extern "C" __global__ void read_only(const bf16* __restrict__ weights, unsigned*
         uint4 piece = load_once(data + i);
         seen ^= piece.x ^ piece.y ^ piece.z ^ piece.w;
     }
-    atomicXor(out, seen);  // without a use of what was read nothing would be read
+    atomicXor(out, seen);  // otherwise the compiler would drop the loads
 }
 
 extern "C" __global__ void nothing() {
@@ -30,7 +30,7 @@ extern "C" __global__ void nothing() {
     let_successor_start();
 }
 
-// count is 0 before the launch, and blocks * meetings behind it.
+// count is 0 before the launch, and blocks * meetings after it.
 extern "C" __global__ void grid_sync(unsigned* count, int meetings) {
     for (int i = 1; i <= meetings; i++) {
         __syncthreads();

@@ -1,10 +1,10 @@
-// All the PTX of these kernels, and what else nvcc and g++ spell differently. Each function has two bodies: the
-// instruction for the GPU, and its twin for the CPU, where the tests run the kernels one fiber a thread.
-// The instructions' names lead to their pages in NVIDIA's PTX ISA.
+// All PTX instructions of these kernels, and everything else that nvcc and g++ write differently. Each function has two
+// bodies: the instruction for the GPU, and a call of the emulator for the CPU, where the tests run each CUDA thread as
+// a fiber. NVIDIA's PTX ISA explains each instruction under its name.
 #pragma once
 #include <cuda_bf16.h>
 
-// A block's dynamic shared memory, as many bytes as its launch asks for.
+// The dynamic shared memory of a block. The launch says how many bytes it has.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
 #ifdef __CUDACC__
     extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
@@ -18,12 +18,12 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 #endif
 
-// ---- programmatic dependent launch (griddepcontrol; before sm_90 a kernel starts when its predecessor has ended) ----
+// ---- programmatic dependent launch (griddepcontrol; before sm_90 a kernel starts after its predecessor's end) ----
 
-// A launch may overlap the one before it. Only after this may it read what a kernel has written, or write anything.
-// Every thread of the block calls it, once, also where the launch does not overlap.
-// A parameter that a kernel writes is never __restrict__ where another reads it: that would let the compiler take it
-// for a constant of the launch and read it ahead of the wait. Weights are such constants.
+// A kernel may start while its predecessor still runs. Before this call it must not read anything that a kernel has
+// written, and must not write at all. Every thread of the block calls it once, even if the launch does not overlap.
+// Trap: a pointer to data that some kernel writes must not be __restrict__ where it is read. The compiler would take
+// the data for constant during the launch, and could read it before the wait. Weights are constant and may be.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifndef __CUDACC__
     emulator::wait_for_predecessor(__builtin_LINE());
@@ -32,15 +32,15 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// The next launch may start when every block has said this or has ended.
+// The next launch may start when every block has made this call or has ended.
 __device__ __forceinline__ void let_successor_start() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// ---- loads that pass by the first-level cache (ld.global.nc): for weights, which are read once a launch -------
-// and written by no kernel: the read-only path does not see writes, not even behind wait_for_predecessor.
+// ---- loads that bypass the L1 cache (ld.global.nc): for weights, which a launch reads once --------------------
+// Only for data that no kernel writes: the read-only path may miss writes, even after wait_for_predecessor.
 
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #ifdef __CUDACC__
@@ -54,16 +54,16 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// The line of p, which someone will load soon, as far as the second-level cache (prefetch.global.L2). A hint.
-__device__ __forceinline__ void fetch_to_second_level(const uint4* p) {
+// Fetch the cache line of p into the L2 cache, because it is loaded soon (prefetch.global.L2). Only a hint.
+__device__ __forceinline__ void prefetch_l2(const uint4* p) {
 #ifdef __CUDACC__
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif
 }
 
-// ---- copies to shared memory that run beside the arithmetic (cp.async) ---------------------------------------
+// ---- copies to shared memory that run during the arithmetic (cp.async) ---------------------------------------
 
-// 16 bytes, both sides at a multiple of 16. Where `valid` is false 16 zeros, and `global` is not read.
+// Copies 16 bytes; both addresses are multiples of 16. If not `valid`, it writes 16 zeros and does not read `global`.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
 #ifdef __CUDACC__
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -75,7 +75,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 #endif
 }
 
-// The copies since the last call are a group.
+// Puts the copies since the last call into a group.
 __device__ __forceinline__ void commit_copies() {
 #ifdef __CUDACC__
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -84,7 +84,7 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// All groups but the latest LEFT have landed: this thread's own. A barrier makes them everybody's.
+// Waits until all of this thread's groups except the latest LEFT are complete. Other threads see them after a barrier.
 template <int LEFT>
 __device__ __forceinline__ void wait_copies() {
 #ifdef __CUDACC__
@@ -96,9 +96,10 @@ __device__ __forceinline__ void wait_copies() {
 
 // ---- tensor cores (ldmatrix, mma.m16n8k16) ---------------------------------------------------------------
 // Lane 4 g + t of a warp holds, two neighbouring bf16 a register:
-//   A (16, 16): a[0] row g, a[1] row g + 8, columns 2 t and 2 t + 1; a[2], a[3] the same rows, 8 columns on
-//   B (16, 8):  b[0] rows 2 t and 2 t + 1, b[1] rows 8 on; column g
-//   D (16, 8):  d[0], d[1] row g, columns 2 t and 2 t + 1; d[2], d[3] row g + 8
+//   A (16, 16): a[0] row g, a[1] row g + 8, both columns 2 t and 2 t + 1; a[2], a[3] the same rows, columns 8 further
+//   B (16, 8):  b[0] rows 2 t and 2 t + 1, b[1] rows 8 further; both column g
+//   D (16, 8):  d[0], d[1] row g, columns 2 t and 2 t + 1; d[2], d[3] the same columns of row g + 8
+// Drawings of A and D are in linear_few.cu and attention_prompt.cu.
 
 // d += a b
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -112,7 +113,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 #endif
 }
 
-// Four 8 x 8 matrices from shared memory: lane 8 m + r brings the address of row r of matrix m, at a multiple of 16.
+// Loads four 8 x 8 matrices from shared memory. Lane 8 m + r gives the address of row r of matrix m, a multiple of 16.
 // Lane 4 g + t gets columns 2 t and 2 t + 1 of row g of matrix m in r[m]: the layout of A, and of a transposed B.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
 #ifdef __CUDACC__
@@ -125,7 +126,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row)
 #endif
 }
 
-// As load_matrices, each matrix transposed: the layout of B.
+// As load_matrices, but each matrix is transposed: the layout of B.
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void* row) {
 #ifdef __CUDACC__
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

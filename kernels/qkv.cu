@@ -1,17 +1,17 @@
-// The queries, keys and values of one row, up to where attention finds them, in one launch: RMSNorm of the residual
-// stream, the product with wqkv, rope, and keys and values into the cache. (Of more rows: rms_norm.cu, linear_few.cu or
-// cuBLAS, rope.cu, to which this is tied.)
+// Everything from the residual stream to attention for one row, in one launch: RMSNorm, the product with wqkv, rope,
+// and keys and values into the cache. (For more rows: rms_norm.cu, linear_few.cu or cuBLAS, and rope.cu. The tests
+// compare this kernel with those.)
 //   wqkv ((n_heads + 2 n_kv_heads) head_dim, width) bf16; x (width) float; norm (width) bf16
-//   cos, sin, position, slot, q, k_cache, v_cache: as in rope.cu, of one row
-// Rope turns channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbours in
-// the first half of a head, and four their partners.
+//   cos, sin, position, slot, q, k_cache, v_cache: as in rope.cu, for one row
+// Rope rotates channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbouring
+// channels in the first half of a head, and the other four their partners in the second half.
 //
-// Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp a channel of a head (linear.cuh), with
-//         2 width bytes of dynamic shared memory.
+// Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp for each channel of a head (linear.cuh),
+//         with 2 width bytes of dynamic shared memory.
 // Bytes:  2 (n_heads + 2 n_kv_heads) head_dim width: 50.3 MB for the 8B model, 11.7 microseconds at 4.3 TB/s.
 #include "linear.cuh"
 
-constexpr int PAIRS = WARPS / 2;  // a block's
+constexpr int PAIRS = WARPS / 2;  // of channels in a block
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_qkv_rope(const bf16* __restrict__ wqkv, const float* x, const bf16* __restrict__ norm,
@@ -20,19 +20,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                   int width, float eps) {
     __shared__ float sums[WARPS];
     int warp = threadIdx.x / 32, half = head_dim / 2, n_out = (n_heads + 2 * n_kv_heads) * head_dim;
-    int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // the block's pairs are of one head
-    Row row = start_row(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
+    int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // a block has pairs of one head only
+    WeightRow row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    int i = first + threadIdx.x % PAIRS, at = *position;  // the pair that this thread turns; asked for in good time
-    bool turns = head < n_heads + n_kv_heads && at >= 0, is_v = head >= n_heads + n_kv_heads;
-    float c = turns ? cos[(size_t)at * half + i] : 1, s = turns ? sin[(size_t)at * half + i] : 0;
+    // This thread's pair, and what rope needs for it: loaded early, so that it is there after the product.
+    int i = first + threadIdx.x % PAIRS, at = *position;
+    bool rotates = head < n_heads + n_kv_heads && at >= 0, is_v = head >= n_heads + n_kv_heads;
+    float c = rotates ? cos[(size_t)at * half + i] : 1, s = rotates ? sin[(size_t)at * half + i] : 0;
     size_t kv_row = ((size_t)*slot * n_kv_heads + (head - n_heads) % n_kv_heads) * max_len + at;
 
-    float sum = finish_row(row, normed(x, norm, width, eps));
-    if (threadIdx.x % 32 == 0) sums[warp] = __bfloat162float(__float2bfloat16(sum));  // as a product stores it
+    float sum = dot(row, normed(x, norm, width, eps));
+    if (threadIdx.x % 32 == 0) sums[warp] = __bfloat162float(__float2bfloat16(sum));  // rounded, as a product is stored
     __syncthreads();
-    if (threadIdx.x >= PAIRS || at < 0) return;  // nobody's row
+    if (threadIdx.x >= PAIRS || at < 0) return;  // a padding row
     float a = sums[threadIdx.x], b = sums[threadIdx.x + PAIRS];
     bf16* to = head < n_heads ? q + (size_t)head * head_dim : (is_v ? v_cache : k_cache) + kv_row * head_dim;
     to[i] = __float2bfloat16(a * c - b * s);

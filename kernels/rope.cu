@@ -1,18 +1,20 @@
-// Turn queries and keys by their position; put keys and values into the cache.
-//   qkv (T, n_heads + 2 n_kv_heads, head_dim): the rows of one product: queries, keys, values
-//   q (T, n_heads, head_dim): the queries, turned
-//   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): of one layer; keys are kept turned
-//   cos, sin (max_seq_len, head_dim / 2) float; positions, slots (T): where each row stands, and in whose cache.
-//   They are in device memory: a replayed graph finds the next position there. Position -1 is nobody's row, which
-//   fills up a graph: nothing is written for it.
+// Rotary position embedding (Su et al. 2021): rotate queries and keys by their position; write keys and values into the
+// cache.
+//   qkv (T, n_heads + 2 n_kv_heads, head_dim): the result of one product: each row has queries, keys, values
+//   q (T, n_heads, head_dim): the rotated queries
+//   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): the cache of one layer; it holds rotated keys
+//   cos, sin (max_seq_len, head_dim / 2) float
+//   positions, slots (T): each row's position and its slot of the cache, in device memory, so that a replayed graph
+//   reads the next position. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1.
+//   Nothing is written for them.
 // Pair i of a head is channels i and i + head_dim / 2:  (a, b) -> (a cos - b sin, b cos + a sin).
 //
-// Launch: a thread eight pairs of a head, head_dim / 16 threads a head, 256 threads a block.
-// Bytes:  4 (n_heads + 2 n_kv_heads) head_dim a row, half in, half out: 24 KB for the 8B model, and 201 MB for 8,192
-//         rows, 47 microseconds at 4.3 TB/s. The tables' rows come from the second-level cache.
+// Launch: blocks of 256 threads. A thread takes eight pairs of a head, so a head takes head_dim / 16 threads.
+// Bytes:  4 (n_heads + 2 n_kv_heads) head_dim for each row, half read, half written: 24 KB for the 8B model, and 201 MB
+//         for 8,192 rows, 47 microseconds at 4.3 TB/s. The rows of cos and sin come from the L2 cache.
 #include "common.cuh"
 
-// The same, a thread a head of a row.
+// The naive kernel: a thread takes a head of a row.
 extern "C" __global__ void rope_naive(const bf16* qkv, const float* cos, const float* sin, const int* positions,
                                       const int* slots, bf16* q, bf16* k_cache, bf16* v_cache, int rows, int n_heads,
                                       int n_kv_heads, int head_dim, int max_len) {
@@ -52,9 +54,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         Eight c = load_eight(cos + angles), s = load_eight(sin + angles);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float turned = a.v[j] * c.v[j] - b.v[j] * s.v[j];
+            float rotated = a.v[j] * c.v[j] - b.v[j] * s.v[j];
             b.v[j] = b.v[j] * c.v[j] + a.v[j] * s.v[j];
-            a.v[j] = turned;
+            a.v[j] = rotated;
         }
     }
     bf16* to;

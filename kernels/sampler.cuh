@@ -1,24 +1,27 @@
-// What the sampler's kernels share: a row's parameters, results and cuts; the order of logits; sums over a block.
+// Shared by the sampler's kernels: a row's parameters, results and cuts; the order of logits; sums over a block.
 #pragma once
 #include "common.cuh"
 
-enum Param {  // 64 bits each; what is not a whole number is a double's bits
+enum Param {  // 64 bits each: an integer, or the bits of a double
     TEMPERATURE, TOP_P, TOP_K, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED, INDEX, N_TOP, HAS_MASK, SLOT, PENALISES,
     N_PARAMS = 16
-};  // MIN_P: temperature * log(min_p); off: top_p 1, top_k 0, MIN_P -infinity, N_TOP -1
+};  // MIN_P holds temperature * log(min_p). Filters that are off: TOP_P 1, TOP_K 0, MIN_P -infinity, N_TOP -1.
 
+// TOP_LOGPROBS: first the logarithm of the sum of exp(raw logit), then the log-probabilities of TOP_IDS.
 enum Result { TOKEN, STATUS, LOGPROB, TOP_IDS, MAX_TOP = 32, TOP_LOGPROBS = TOP_IDS + MAX_TOP, N_RESULTS = 80 };
-enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, NOBODY };  // BAD_LOGIT: TOKEN is the first whose logit is NaN or +infinity
+// BAD_LOGIT: TOKEN is the first token whose logit is NaN or +infinity. NONE_LEFT: no token has a finite logit.
+enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, PADDING_ROW };
 
 constexpr int THREADS = 256;
-constexpr int PART = 4096, EACH = PART / THREADS;  // tokens of a block, and of a thread of sampler_draw
+constexpr int TOKENS_PER_BLOCK = 4096;
+constexpr int TOKENS_PER_THREAD = TOKENS_PER_BLOCK / THREADS;  // in sampler_draw
 
 typedef long long Int;
 typedef unsigned long long Count;
 
 __device__ __forceinline__ double number(const Int* params, int which) { return __longlong_as_double(params[which]); }
 
-// Unsigned integers in the order of the floats; +0 and -0 are equal.
+// An unsigned integer for each float, in the same order; +0 and -0 get the same.
 __device__ __forceinline__ unsigned key_of(float x) {
     unsigned bits = __float_as_uint(x + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -32,9 +35,9 @@ __device__ __forceinline__ double weight_of(float x, float highest, double tempe
     return exp(((double)x - (double)highest) / temperature);
 }
 
-// ---- what a block computes together, the same bits whatever the order of its threads ----
+// ---- what a block computes together; the bits do not depend on the order of its threads ----
 
-// `shared` is free again behind the next barrier.
+// The maximum over the block. `shared` can be reused after the next barrier.
 template <class T>
 __device__ __forceinline__ T block_max(T x, T* shared) {
     shared[threadIdx.x] = x;
@@ -46,7 +49,7 @@ __device__ __forceinline__ T block_max(T x, T* shared) {
     return shared[0];
 }
 
-// The sum of x over the threads before this one; `total` over all.
+// The sum of x over all threads before this one. `total` becomes the sum over all threads.
 template <class T>
 __device__ __forceinline__ T sum_before(T x, T* shared, T& total) {
     shared[threadIdx.x] = x;
@@ -69,14 +72,14 @@ __device__ __forceinline__ float highest_of(const float* part_max, int n_parts) 
     return highest;
 }
 
-// ---- what top_k, top_p and min_p leave ----
+// ---- which tokens top_k, top_p and min_p keep ----
 
-// What one of the three selections has found so far, and in the end.
+// What one of the three selections has found so far. It searches for the lowest logit that is kept.
 struct Cut {
-    unsigned prefix;  // the upper bits of the key; in the end all of them: of the lowest logit that is kept,
-    unsigned ties;    // and how many of those that equal it are kept, by id
-    Count above;      // how many, or what weight, has a key above all that begin with the prefix
-    double target;    // how many, or what weight, is to be kept
+    unsigned prefix;  // the upper bits of its key; at the end, all bits
+    unsigned ties;    // how many tokens with exactly this logit are kept, the lowest ids first
+    Count above;      // the number, or the weight, of all tokens whose key is above those that begin with the prefix
+    double target;    // the number, or the weight, of tokens to keep
 };
 enum Which { FOR_TOP_K, FOR_TOP_P, FOR_TOP_LOGPROBS };
 
@@ -99,19 +102,21 @@ __device__ __forceinline__ void write_cut(Int* cuts, int row, int which, const C
     c[3] = __double_as_longlong(cut.target);
 }
 
-// Which tokens of a row may be drawn: all above a key, some that equal it, none below a logit.
-struct Head {
-    unsigned lowest, ties;
-    double least;
+// The tokens of a row that may be drawn: all with a key above lowest_key and `ties` tokens that have it, but none with
+// a logit below lowest_logit.
+struct Survivors {
+    unsigned lowest_key, ties;
+    double lowest_logit;
 };
 
-__device__ __forceinline__ Head head_of(const Int* params, const Int* cuts, int row, float highest, int vocab_size) {
-    Head head = {0, 0, __dadd_rn(highest, number(params, MIN_P))};
+__device__ __forceinline__ Survivors survivors_of(const Int* params, const Int* cuts, int row, float highest,
+                                                  int vocab_size) {
+    Survivors survivors = {0, 0, __dadd_rn(highest, number(params, MIN_P))};
     for (int which = FOR_TOP_K; which <= FOR_TOP_P; which++) {
         if (!is_on(params, which, vocab_size)) continue;
         Cut cut = read_cut(cuts, row, which);
-        head.lowest = cut.prefix;
-        head.ties = cut.ties;
+        survivors.lowest_key = cut.prefix;
+        survivors.ties = cut.ties;
     }
-    return head;
+    return survivors;
 }

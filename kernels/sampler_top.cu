@@ -1,11 +1,13 @@
-// The most likely tokens of a row, with their log-probabilities, as `logprobs` of llama3/sampler.py: by raw logit, highest
-// first, among equals by id. sampler_select has found the last of them, sampler_draw the logarithm of the sum.
+// The most likely tokens of a row, with their log-probabilities, as `logprobs` of llama3/sampler.py: by raw logit, the
+// highest first, equal ones by id. sampler_select has found the lowest logit among them, sampler_draw the logarithm of
+// the sum.
 //
-// Launch: a block a row, 256 threads, 256 tokens at a time in the order of their ids: 0.5 MB for one block, about 10
-//         microseconds, and only where a row asks for them.
+// Launch: a block of 256 threads for each row; it looks at 256 tokens at a time, in the order of their ids. One block
+//         reads 0.5 MB, which takes about 10 microseconds, and only if a row asks for log-probabilities.
 #include "sampler.cuh"
 
-// The ids alone, a thread a row: as many as are ahead of a token, so far down is its place. top (rows, MAX_TOP)
+// The naive kernel: only the ids, a thread takes a row. A token's place is the number of tokens ahead of it.
+// top (rows, MAX_TOP)
 extern "C" __global__ void sampler_top_naive(const float* logits, int* top, int rows, int n, int vocab_size) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
@@ -32,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (n < vocab_size) cut = read_cut(cuts, row, FOR_TOP_LOGPROBS);
     n = min(n, vocab_size);
 
-    int found = 0, ties = 0;  // in front of this thread's tokens, in the order of their ids
+    int found = 0, ties = 0;  // tokens with lower ids than this pass: kept ones, and those with the cut's key
     for (int first = 0; first < vocab_size; first += THREADS) {
         int i = first + threadIdx.x, n_kept, n_ties;
         unsigned key = i < vocab_size ? key_of(x[i]) : 0;
@@ -49,5 +51,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int mine = ids[threadIdx.x], place = 0;
     for (int j = 0; j < n; j++) place += x[ids[j]] > x[mine] || (x[ids[j]] == x[mine] && ids[j] < mine);
     result[TOP_IDS + place] = mine;
-    result[TOP_LOGPROBS + place + 1] = __double_as_longlong((double)x[mine] - __longlong_as_double(result[TOP_LOGPROBS]));
+    double logprob = (double)x[mine] - __longlong_as_double(result[TOP_LOGPROBS]);
+    result[TOP_LOGPROBS + place + 1] = __double_as_longlong(logprob);
 }

@@ -1,10 +1,10 @@
 """Compile every kernel for every architecture with NVRTC and CuPy's own options; no GPU is needed.
 
     python -m tests.cuda.compile_gates            prints the table
-    python -m tests.cuda.compile_gates --write    and keeps it in resources.txt
+    python -m tests.cuda.compile_gates --write    prints it and writes it to resources.txt
 
 Needs CuPy, libnvrtc and the CUDA headers: pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime. A kernel's
-registers, shared memory, stack and spills depend on the options and on NVRTC's version: the table names it.
+registers, shared memory, stack and spills depend on the options and on NVRTC's version, which the table names.
 """
 
 import re
@@ -20,6 +20,7 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("embedding.cu", ()),
     ("rope.cu", ()),
     ("linear.cu", ()),
+    ("linear_steps.cu", ()),
     ("qkv.cu", ()),
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32, 64)),
     ("feed_forward.cu", ()),
@@ -31,6 +32,8 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("attention.cu", ("HEAD_DIM=64", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=4")),
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
+    ("attention_steps.cu", ("HEAD_DIM=64",)),
+    ("attention_steps.cu", ("HEAD_DIM=128",)),
     ("attention_prompt.cu", ("HEAD_DIM=64",)),
     ("attention_prompt.cu", ("HEAD_DIM=128",)),
 ]
@@ -39,15 +42,15 @@ TABLE = Path(__file__).parent / "resources.txt"
 
 @dataclass(frozen=True, order=True)
 class Resources:
-    """Of one kernel for one architecture, as ptxas reports them."""
+    """What one kernel needs on one architecture, as ptxas reports it."""
 
     file: str
     defines: tuple[str, ...]
     name: str
     architecture: int
     registers: int
-    shared: int  # static, bytes a block
-    stack: int  # bytes a thread; a kernel of ours has none
+    shared: int  # static, bytes per block
+    stack: int  # bytes per thread; must be 0
     spilled: int
 
     def line(self) -> str:
@@ -77,7 +80,7 @@ def compile_kernels(file: str, defines: tuple[str, ...], architecture: int) -> l
 
 
 def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
-    """ptxas writes three lines a kernel: its name, its stack and spills, its registers and shared memory."""
+    """ptxas writes three lines for each kernel: its name; its stack and spills; its registers and shared memory."""
     found, name, stack, spilled = [], "", 0, 0
     for line in log.splitlines():
         if match := re.search(r"entry function '(\w+)'", line):
@@ -104,7 +107,7 @@ def main() -> None:
     rows = compile_all()
     version = ".".join(map(str, nvrtc.getVersion()))
     lines = [
-        f"# NVRTC {version}. Of each kernel: registers a thread, static shared memory, stack, spilled bytes.",
+        f"# NVRTC {version}. For each kernel: registers per thread, static shared memory, stack, spilled bytes.",
         *(row.line() for row in rows),
     ]
     print("\n".join(lines))

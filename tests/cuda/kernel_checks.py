@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 
 bfloat16 = ml_dtypes.bfloat16
-# Mean squared error over mean square, row by row. bf16's own rounding is 2.6e-6.
+# Mean squared error divided by mean square, for each row. Rounding to bf16 alone gives 2.6e-6.
 LIMIT = {np.dtype(bfloat16): 1e-5, np.dtype(np.float32): 1e-10}
-WORST = 0.02  # of a row's largest element
+WORST = 0.02  # largest error of an element, relative to its row's largest element
 
 
 def random(seed: int, *shape: int, dtype: type = bfloat16, scale: float = 1) -> np.ndarray:
@@ -14,7 +14,7 @@ def random(seed: int, *shape: int, dtype: type = bfloat16, scale: float = 1) -> 
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    """Each row, the last axis, on its own: a good one does not make up for a bad one."""
+    """Checks each row (the last axis) separately, so that a good row does not make up for a bad one."""
     assert found.shape == expected.shape, (found.shape, expected.shape)
     error = found.astype(np.float64) - expected
     nmse = (error**2).mean(axis=-1) / (expected**2).mean(axis=-1)

@@ -9,7 +9,15 @@ from llama3.cuda import linear as cuda_linear
 from llama3.cuda import source
 from llama3.cuda.qkv import norm_qkv_rope
 from llama3.resources import resource
-from tests.cuda import test_attention, test_attention_prompt, test_linear, test_qkv, test_rms_norm, test_sampler
+from tests.cuda import (
+    test_attention,
+    test_attention_prompt,
+    test_kernel_ladder,
+    test_linear,
+    test_qkv,
+    test_rms_norm,
+    test_sampler,
+)
 from tests.cuda.emulator import build
 from tests.cuda.emulator.device import ORDERS, EmulationError
 from tests.cuda.kernel_checks import random
@@ -51,6 +59,19 @@ def linear_few(device):
     return np.stack([plain, opened.astype(np.float32)])
 
 
+def linear_steps(device):
+    x, w = test_linear.inputs(5, 70, 96)
+    out = test_linear.poison(5, 70, x.dtype)
+    steps = [test_kernel_ladder.linear_step(name) for name in test_kernel_ladder.LINEAR]
+    return np.stack([test_linear.launched(device, step, [x, w], out) for step in steps])
+
+
+def attention_steps(device):
+    q, k, v, _ = test_attention_prompt.inputs(((20, 50),), 1, 1, 64, 80)
+    names = test_kernel_ladder.ATTENTION
+    return np.stack([test_kernel_ladder.attention_step(device, name, q, k, v, ((20, 50),)) for name in names])
+
+
 def sampler(device):
     """Rows with every filter, and one row in which a logit is NaN."""
     logits = test_sampler.logits_of(9, 9000, 1)
@@ -71,6 +92,8 @@ RUNS = {
     "linear.cuh": linear,
     "qkv.cu": qkv,
     "linear_few.cu": linear_few,
+    "linear_steps.cu": linear_steps,
+    "attention_steps.cu": attention_steps,
     "sampler.cuh": sampler,
     "sampler.cu": sampler,
     "sampler_select.cu": sampler,

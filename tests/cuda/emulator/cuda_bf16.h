@@ -1,5 +1,5 @@
-// The few names of NVIDIA's cuda_bf16.h that the kernels use. No operators, no implicit conversions: the kernels
-// convert by name.
+// The names of NVIDIA's cuda_bf16.h that the kernels use. There are no operators and no implicit conversions, because
+// the kernels call conversions by name.
 #pragma once
 
 struct __nv_bfloat16 {
@@ -13,8 +13,8 @@ inline float __bfloat162float(__nv_bfloat16 h) { return __uint_as_float(unsigned
 
 inline __nv_bfloat16 __float2bfloat16(float f) {
     unsigned bits = __float_as_uint(f);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};  // not a number
-    bits += 0x7fffu + (bits >> 16 & 1);                       // to nearest, ties to even
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};  // NaN
+    bits += 0x7fffu + (bits >> 16 & 1);                       // round to nearest, ties to even
     return {static_cast<unsigned short>(bits >> 16)};
 }
 

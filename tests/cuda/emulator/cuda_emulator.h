@@ -1,5 +1,6 @@
-// What CUDA C++ has and C++ has not, so that g++ compiles a kernel file unchanged: keywords, built-in variables, vector
-// types, intrinsics. g++ reads this first (-include). Only what the kernels use is here: another name does not compile.
+// The parts of CUDA C++ that C++ lacks, so that g++ compiles a kernel file unchanged: keywords, built-in variables,
+// vector types, intrinsics. g++ reads this file first (-include). It has only what the kernels use; any other name of
+// CUDA does not compile.
 #pragma once
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -19,7 +20,7 @@
 
 #define __global__
 #define __device__
-#define __forceinline__ static inline  // so that the shared arrays of all functions are of one kind to the linker
+#define __forceinline__ static inline  // static: then the linker treats the shared arrays of all functions alike
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("shared_arrays")))
@@ -66,7 +67,7 @@ inline float __int_as_float(int i) { return same_bits<float>(i); }
 inline long long __double_as_longlong(double d) { return same_bits<long long>(d); }
 inline double __longlong_as_double(long long i) { return same_bits<double>(i); }
 
-inline double __dmul_rn(double x, double y) { return x * y; }  // g++ is told to fuse nothing (build.py)
+inline double __dmul_rn(double x, double y) { return x * y; }  // build.py forbids g++ to fuse multiply and add
 inline double __dadd_rn(double x, double y) { return x + y; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }

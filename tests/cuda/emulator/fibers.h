@@ -1,10 +1,10 @@
-// One fiber a CUDA thread, one block after another. A fiber runs until it must meet others: at a barrier (the whole
-// block) or in a warp operation (the lanes of a mask). Who runs next is a matter of the order asked for: a kernel whose
-// bits depend on it has a race.
-//   forward   the first warp runs alone until a barrier stops it, then the second, ...; in a warp the first lane first
-//   reverse   the other way round: of any two threads without a barrier between them, each is once far ahead
-//   shuffled  the lanes in random order, and now one warp, now another
-// Taking turns instead would hide most races: after each warp operation all would be equally far.
+// Each CUDA thread is a fiber; blocks run one after another. A fiber runs until it has to meet other fibers: the whole
+// block at a barrier, or the lanes of a mask in a warp operation. The launch chooses the order in which fibers run. A
+// kernel whose result depends on the order has a race.
+//   forward   the first warp runs alone until a barrier stops it, then the second, ...; within a warp, lane 0 is first
+//   reverse   the opposite order: of two threads without a barrier between them, each is far ahead in one of these two
+//   shuffled  lanes in random order, and sometimes one warp ahead, sometimes another
+// Round robin would hide most races, because after each warp operation all fibers would have come equally far.
 #pragma once
 
 namespace emulator {
@@ -19,7 +19,7 @@ struct uint3 {
 enum class State : unsigned char { ready, in_warp, in_block, done };
 enum Order { forward, reverse, shuffled };
 
-struct Copy {  // an asynchronous copy under way: see memory.h
+struct Copy {  // an asynchronous copy that has not landed yet: see memory.h
     void* to;
     const void* from;
     bool valid;
@@ -43,9 +43,9 @@ struct Fiber {
 struct Block {
     uint3 index, size, grid;
     int n_threads, n_done;
-    int n_waiting, line;  // at a barrier, and at which: as its first thread said
+    int n_waiting, line;  // threads that wait at a barrier, and its line, as given by the first of them
     const char* operation;
-    bool dependent;  // launched beside its predecessor, and not yet past griddepcontrol.wait
+    bool dependent;  // launched to overlap its predecessor, and not yet past griddepcontrol.wait
 };
 
 static Block block;
@@ -58,14 +58,14 @@ static std::mt19937 dice;
 static void (*thread_body)();
 static char failure[1024];  // the first error of this launch; empty: none
 
-// The fibers that can run, in turn. Each stands in it once at most.
+// The fibers that can run, in the order in which they will. No fiber is in it twice.
 static Fiber* queue[MAX_THREADS];
 static int queue_head, queue_length;
 
 inline int lane_of(const Fiber& fiber) { return int(&fiber - fibers) % WARP; }
 inline Fiber* warp_of(const Fiber& fiber) { return fibers + (&fiber - fibers) / WARP * WARP; }
 
-// End the launch with a message. The other fibers are left where they stand.
+// Ends the launch with a message. The other fibers are abandoned.
 [[noreturn]] inline void fail(const char* format, ...) {
     int n = snprintf(failure, sizeof failure, "block (%u, %u, %u), thread (%u, %u, %u): ", block.index.x, block.index.y,
                      block.index.z, current->thread.x, current->thread.y, current->thread.z);
@@ -79,7 +79,7 @@ inline Fiber* warp_of(const Fiber& fiber) { return fibers + (&fiber - fibers) / 
     abort();
 }
 
-// Put fibers into the queue, in this launch's order: before those that stand there, or behind them.
+// Puts fibers into the queue in this launch's order, before or after those that are already in it.
 inline void make_ready(Fiber** chosen, int n, bool before) {
     if (order == reverse) std::reverse(chosen, chosen + n);
     if (order == shuffled) std::shuffle(chosen, chosen + n, dice);
@@ -92,14 +92,14 @@ inline void make_ready(Fiber** chosen, int n, bool before) {
     queue_length += n;
 }
 
-// Nobody can run: say who waits where.
+// No fiber can run: ends the launch with a message that says which threads wait where.
 [[noreturn]] inline void deadlock() {
     char text[800];
     int n = 0, shown = 0;
     for (int i = 0; i < block.n_threads && shown < 4; i++) {
         const Fiber& fiber = fibers[i];
         bool same = i > 0 && fiber.state == fibers[i - 1].state && fiber.line == fibers[i - 1].line;
-        if (same) continue;  // one line for neighbours in the same place
+        if (same) continue;  // report neighbours in the same place once
         shown++;
         if (fiber.state == State::done)
             n += snprintf(text + n, sizeof text - n, "; thread %d has left the kernel", i);
@@ -119,7 +119,7 @@ inline void switch_away() {
     if (current != self) switch_context(self->context, current->context);
 }
 
-// All threads of the block meet here; the last to come runs `act`.
+// All threads of the block meet here; the last one to arrive runs `act`.
 template <class Act>
 void meet_in_block(const char* operation, int line, Act act) {
     Fiber& self = *current;
@@ -145,8 +145,8 @@ void meet_in_block(const char* operation, int line, Act act) {
     switch_away();
 }
 
-// The lanes of `mask` meet here, each with its data; the last to come runs `act` on the data of all 32 lanes
-// (null for lanes outside the mask).
+// The lanes of `mask` meet here, each with its data. The last one to arrive runs `act` on the data of all 32 lanes,
+// which is null for lanes outside the mask.
 template <class Data, class Act>
 void meet_in_warp(const char* operation, int line, unsigned mask, Data& mine, Act act) {
     Fiber &self = *current, *warp = warp_of(self);
@@ -184,7 +184,7 @@ void meet_in_warp(const char* operation, int line, unsigned mask, Data& mine, Ac
     switch_away();
 }
 
-// Where every fiber starts and ends.
+// Every fiber starts and ends in this function.
 inline void fiber_main() {
     thread_body();
     Fiber& self = *current;

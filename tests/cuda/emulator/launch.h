@@ -1,5 +1,5 @@
-// The way in from Python. KERNEL(name) makes a kernel callable from its arguments' addresses, as the driver's
-// cuLaunchKernel does, and tells the types of its parameters.
+// The interface to Python. KERNEL(name) makes a kernel callable with the addresses of its arguments, as the driver's
+// cuLaunchKernel does, and reports the types of its parameters.
 #pragma once
 
 namespace emulator {
@@ -9,17 +9,17 @@ struct Range {
     size_t size;
 };
 
-struct Launch {  // as `Launch` in build.py
+struct Launch {  // the same fields as `Launch` in build.py
     unsigned grid[3], block[3];
     size_t shared;
     int order;
     unsigned seed;
     int dependent;
     int n_hidden;
-    const Range* hidden;  // whole pages that a dependent launch may not touch before its griddepcontrol.wait
+    const Range* hidden;  // pages that a dependent launch may not touch before its griddepcontrol.wait
     void** arguments;
-    char* message;  // (1024,), out: what went wrong
-    char* fault;    // out: the address that must not be touched, or null
+    char* message;  // (1024,), output: the error
+    char* fault;    // output: the address of a forbidden access, or null
 };
 
 static const Launch* running;
@@ -37,9 +37,9 @@ inline void wait_for_predecessor(int line) {
     });
 }
 
-// An access to memory that is not there or not to be touched yet.
+// Signal handler: an access to memory that does not exist or may not be touched yet.
 inline void on_fault(int number, siginfo_t* info, void*) {
-    if (!current) {  // not in a kernel: not ours
+    if (!current) {  // not in a kernel: the fault is not the emulator's
         signal(number, SIG_DFL);
         return;
     }
@@ -94,7 +94,7 @@ inline int start(Launch* launch, void (*body)()) {
     return failure[0] != 0;
 }
 
-// ---- a parameter's type as Python reads it: "float32", "const bfloat16*" -------------------------------------------
+// ---- the type of a parameter as text for Python: "float32", "const bfloat16*" --------------------------------------
 template <class T>
 constexpr const char* scalar_name() {
     using Plain = std::remove_const_t<T>;
@@ -132,7 +132,7 @@ void call(void (*kernel)(Parameters...), void** arguments) {
 
 }  // namespace emulator
 
-// One a kernel, written by build.py behind the kernel file's text.
+// build.py appends one of these for each kernel to the kernel file's text.
 #define KERNEL(name, bounds)                                                                           \
     extern "C" int launch_##name(emulator::Launch* launch) {                                           \
         return emulator::start(launch, [] { emulator::call(name, emulator::running->arguments); });    \

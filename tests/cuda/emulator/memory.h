@@ -1,21 +1,21 @@
-// Shared memory, asynchronous copies, atomics, and the reports of g++'s own checks.
+// Shared memory, asynchronous copies, atomics, and the handlers of g++'s sanitizers.
 #pragma once
 
 namespace emulator {
 
-constexpr size_t SHARED_LIMIT = 227 * 1024;  // what the largest supported GPU gives a block
-constexpr unsigned char POISON = 0xFF;       // as bf16 and as float: not a number; as an index: far away
+constexpr size_t SHARED_LIMIT = 227 * 1024;  // the most that a block can have on any supported GPU
+constexpr unsigned char POISON = 0xFF;       // NaN as bf16 and as float; out of range as an index
 
 // ---- shared memory: poisoned before every block --------------------------------------------------------------------
-// Static arrays stand together in a section of their own; the linker names its two ends.
+// All static arrays are in one section; the linker defines symbols for its two ends.
 extern "C" __attribute__((weak)) char __start_shared_arrays[];
 extern "C" __attribute__((weak)) char __stop_shared_arrays[];
 
-static char* dynamic_end;  // the dynamic part ends where unreadable pages begin
+static char* dynamic_end;  // the dynamic part ends here; unreadable pages follow
 constexpr size_t GUARD = 1 << 20;
 static size_t dynamic_size;
 
-// Aligned as the kernels declare it, which may leave up to 127 bytes before the unreadable page.
+// Aligned as the kernels declare it. So up to 127 bytes may lie between its end and the unreadable page.
 inline char* dynamic_shared() {
     return reinterpret_cast<char*>(uintptr_t(dynamic_end - dynamic_size) & ~uintptr_t(127));
 }
@@ -45,7 +45,7 @@ inline void check_shared(const char* what, const void* p, size_t size) {
     if (uintptr_t(p) % 16) fail("%s: misaligned: %d bytes past a multiple of 16", what, int(uintptr_t(p) % 16));
 }
 
-// ---- cp.async: the destination is poison from the issue to the wait -------------------------------------------------
+// ---- cp.async: the destination is poison from the copy to its wait --------------------------------------------------
 inline void copy_async(void* to, const void* from, bool valid) {
     check_shared("cp.async", to, 16);
     int past = uintptr_t(from) % 16;
@@ -68,7 +68,7 @@ inline void wait_copies(int groups_left) {
     copies.erase(copies.begin(), copies.begin() + n);
 }
 
-// ---- what g++ -fsanitize=alignment,bounds has found -----------------------------------------------------------------
+// ---- handlers of g++ -fsanitize=alignment,bounds --------------------------------------------------------------------
 struct Source {
     const char* file;
     unsigned line, column;
@@ -102,7 +102,7 @@ UBSAN_REPORT __ubsan_handle_out_of_bounds(emulator::OutOfBounds* found, uintptr_
                    found->source.line);
 }
 
-// ---- atomics: one fiber runs at a time, so that plain code is atomic ------------------------------------------------
+// ---- atomics: only one fiber runs at a time, so plain code is atomic ------------------------------------------------
 template <class T>
 T atomicAdd(T* p, T value) {
     T old = *p;

@@ -1,4 +1,4 @@
-// Warp operations. The last lane to come does the work of all: it sees what every lane has brought.
+// Warp operations. The last lane to arrive does the work for all, because then the data of every lane is there.
 #pragma once
 
 namespace emulator {
@@ -39,9 +39,9 @@ inline unsigned vote(const char* operation, int line, unsigned mask, bool predic
 
 // ---- mma.sync m16n8k16: D (16, 8) += A (16, 16) B (16, 8) -----------------------------------------------------------
 // "Matrix fragments for mma.m16n8k16 with floating point type" in the PTX ISA: lane = 4 g + t holds
-//   A: register 0 row g, 1 row g + 8, 2 and 3 the same rows 8 columns on; each two neighbours, from column 2 t
-//   B: register 0 rows 2 t and 2 t + 1, register 1 rows 8 on; column g
-//   D: 0 and 1 row g, columns 2 t and 2 t + 1; 2 and 3 row g + 8
+//   A: register 0 row g, 1 row g + 8, both columns 2 t and 2 t + 1; 2 and 3 the same rows, columns 8 further
+//   B: register 0 rows 2 t and 2 t + 1, 1 rows 8 further; both column g
+//   D: 0 and 1 row g, columns 2 t and 2 t + 1; 2 and 3 the same columns of row g + 8
 struct Fragments {
     float* d;
     const unsigned *a, *b;
@@ -77,7 +77,7 @@ inline void mma(float* d, const unsigned* a, const unsigned* b, int line) {
     meet_in_warp("mma.sync", line, ~0u, mine, multiply);
 }
 
-// ---- ldmatrix: N matrices of 8 x 8 halves; lane 8 m + r brings the address of matrix m's row r ----------------------
+// ---- ldmatrix: N matrices of 8 x 8 halves; lane 8 m + r gives the address of row r of matrix m ----------------------
 // Lane 4 g + t receives columns 2 t and 2 t + 1 of row g, or, transposed, column g of rows 2 t and 2 t + 1.
 struct Rows {
     const char* row;
