@@ -2,7 +2,7 @@
 
 A grammar becomes a mask over the vocabulary, computed again before every token by llguidance (the extra `json`). A
 token that the mask forbids cannot be drawn. So whatever the model, a text that ends is JSON that the schema accepts.
-A schema that the engine cannot enforce is refused: no text is ever generated without its constraint.
+A schema that llguidance cannot enforce is refused: no text is ever generated without its constraint.
 """
 
 import json
@@ -21,7 +21,7 @@ from llama3.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-ENGINE_LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
+LLGUIDANCE_LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
     "max_grammar_size": 50_000,
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
@@ -45,9 +45,9 @@ class Constraint:
 
         Compiling the grammar takes milliseconds, at most about a second. Raises RequestError if it cannot be enforced.
         """
-        engine = _engine()
+        engine = _llguidance()
         self._matcher = engine.LLMatcher(
-            _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**ENGINE_LIMITS)
+            _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LLGUIDANCE_LIMITS)
         )
         if self._matcher.is_error():
             raise RequestError(f"the JSON schema cannot be enforced: {short_message(self._matcher.get_error())}")
@@ -65,11 +65,11 @@ class Constraint:
         """Which tokens may follow `tokens`, the whole text so far -> (vocab_size,) bool.
 
         From call to call the text may only grow: tokens that were read before are not read again. Raises GrammarError
-        if the engine gives up.
+        if llguidance gives up.
         """
         self._consume(tokens)
         out = np.zeros(self._vocab_size, bool)
-        _engine().numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        _llguidance().numpy.fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         n = min(self._n_tokens, self._vocab_size)
         out[:n] = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little", count=n)
@@ -99,7 +99,7 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
     Raises RequestError if it is not a JSON Schema, or is too large.
     """
-    matcher, text = _engine().LLMatcher, schema_json(schema)
+    matcher, text = _llguidance().LLMatcher, schema_json(schema)
     try:
         return str(matcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False}))
     except ValueError as error:
@@ -117,12 +117,14 @@ def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -
     call = schema_json({"anyOf": calls, "$defs": definitions})
     start = 'start: call ("; " call)*' if must_call else f'start: TEXT | call ("; " call)*\n{TEXT_RULE}'
     options = '{"whitespace_flexible": false}'
-    return str(_engine().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n'))
+    return str(
+        _llguidance().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n')
+    )
 
 
 def no_call_grammar() -> str:
     """The grammar of text that does not begin like a call."""
-    return str(_engine().LLMatcher.grammar_from_lark(f"start: TEXT\n{TEXT_RULE}\n"))
+    return str(_llguidance().LLMatcher.grammar_from_lark(f"start: TEXT\n{TEXT_RULE}\n"))
 
 
 def rebase_refs(value: Any, prefix: str) -> Any:
@@ -155,7 +157,7 @@ def _call_schema(tool: Mapping[str, Any], prefix: str, definitions: dict[str, An
     }
 
 
-def _engine() -> Any:
+def _llguidance() -> Any:
     try:
         import llguidance
         import llguidance.numpy
@@ -168,7 +170,7 @@ def _tokenizer_for(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> "LLTokeniz
     """llguidance's own form of the tokenizer, made once for each."""
     with _lock:
         if tokenizer not in _tokenizers:
-            engine = _engine()
+            engine = _llguidance()
             _tokenizers[tokenizer] = engine.LLTokenizer.from_tiktoken(
                 encoder=tokenizer.ranks,
                 special_tokens=tokenizer.special,

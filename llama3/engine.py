@@ -145,7 +145,7 @@ class Engine:
         """One forward pass for all running requests. If the pass fails, the requests in it end, and no others."""
         self._admit()
         for request in self.running:
-            self._resume(request)
+            self._synchronise(request)
         scheduled = self._schedule()
         if not scheduled:
             return []
@@ -199,7 +199,7 @@ class Engine:
             return []
         return [*last.prompt, *last.tokens][: self.cache.lengths[slot]]
 
-    def _resume(self, request: Request) -> None:
+    def _synchronise(self, request: Request) -> None:
         """Bring the slot and the sampler in line with the request's samples.
 
         The sampler counts the tokens that were added since the last step. Nothing else changes, unless Ctrl-C

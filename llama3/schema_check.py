@@ -10,7 +10,7 @@ from llama3.errors import RequestError
 from llama3.limits import LIMITS
 
 MAX_DEPTH = 64  # levels, the innermost values included
-MIN_NUMBER = -(2.0**62)  # the engine crashes near -2**63
+MIN_NUMBER = -(2.0**62)  # llguidance crashes near -2**63
 MAX_REMAINDERS = 50_000  # the product of all values of multipleOf in a schema
 
 
@@ -20,7 +20,7 @@ def schema_json(schema: Mapping[str, Any]) -> str:
         raise RequestError(f"the JSON schema is {type(schema).__name__}; expected an object")
     if nesting_depth(schema) > MAX_DEPTH:
         raise RequestError(f"the JSON schema is more than {MAX_DEPTH} levels deep")
-    # "x-guidance" would set the engine's own options, which a client must not change.
+    # "x-guidance" would set llguidance's own options, which a client must not change.
     try:
         text = json.dumps({key: value for key, value in schema.items() if key != "x-guidance"}, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -34,10 +34,10 @@ def schema_json(schema: Mapping[str, Any]) -> str:
 
 
 def parse_number(digits: str) -> int | float:
-    """A number of the schema, as a float if it is beyond 2**53: there the engine writes the nearest float64, as
+    """A number of the schema, as a float if it is beyond 2**53: there llguidance writes the nearest float64, as
     JavaScript does.
 
-    Raises RequestError for a number beyond float64, and for one below MIN_NUMBER: when the engine has to write a whole
+    Raises RequestError for a number beyond float64, and for one below MIN_NUMBER: when llguidance has to write a whole
     number near -2**63, it crashes and takes the process with it.
     """
     value = float(digits)
@@ -49,9 +49,9 @@ def parse_number(digits: str) -> int | float:
 
 
 def check_multiples(schema: Any) -> None:
-    """Raises RequestError if the schema's values of multipleOf would cost the engine too much.
+    """Raises RequestError if the schema's values of multipleOf would cost llguidance too much.
 
-    The engine has a state for each remainder, and for each pair of remainders where two values apply to one number:
+    llguidance has a state for each remainder, and for each pair of remainders where two values apply to one number:
     multipleOf 2**31 takes a minute and four gigabytes.
     """
     divisors, unvisited = set(), [schema]

@@ -61,14 +61,14 @@ def tiktoken_finds(pattern: str, text: str = UNICODE) -> str:
 
 
 @cache
-def young() -> str:
+def unicode_differences() -> str:
     """Characters that only one of tiktoken and `regex` knows, so that the two may split them differently."""
     return "".join(sorted(set(tiktoken_finds(r"\P{Cn}")) ^ set(regex.findall(r"\P{Cn}", UNICODE))))
 
 
 def texts() -> st.SearchStrategy[str]:
     """Texts of any characters, and texts of PIECES, at which the split pattern takes different branches."""
-    characters = st.characters(exclude_categories=["Cs"], exclude_characters=young())
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters=unicode_differences())
     # Drawing one text of keys is much faster than drawing a list of pieces.
     keys = [chr(0xE000 + i) for i in range(len(PIECES))]
     pieces = str.maketrans(dict(zip(keys, PIECES)))

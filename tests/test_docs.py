@@ -19,7 +19,7 @@ from llama3 import Llama
 from llama3.limits import Limits
 from llama3.parity import Reference, save_reference
 from tests.pages import PAGES, ROOT, Block, anchors, blocks, links, name_of, prose
-from tests.test_imports import FLOOR
+from tests.test_imports import LAYER
 
 DOCS = ROOT / "docs"
 BINARIES = (".venv/bin/llama3", ".venv/bin/python")
@@ -173,8 +173,8 @@ def test_the_server_s_limits_are_the_tables():
 def test_the_architecture_has_the_floors_that_imports_keep_to():
     rows = re.findall(r"^\| \d+ \| (`.+`) \|$", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.M)
     named = [name for names in rows for name in re.findall(r"`(\w+)`", names)]
-    floors = [FLOOR[name] for name in named]
-    assert set(named) == FLOOR.keys() - {"llama3", "__main__"}
+    floors = [LAYER[name] for name in named]
+    assert set(named) == LAYER.keys() - {"llama3", "__main__"}
     assert floors == sorted(floors)
 
 

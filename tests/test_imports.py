@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top, as docs/architecture.md explains it. A name is a module or a package of llama3; each may
 # import what stands before it.
-FLOORS = (
+LAYERS = (
     "errors limits resources philox",
     "config sampling_params byte_pair json_text",
     "model",
@@ -36,7 +36,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+LAYER = {name: floor for floor, names in enumerate(LAYERS) for name in names.split()}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "llama3").rglob("*.py")
@@ -63,19 +63,19 @@ def room(module: str) -> str:
 
 
 def test_every_module_has_its_floor():
-    assert {room(module) for module in MODULES} == FLOOR.keys()
+    assert {room(module) for module in MODULES} == LAYER.keys()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_go_down(module: str):
-    mine = FLOOR[room(module)]
+    mine = LAYER[room(module)]
     if module == "llama3":  # it names modules as text, and imports them when they are first used
         assert "llama3.llama" in imports(MODULES[module])
-    wrong = {other for other in imports(MODULES[module]) if room(other) != room(module) and FLOOR[room(other)] >= mine}
+    wrong = {other for other in imports(MODULES[module]) if room(other) != room(module) and LAYER[room(other)] >= mine}
     assert not wrong, f"{module} imports {', '.join(sorted(wrong))}, on the same floor or above"
 
 
-def test_there_is_no_circle():
+def test_there_is_no_cycle():
     graph = {module: imports(path) - {module} for module, path in MODULES.items()}
     done: set[str] = set()
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llama3.checkpoint.json_file import read_json_file
 from llama3.errors import CheckpointError
-from llama3.json_text import read_json, read_json_file
+from llama3.json_text import read_json
 
 
 @pytest.mark.parametrize("text", ["8E2511041255", "[1e999]", "-1e400", "{", "[" * 100_000])

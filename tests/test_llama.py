@@ -28,7 +28,7 @@ def llama(tmp_path_factory) -> Llama:
 
 
 @pytest.fixture(scope="module")
-def speechless(tmp_path_factory) -> Llama:
+def without_tokenizer(tmp_path_factory) -> Llama:
     """A checkpoint without a tokenizer."""
     config = tiny_config()
     return Llama.load(write_hf(tmp_path_factory.mktemp("ids"), config, random_tensors(config)))
@@ -237,13 +237,13 @@ def test_on_prompt_reports_the_progress_of_the_prompt(llama):
     assert seen == [(PREFILL_CHUNK, PREFILL_CHUNK + 9), (PREFILL_CHUNK + 9, PREFILL_CHUNK + 9)]
 
 
-def test_without_a_tokenizer_ids_go_in_and_out(speechless):
-    completion = speechless.generate([1, 2, 3], max_tokens=5, temperature=0)
+def test_without_a_tokenizer_ids_go_in_and_out(without_tokenizer):
+    completion = without_tokenizer.generate([1, 2, 3], max_tokens=5, temperature=0)
     assert len(completion.tokens) == 5 and completion.text == ""
     for call in (
-        lambda: speechless.generate("text"),
-        lambda: speechless.chat(HELLO),
-        lambda: speechless.generate([1], stop="x"),
+        lambda: without_tokenizer.generate("text"),
+        lambda: without_tokenizer.chat(HELLO),
+        lambda: without_tokenizer.generate([1], stop="x"),
     ):
         with pytest.raises(RequestError, match="tokenizer"):
             call()

@@ -374,7 +374,7 @@ def test_a_token_without_weight_is_never_drawn_and_no_draw_falls_off_the_end(log
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 1000, CHUNK, CHUNK + 1])
-def test_a_token_owns_its_lower_border(n):
+def test_u_on_a_border_draws_the_upper_token(n):
     for token in {0, n // 2, n - 1}:
         u = token / n
         if u * n == token:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from llama3.checkpoint.json_file import read_json_file
 from llama3.checkpoint.names import HUGGING_FACE, LAYER, layer_name, shapes
 from llama3.checkpoint.safetensors_file import open_safetensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
-from llama3.json_text import read_json_file
 from llama3.model.lora import Adapter, LoraPair
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

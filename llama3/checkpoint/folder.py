@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llama3.checkpoint.config_file import config_from_hf, config_from_meta
+from llama3.checkpoint.json_file import read_json_file
 from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
 from llama3.checkpoint.shards import find_weights, read_tensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
-from llama3.json_text import read_json_file
 from llama3.model.weights import Weights
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL

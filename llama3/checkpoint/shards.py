@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llama3.checkpoint.json_file import read_json_file
 from llama3.checkpoint.safetensors_file import open_safetensors
 from llama3.errors import CheckpointError
-from llama3.json_text import read_json_file
 
 INDEX = ".safetensors.index.json"
 

@@ -81,9 +81,9 @@ class Chat:
                 command, text = read_message(read)
                 if command in ("/bye", "/exit", "/quit"):
                     return 0
-                with self.reported():
+                with self.report_errors():
                     if command:
-                        self.obey(command, text)
+                        self.run_command(command, text)
                     elif text:
                         self.ask(text)
             except EOFError:
@@ -96,7 +96,7 @@ class Chat:
                 note("\n(Ctrl-D or /bye quits)")
 
     @contextmanager
-    def reported(self) -> Iterator[None]:
+    def report_errors(self) -> Iterator[None]:
         """Print an error and go on: a bad message must not end the dialogue."""
         try:
             yield
@@ -128,7 +128,7 @@ class Chat:
         if answer.pieces and is_terminal(sys.stdin) and not self.quiet:
             note(answer.short_figures() + "\n")
 
-    def obey(self, command: str, text: str) -> None:
+    def run_command(self, command: str, text: str) -> None:
         """Run a /command. Raises RequestError if it is unknown or its text is wrong."""
         if command == "/system":
             self.set_system(text)

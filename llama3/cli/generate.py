@@ -89,7 +89,7 @@ def read_prompt(words: list[str]) -> str:
     return prompt
 
 
-def read_file(path: str) -> Any:
+def read_json_argument(path: str) -> Any:
     """The value in a JSON file. Raises RequestError if the file cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -109,8 +109,8 @@ def prepare_chat(prompt: str, args: argparse.Namespace) -> tuple[Sequence[Mappin
     name = "tools" if args.tools else "json_schema"
     try:
         if args.tools:
-            return prepare(read_file(args.tools), messages)
-        return messages, schema_grammar(read_file(args.json_schema)) if args.json_schema else None
+            return prepare(read_json_argument(args.tools), messages)
+        return messages, schema_grammar(read_json_argument(args.json_schema)) if args.json_schema else None
     except RequestError as error:
         raise RequestError(f"{args.source[name]}: {error}") from None
 

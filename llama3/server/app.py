@@ -21,7 +21,8 @@ from llama3.server.api_formats import BINDING, REST
 from llama3.server.auth import Auth
 from llama3.server.chat_completions import CHAT_COMPLETIONS
 from llama3.server.completions import COMPLETIONS
-from llama3.server.responses import MODELS, JsonResponse, binding_error, error_response, rest_error, unknown_model
+from llama3.server.models import MODELS, unknown_model
+from llama3.server.responses import JsonResponse, binding_error, error_response, rest_error
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
 from llama3.workers_ai_input import bad_input, check_type
 

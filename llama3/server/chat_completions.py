@@ -14,7 +14,8 @@ from llama3.errors import ContractError
 from llama3.limits import LIMITS
 from llama3.llama import Llama
 from llama3.server.api_formats import ApiFormat
-from llama3.server.responses import MODELS, JsonResponse, rest_error, unknown_model
+from llama3.server.models import MODELS, unknown_model
+from llama3.server.responses import JsonResponse, rest_error
 from llama3.tools import Call, read_calls
 from llama3.workers_ai import Stream, may_call_tools, start_generation, usage_object
 from llama3.workers_ai_input import NUMBERS, bad_input, check_type, json_type, to_contract_error, validate

@@ -14,7 +14,8 @@ from llama3.server.chat_completions import (
     object_header,
     start_with_stops,
 )
-from llama3.server.responses import MODELS, JsonResponse, rest_error
+from llama3.server.models import MODELS
+from llama3.server.responses import JsonResponse, rest_error
 from llama3.workers_ai import Stream, usage_object
 from llama3.workers_ai_input import NUMBERS, bad_input, check_type, to_contract_error, validate
 

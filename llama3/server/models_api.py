@@ -6,7 +6,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 from starlette.requests import Request
 
-from llama3.server.responses import MODELS, JsonResponse, rest_error, success_response, unknown_model
+from llama3.server.models import MODELS, unknown_model
+from llama3.server.responses import JsonResponse, rest_error, success_response
 from llama3.workers_ai_input import BOOLEANS, JSON_MODES, NUMBERS, bad_input
 
 TASK = {"id": "c329a1f9-323d-4e91-b2aa-582dd4188d34", "name": "Text Generation", "description": "Text from a prompt"}

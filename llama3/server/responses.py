@@ -7,8 +7,7 @@ from starlette.responses import Response
 
 from llama3.errors import ContractError
 
-NO_SUCH_MODEL, NO_CAPACITY = 5007, 3040  # Cloudflare's error codes
-MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")
+NO_CAPACITY = 3040  # Cloudflare's error code
 
 
 class JsonResponse(Response):
@@ -61,10 +60,3 @@ def no_capacity() -> ContractError:
 
 def server_stopping() -> ContractError:
     return ContractError("AiError: the server is stopping; ask again later", NO_CAPACITY, 503)
-
-
-def unknown_model(name: str) -> ContractError | None:
-    """The error for a model id that is not served; None if it is."""
-    if name in MODELS:
-        return None
-    return ContractError(f"AiError: No such model: No such model {name[:100]} or task", NO_SUCH_MODEL, 400)

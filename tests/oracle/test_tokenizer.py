@@ -42,7 +42,7 @@ def test_texts_of_random_tokens_have_the_same_ids() -> None:
     assert theirs(texts) == [ours().encode(text, allow_special=True) for text in texts]
 
 
-def young() -> str:
+def unicode_differences() -> str:
     """Characters that `tokenizers` and tiktoken classify differently: only one of their Unicode tables has them."""
     differ = set()
     for kind in ("L", "N"):
@@ -51,7 +51,7 @@ def young() -> str:
     return "".join(differ)
 
 
-YOUNG = frozenset(young()) | frozenset(real.young())
+YOUNG = frozenset(unicode_differences()) | frozenset(real.unicode_differences())
 
 
 @settings(max_examples=100)
@@ -61,7 +61,7 @@ def test_any_texts_have_the_same_ids(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["x", " ", "\n", "^", "ab", " \n", "é", "\u3000"], ids=ascii)
-def test_10_001_times_the_same(text: str) -> None:
+def test_a_text_repeated_10_001_times(text: str) -> None:
     assert theirs([text * 10_001 + "x"]) == [ours().encode(text * 10_001 + "x")]
 
 

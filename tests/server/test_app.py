@@ -16,7 +16,7 @@ from llama3.errors import ContractError
 from llama3.limits import LIMITS
 from llama3.server.app import make_app
 from llama3.server.body import BodyReader
-from llama3.server.responses import MODELS
+from llama3.server.models import MODELS
 from llama3.server.service import Service
 from tests.server.asgi import RUN, call
 from tests.test_workers_ai import any_inputs

@@ -11,8 +11,8 @@ pytest.importorskip("starlette")  # the extra `server`
 
 from llama3.errors import ContractError
 from llama3.server.app import make_app
+from llama3.server.models import MODELS
 from llama3.server.models_api import INPUT, OUTPUT
-from llama3.server.responses import MODELS
 from llama3.server.service import Service
 from llama3.workers_ai import validate
 from tests.schema_values import values_of

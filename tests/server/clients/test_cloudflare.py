@@ -6,7 +6,7 @@ import cloudflare
 import pytest
 
 from llama3 import Llama
-from llama3.server.responses import MODELS
+from llama3.server.models import MODELS
 
 MODEL = MODELS[0]
 

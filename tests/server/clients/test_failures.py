@@ -11,7 +11,7 @@ import jsonschema_rs
 import openai
 import pytest
 
-from llama3.server.responses import MODELS
+from llama3.server.models import MODELS
 from tests.server.running import LONG, RunningServer, post_request
 
 MODEL = MODELS[0]

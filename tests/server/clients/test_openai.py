@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from llama3 import Llama
-from llama3.server.responses import MODELS
+from llama3.server.models import MODELS
 
 MODEL = MODELS[0]
 ASK = [{"role": "user", "content": "What is RoPE?"}]
