@@ -154,6 +154,8 @@ class Worker:
     def __init__(self, checkout: Path, figure: str):
         command = [sys.executable, str(Path(__file__).resolve()), str(checkout), "--work", figure]
         environment = os.environ | {"PYTHONPATH": str(checkout)}
+        if figure == "server":  # the server's event loop and the client get the second core, or noise hides the figure
+            environment |= {"OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True)
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
