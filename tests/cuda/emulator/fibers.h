@@ -107,7 +107,7 @@ inline void make_ready(Fiber** chosen, int n, bool before) {
             n += snprintf(text + n, sizeof text - n, "; thread %d waits in %s at line %d", i, fiber.operation,
                           fiber.line);
     }
-    fail("divergence: nobody can go on%s", text);
+    fail("divergence: no thread can go on%s", text);
 }
 
 inline void switch_away() {
@@ -189,7 +189,7 @@ inline void fiber_main() {
     thread_body();
     Fiber& self = *current;
     if (!self.copies.empty())
-        fail("the kernel ends with %d cp.async copies that nobody waited for", int(self.copies.size()));
+        fail("the kernel ends with %d cp.async copies that no thread waited for", int(self.copies.size()));
     if (block.dependent) fail("launched to overlap its predecessor, and ends without griddepcontrol.wait");
     self.state = State::done;
     self.line = 0;

@@ -143,7 +143,7 @@ def test_a_copy_is_only_visible_to_its_own_thread_until_a_barrier(device, order)
 
 
 def test_a_kernel_that_never_waits_for_its_copies(device):
-    with pytest.raises(EmulationError, match=r"ends with 1 cp\.async copies that nobody waited for"):
+    with pytest.raises(EmulationError, match=r"ends with 1 cp\.async copies that no thread waited for"):
         run(
             device,
             "never_waits_for_its_copies",
