@@ -83,7 +83,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(tmp_path: Path, name: str)
     file.unlink()
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
         load_adapter(tmp_path, CONFIG)
-    with pytest.raises(CheckpointError, match="no such folder; an adapter is one"):
+    with pytest.raises(CheckpointError, match="no such folder; an adapter is a folder"):
         load_adapter(tmp_path / "nowhere", CONFIG)
 
 

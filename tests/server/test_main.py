@@ -150,7 +150,7 @@ def test_kill_9_closes_the_connections_and_a_new_server_can_start():
         (["--limit", "wheels=4"], "'wheels=4' is no limit; expected NAME=N"),
         (["--limit", f"tools={'9' * 5000}"], "is no limit; expected NAME=N"),
         (["--lora", "x"], "'x' is not NAME=FOLDER"),
-        (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is one"),
+        (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is a folder"),
     ],
 )
 def test_options_that_cannot_be_served_are_refused_in_one_line(options: list[str], says: str):
