@@ -29,7 +29,7 @@ START = "import time; a = time.perf_counter(); from llama3 import Llama; next(Ll
 FIGURES = ("start", "sampler", "decoding", "server")
 
 
-# ---- a worker: a process that has imported one of the two checkouts and measures when it is told to
+# ---- a worker: a process that has imported one of the two checkouts and measures on request
 
 
 def start() -> float:
@@ -59,7 +59,7 @@ def sampler() -> Callable[[], float]:
 
 
 def decoding() -> Callable[[], float]:
-    """-> seconds a token, of LAYERS layers of the 8B's shapes and its output matrix, weights random bits."""
+    """-> seconds a token: LAYERS layers of the 8B's shapes and its output matrix, with random bits as weights."""
     import ml_dtypes
     import numpy as np
 
@@ -69,7 +69,7 @@ def decoding() -> Callable[[], float]:
 
     try:
         from llama3.model.weights import LayerWeights, Weights
-    except ImportError:  # where they were before the rewrite
+    except ImportError:  # their module before the rewrite
         LayerWeights, Weights = transformer.LayerWeights, transformer.Weights
 
     c = ModelConfig(4096, LAYERS, 32, 8, 128, 14336, 128_256)

@@ -146,7 +146,7 @@ def compare_decoding(model: CpuModel, turns: int) -> dict:
     prompt, tokens = prompt[:CONTEXT], prompt[CONTEXT:]
     cache, twin_cache = model.new_cache(1, CONTEXT + TOKENS), DynamicCache()
     model.forward(Batch.of([(0, prompt)]), cache, np.array([], int))
-    for layer in range(CONFIG.n_layers):  # the twin reads our cache instead of the prompt, which takes it a minute
+    for layer in range(CONFIG.n_layers):  # the twin takes our cache: to read the prompt, it would need a minute
         k, v = (torch.from_numpy(a[:1, layer, :, :CONTEXT]).to(torch.bfloat16) for a in (cache.k, cache.v))
         twin_cache.update(k, v, layer)
 
@@ -161,10 +161,10 @@ def compare_decoding(model: CpuModel, turns: int) -> dict:
 
     def theirs_in_turn() -> list[np.ndarray]:
         logits = [theirs([token], past_key_values=twin_cache) for token in tokens]
-        twin_cache.crop(-TOKENS)  # as many tokens off its end
+        twin_cache.crop(-TOKENS)  # remove these tokens from the end
         return logits
 
-    error = max(nmse(b, a) for a, b in zip(ours(), theirs_in_turn()))  # a warm-up, and a proof that both do the same
+    error = max(nmse(b, a) for a, b in zip(ours(), theirs_in_turn()))  # a warm-up, and a check that both agree
     assert error < 1e-2, f"the two do not compute the same: normalised mean square error {error}"
     times = [(seconds(ours), seconds(theirs_in_turn)) for _ in range(turns)]
     twin_prompt = seconds(lambda: theirs(prompt[:TORCH_PROMPT], use_cache=False))
@@ -206,7 +206,7 @@ def compare_prompt(model: CpuModel, turns: int) -> dict:
 
 
 def long_prompt() -> dict:
-    """In a process of its own, through the engine as any request."""
+    """Read a long prompt through the engine, as a request does. main() runs this in a process of its own."""
     model = random_transformer()
     engine = Engine(model, slots=1, max_len=LONG_PROMPT + 1)
     prompt = np.random.default_rng(3).integers(0, CONFIG.vocab_size, LONG_PROMPT).tolist()
@@ -226,7 +226,7 @@ def long_prompt() -> dict:
 
 
 def peak_memory() -> int:
-    """Bytes. On Linux not from getrusage, which counts what the parent had when it started this process."""
+    """In bytes. On Linux, getrusage would include the memory that the parent had when it started this process."""
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())

@@ -6,9 +6,9 @@
 On a GPU it needs the extra "oracle", and a torch and a CuPy that support the GPU.
 
 All implementations run Llama 3 8B in bf16 with the same random weights. Every figure is the median of three runs,
-except for the one process start that compiles the kernels. Shares are of the rate of reading, or of multiplying, that
-the same run has measured. The most important parts come first. Each part takes less than ten minutes, and --out is
-rewritten after every row, so that an interrupted run keeps its figures.
+except for the one process start that compiles the kernels. Shares are relative to the read bandwidth, or to the rate of
+a large product, that the same run has measured. The most important parts come first. Each part takes less than ten
+minutes, and --out is rewritten after every row, so that an interrupted run keeps its figures.
 """
 
 import argparse
@@ -244,7 +244,7 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         return rows.get(name, {}).get(key, nan)
 
     def faster(ours: str, others: list[str]) -> float:
-        """How many times as fast as the fastest other one."""
+        """The speed relative to the fastest of the others."""
         return min([ms[name] for name in others if name in ms], default=nan) / ms.get(ours, nan)
 
     found = []
@@ -268,7 +268,7 @@ def verdicts(report: dict[str, Any]) -> list[str]:
     beyond = ms.get("process start: first token, kernels cached", nan) - ms.get(
         "process start: of that, loading weights", nan
     )
-    found.append(("first token: 3 seconds over what it takes beyond the weights", 3000 / beyond, 1))
+    found.append(("first token: 3 s / (time without loading weights)", 3000 / beyond, 1))
     lines = []
     for name, value, target in found:
         verdict = "not measured" if value != value else "holds" if value >= target else "does not hold"

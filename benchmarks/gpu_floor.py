@@ -1,4 +1,4 @@
-"""The bytes that a step must read and the FLOPs that it must compute, and so the least time that it can take.
+"""The bytes that a step must read, the FLOPs that it must compute, and thus the least time that it can take.
 
     python benchmarks/gpu_floor.py                       # the table for an H200, from published figures
     python benchmarks/gpu_floor.py --read 4.3 --multiply 790 --gap 1.3

@@ -5,7 +5,7 @@
     python benchmarks/gpu_logits.py --tiny                 the same code on a CPU, emulated: a smoke test
 
 The weights are random, in bfloat16. The same tokens go through this project's CUDA path, through transformers in
-bfloat16, and through transformers in float32, which counts as right. All run on the same device. Limits: a relative
+bfloat16, and through transformers in float32, which is the reference. All run on the same device. Limits: a relative
 error of at most 2e-2, and of at most 1.5 times the error of transformers in bfloat16.
 """
 

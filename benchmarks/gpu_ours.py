@@ -43,7 +43,7 @@ def array_of(device: Device, tensor: torch.Tensor) -> Array:
 
 
 def weights_of(device: Device, model: Any) -> Weights:
-    """The weights of transformers' LlamaForCausalLM. Joined matrices are copies; a GPU shares the others' memory."""
+    """The weights of transformers' LlamaForCausalLM. Joined matrices are copies; others share its memory on a GPU."""
 
     def joined(*parts: torch.Tensor) -> Array:
         if len(parts) == 1 and isinstance(device, CupyDevice):

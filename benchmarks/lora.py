@@ -24,7 +24,7 @@ from llama3.model.lora import LoraPair
 from llama3.model.transformer import Transformer
 from llama3.model.weights import LayerWeights, Weights
 
-CONFIG = ModelConfig(4096, 4, 32, 8, 128, 14336, 1024)  # four layers; the output matrix is no part of the question
+CONFIG = ModelConfig(4096, 4, 32, 8, 128, 14336, 1024)  # 4 layers; no adapter on the output matrix
 RANK, CONTEXT, PAIRS = 16, 128, 30
 
 

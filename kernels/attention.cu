@@ -1,14 +1,15 @@
 // Grouped-query attention of single rows over the cache, for decoding: softmax(q k^T / sqrt(head_dim)) v, from position
 // 0 to the row's own position.
 //   q (T, n_heads, head_dim), k_cache and v_cache (slots, n_kv_heads, max_len, head_dim), out (T, n_heads, head_dim)
-//   positions, slots (T): each row's position and its slot of the cache, in device memory, where a replayed graph finds
-//   the next ones. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1. Such a
-//   row attends to nothing, and its result is zero.
+//   positions, slots (T): each row's position and its slot of the cache, in device memory, so that a replayed graph
+//   reads the new ones. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1. Such
+//   a row attends to nothing, and its result is zero.
 // A long cache is split, so that even one row keeps the whole GPU busy (flash-decoding, Dao et al. 2023). A block
-// attends to SPLIT positions, and the last block of a row combines the results of all splits. The borders of the splits
-// are fixed, so a row's bits depend only on its own sequence.
+// computes GROUP heads of a row over one split of SPLIT positions. The block that ends last for these heads combines
+// the results of all splits. The borders of the splits are fixed, so a row's bits depend only on its own sequence.
 //
-// Launch: (n_heads / GROUP, max_len / SPLIT, T) blocks of 128 threads; splits after the row's position end at once.
+// Launch: (n_heads / GROUP, max_len / SPLIT, T) blocks of 128 threads, max_len / SPLIT rounded up. A block whose split
+//         begins after the row's position ends at once.
 // Bytes:  4 n_kv_heads head_dim for each position, read once for the GROUP query heads that share a kv head: 1.07 GB
 //         for 8,192 positions in the 32 layers of the 8B model, 0.25 ms a token at 4.3 TB/s. The partial results are
 //         written and read once, 8 head_dim for each head and split: 1/32 of that.
@@ -21,7 +22,7 @@
 #define GROUP 4  // query heads of a block; they share a kv head
 #endif
 
-// The naive kernel: a thread for each channel of a head of a row. Every thread computes all scores again.
+// The naive kernel: a thread for each channel of a head of a row. Every thread computes all scores of its head itself.
 extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                                            const int* positions, const int* slots, bf16* out, int n_heads,
                                            int n_kv_heads, int max_len) {
@@ -44,14 +45,14 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
 }
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
-constexpr int SPLIT = 256;                           // positions of a block
+constexpr int SPLIT = 256;                           // positions that a block attends to
 constexpr int LANES = HEAD_DIM / 8;                  // lanes that read one position, 16 bytes each
 constexpr int POSITIONS_PER_PASS = THREADS / LANES;  // positions that the block reads at the same time
-constexpr int IN_FLIGHT = 4;                         // loads of a thread that are on their way
+constexpr int IN_FLIGHT = 4;                         // loads that a thread has in flight
 static_assert(SPLIT % (POSITIONS_PER_PASS * IN_FLIGHT) == 0 && 32 % LANES == 0, "the loops have no tail");
 
 // Loads this thread's eight channels of IN_FLIGHT positions: `first` and every POSITIONS_PER_PASS-th after it.
-// Positions from n on give zeros.
+// Positions from n on are loaded as zeros.
 __device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const bf16* channels, int first, int n) {
 #pragma unroll
     for (int j = 0; j < IN_FLIGHT; j++) {
@@ -110,8 +111,8 @@ __device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], 
 }
 
 // warp_out[warp] (GROUP, HEAD_DIM): the weighted sum of the values at each warp's positions. Each thread adds up its
-// eight channels of every POSITIONS_PER_PASS-th position; then the lanes of a warp that have the same channels add
-// theirs.
+// eight channels of every POSITIONS_PER_PASS-th position. Then the lanes of a warp that hold the same channels add up
+// their sums.
 __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_DIM],
                                            const float (&weights)[GROUP][SPLIT], const bf16* values, int n) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x % LANES * 8;
@@ -142,7 +143,7 @@ __device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_
     }
 }
 
-// The last block of a row combines its `filled` splits into out (GROUP, HEAD_DIM). Each split is scaled by exp(its
+// The last block combines the `filled` splits of its heads into out (GROUP, HEAD_DIM). Each split is scaled by exp(its
 // largest score - the overall largest). partial_out and stats begin at the first head and split; weights is scratch.
 __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_out, const float* stats,
                                                float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], int n_splits,
@@ -177,10 +178,10 @@ __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_o
     }
 }
 
-// If a row has more than one split, they hand their results over in
+// If a row has more than one split, the blocks pass their results to the last one in these arrays:
 // partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
-// arrivals: how many splits have ended, one number for each row and GROUP heads; zero before and after the launch
+// arrivals: how many splits have ended, a number for each row and group of heads; zero before and after the launch
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
               float* partial_out, float* stats, unsigned* arrivals, bf16* out, int n_heads, int n_kv_heads,

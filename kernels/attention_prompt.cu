@@ -1,14 +1,16 @@
 // Attention of the many rows of a prompt (prefill), by tensor cores (flash attention, Dao et al. 2022):
-// softmax(q k^T / sqrt(head_dim)) v, where a row attends to positions 0 to its own. Same arrays as in attention.cu.
-// That file holds the naive kernel, attention_steps.cu the steps between that and this.
+// softmax(q k^T / sqrt(head_dim)) v, where a row attends to the positions from 0 to its own. The arrays q, k_cache,
+// v_cache and out are those of attention.cu, which also holds the naive kernel. attention_steps.cu holds the steps
+// between the two.
 //   tiles (n_tiles, 4): up to 64 neighbouring rows of one sequence: first row, number of rows, position of the first
 //   row, slot of the cache. Prompts of any length, starting at any position, are cut into such tiles.
 // A block computes one head of one tile. It takes 64 keys and values at a time, and loads the next 64 while it
-// multiplies these. Scores and weights stay in registers; softmax is online, with a running maximum and a running sum.
+// multiplies the current ones. Scores and weights stay in registers; softmax is online, with a running maximum and a
+// running sum.
 //
 // Launch: (n_tiles, n_heads) blocks of 128 threads; a warp has 16 rows. 85 KB of dynamic shared memory at head_dim 128.
 // Work:   4 head_dim FLOPs for each head and pair of positions: 17.6 TFLOP for a prompt of 8,192 tokens in the 8B
-//         model. That takes 71 ms at 250 TFLOP/s, which mma.sync can reach on an H200. Bytes do not matter: K and V
+//         model. That takes 70 ms at 250 TFLOP/s, which mma.sync can reach on an H200. Bytes do not matter: K and V
 //         come from the L2 cache.
 #include "common.cuh"
 
@@ -21,7 +23,7 @@ constexpr int STRIDE = HEAD_DIM + 8;     // of a row in shared memory; puts the 
 constexpr int KEY_BLOCKS = TILE / 8, CHANNEL_BLOCKS = HEAD_DIM / 8;  // blocks of 8, the width of mma's result
 constexpr float MASKED = -1e30f;         // the score of a key after the row's own position
 
-// Copies rows 0 to n - 1 of 64; the others become zero.
+// Copies rows 0 to n - 1 of a tile of 64 rows; the other rows become zero.
 __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t row_stride, int n) {
     for (int i = threadIdx.x; i < TILE * HEAD_DIM / 8; i += THREADS) {
         int row = i / (HEAD_DIM / 8), channel = i % (HEAD_DIM / 8) * 8;
@@ -31,7 +33,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t r
 }
 
 // Which lane holds what. A warp has 16 rows of the tile, and their scores for 64 keys, in 8 blocks of 8 keys. In each
-// block j, lane 4 g + t holds four scores, weights[j][0 .. 3]: those of two neighbouring keys for row g and row g + 8.
+// block j, lane 4 g + t holds four scores, weights[j][0 .. 3]: two neighbouring keys for row g, then for row g + 8.
 //
 //   key of block j   0     1     2     3     4     5     6     7
 //   row 0          |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [j][0], [j][1]
@@ -42,9 +44,9 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t r
 //   ...
 //   row 15         |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
 //
-// So the four lanes 4 g to 4 g + 3 share these rows; row_max and row_sum combine them. Two neighbouring blocks, k and
-// k + 1, have the layout of mma's operand A (ptx.cuh), 16 rows of 16 keys. So the weights go into the product with the
-// values without leaving their registers:
+// So the four lanes 4 g to 4 g + 3 share rows g and g + 8; row_max and row_sum combine their numbers. Two neighbouring
+// blocks, k and k + 1, have the layout of mma's operand A (ptx.cuh), 16 rows of 16 keys. So the weights go into the
+// product with the values without leaving their registers:
 //
 //                   keys of block k                  keys of block k + 1
 //   rows 0 to 7     a[0] = weights[k][0], [1]        a[2] = weights[k + 1][0], [1]
@@ -97,7 +99,7 @@ __device__ __forceinline__ void add_values(float (&partial_out)[CHANNEL_BLOCKS][
 }
 
 // Turns scores into weights, and updates the running maximum and sum of this lane's two rows. partial_out is rescaled
-// to the new maximum. first_key: this lane's first key of block 0; position: that of this lane's first row.
+// to the new maximum. first_key: this lane's first key of block 0; position: the position of this lane's first row.
 __device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4],
                                                float (&partial_out)[CHANNEL_BLOCKS][4], float (&largest)[2],
                                                float (&sums)[2], int first_key, int position) {
@@ -112,7 +114,7 @@ __device__ __forceinline__ void update_softmax(float (&weights)[KEY_BLOCKS][4],
         }
     }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {  // all that was summed so far, as if with the new maximum
+    for (int r = 0; r < 2; r++) {  // rescale all that was summed so far to the new maximum
         largest[r] = row_max(largest[r]);
         float scale = __expf(before[r] - largest[r]);
         sums[r] *= scale;
@@ -179,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             copy_tile(keys + next * TILE * STRIDE, k_cache + at, HEAD_DIM, n_keys - next_key);
             copy_tile(values + next * TILE * STRIDE, v_cache + at, HEAD_DIM, n_keys - next_key);
         }
-        commit_copies();  // the last time it is empty, so that wait_copies<1> always waits for the current keys
+        commit_copies();  // the last group is empty, so that wait_copies<1> always waits for the current keys
         wait_copies<1>();
         __syncthreads();
 

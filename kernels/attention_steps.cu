@@ -1,15 +1,16 @@
 // Two steps between naive attention (attention_naive in attention.cu) and the fast attention of a prompt
 // (attention_prompt.cu). They are here to be read; the model does not run them. They compute
-// softmax(q k^T / sqrt(head_dim)) v for the rows of a prompt, without tensor cores. Arrays as in attention_prompt.cu,
-// except:
+// softmax(q k^T / sqrt(head_dim)) v for the rows of a prompt, without tensor cores. The arrays are those of
+// attention_prompt.cu, except:
 //   tiles (n_tiles, 4): up to 16 neighbouring rows of one sequence: first row, number of rows, position of the first
 //   row, slot of the cache
 //
 // What each step gains, computed (not measured) for a prompt of 8,192 tokens in the 8B model: 32 layers of 32 heads,
-// head_dim 128. The work is 17.6 TFLOP if no score is computed twice.
+// head_dim 128. The work is 17.6 TFLOP if no score is computed twice. A key that all threads of a block read at the
+// same time counts once.
 //
 //                        keys and values
-//                        asked for         work           scores of a block
+//                        requested         work           scores of a block
 //   attention_naive      17.6 TB           1,135 TFLOP    not kept: each of 128 threads computes every score again
 //   attention_scores      1.1 TB            17.6 TFLOP    all of 16 rows: 64 bytes of shared memory a position
 //   attention_online      1.1 TB            17.6 TFLOP    of 16 rows and 32 keys: 2 KB of shared memory
@@ -19,10 +20,10 @@
 // attention_online has no such limit. But both read shared memory about 3 times for 2 multiply-adds. An SM does 128
 // multiply-adds a cycle and reads 32 words a cycle from shared memory. So for each cycle of multiply-adds they read for
 // 6 cycles. The multiply-adds alone take 263 ms at 67 TFLOP/s, the peak of an H200 without tensor cores. With tensor
-// cores they take 71 ms in attention_prompt.cu, at the 250 TFLOP/s that it counts on.
+// cores, in attention_prompt.cu, they take 70 ms at 250 TFLOP/s.
 //
-// Launch: (n_tiles, n_heads), head_dim threads. attention_scores takes 64 bytes of dynamic shared memory for each
-//         position of the longest sequence, rounded up to a multiple of 32 positions.
+// Launch: (n_tiles, n_heads) blocks of head_dim threads. attention_scores takes 64 bytes of dynamic shared memory for
+//         each position of the longest sequence, rounded up to a multiple of 32 positions.
 #include "common.cuh"
 
 #ifndef HEAD_DIM
@@ -30,7 +31,7 @@
 #endif
 
 constexpr int THREADS = HEAD_DIM, WARPS = THREADS / 32;
-constexpr int ROWS = 16;              // of a block
+constexpr int ROWS = 16;              // query rows of a block
 constexpr int KEYS = 32;              // keys in shared memory at a time: one a lane
 constexpr int STRIDE = HEAD_DIM + 2;  // of a row in shared memory: 32 lanes that read 32 rows read from 32 banks
 constexpr float MASKED = -1e30f;      // the score of a key after the row's own position
@@ -49,7 +50,7 @@ __device__ __forceinline__ Tile tile_of(const int* tiles, int n_heads, int n_kv_
             ((size_t)t[3] * n_kv_heads + kv_head) * max_len * HEAD_DIM};
 }
 
-// Rows 0 to n - 1 of N; the others are zero.
+// Loads rows 0 to n - 1 of N; the other rows become zero.
 template <int N>
 __device__ __forceinline__ void load_rows(bf16 (&loaded)[N][STRIDE], const bf16* from, size_t row_stride, int n) {
     for (int i = threadIdx.x; i < N * HEAD_DIM; i += THREADS) {
@@ -90,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attention_scores(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* tiles, bf16* out, int n_heads,
                      int n_kv_heads, int max_len) {
     __shared__ bf16 queries[ROWS][STRIDE], keys[KEYS][STRIDE];
-    __shared__ float total[ROWS];                                // of a row's weights
+    __shared__ float total[ROWS];                                // the sum of each row's weights
     float* scores = reinterpret_cast<float*>(dynamic_shared());  // (ROWS, n_scores); later they become weights
     Tile tile = tile_of(tiles, n_heads, n_kv_heads, max_len);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_scores = (tile.n_keys + KEYS - 1) / KEYS * KEYS;

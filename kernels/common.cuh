@@ -1,4 +1,5 @@
-// Shared by all kernels: short names for types, eight elements at a time, sums over a warp, the last block of a launch.
+// Shared by all kernels: short names for types, access to eight elements at a time, sums and maxima over a warp, and
+// how a block finds out that it is the last one.
 #pragma once
 #include "ptx.cuh"
 
@@ -31,7 +32,7 @@ __device__ __forceinline__ unsigned pack_two(float low, float high) {
     return *reinterpret_cast<unsigned*>(&pair);
 }
 
-// p must be a multiple of 16 bytes.
+// p must be aligned to 16 bytes.
 __device__ __forceinline__ Eight load_eight(const bf16* p) { return unpack(*reinterpret_cast<const uint4*>(p)); }
 
 __device__ __forceinline__ Eight load_eight(const float* p) {
@@ -49,7 +50,7 @@ __device__ __forceinline__ void store_eight(float* p, const Eight& e) {
     reinterpret_cast<float4*>(p)[1] = make_float4(e.v[4], e.v[5], e.v[6], e.v[7]);
 }
 
-// The sum over a warp. Every lane gets the same bits, because both lanes of a step add the same two numbers.
+// The sum over a warp. Every lane gets the same bits, because two lanes that exchange numbers add the same two.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int bit = 16; bit; bit /= 2) x += __shfl_xor_sync(ALL_LANES, x, bit);
@@ -62,8 +63,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// True in the last of `blocks` thread blocks to reach this point. Every thread calls it after its last write; what all
-// blocks have written before is then visible to the last one. `arrivals` starts and ends at 0.
+// True in the last of `blocks` thread blocks that reach this point. Every thread calls it after its last write. The
+// last block can then read what all blocks have written. `arrivals` is 0 before and after.
 __device__ __forceinline__ bool is_last_block(unsigned* arrivals, unsigned blocks) {
     __shared__ bool last;
     __threadfence();

@@ -1,5 +1,5 @@
-// out = silu(gate) * up, element by element: SwiGLU after cuBLAS has multiplied many rows. (For up to 64 rows, the
-// products in linear.cu and linear_few.cu include it.)
+// out = silu(gate) * up, element by element: SwiGLU after cuBLAS has multiplied more than 64 rows, or after a LoRA
+// adapter has changed gate and up. (Otherwise the products in linear.cu and linear_few.cu include it.)
 //   gate_up (T, 2 hidden_dim): each row holds gate, then up; out (T, hidden_dim)
 //
 // Launch: blocks of 256 threads; a thread takes eight channels.

@@ -2,17 +2,17 @@
 //   w (n_out, width) bf16, x (width) bf16, out (n_out); width is a multiple of 8 (the model's: of 64), any n_out
 // Five kernels (a sixth is in qkv.cu). They differ in where x comes from and in what they do with a sum:
 //   linear, linear_float     x is given; store the sum as bf16, or as float
-//   linear_add               add the sum to a float: the two products that end in the residual stream
-//   norm_linear              x is the RMSNorm of the residual stream; store as float: logits
-//   norm_swiglu              the same x, and silu(gate sum) * up sum: two matrices in one kernel
+//   linear_add               add the sum to a float of the residual stream: the products with wo and w2
+//   norm_linear              x is the RMSNorm of the residual stream; store the sum as float: logits
+//   norm_swiglu              the same x; store silu(gate sum) * up sum: two matrices in one kernel
 //
-// Launch: n_out / 8 blocks of 256 threads, a warp for each output (linear.cuh). Kernels that normalise take 2 width
-//         bytes of dynamic shared memory.
+// Launch: n_out / 8 blocks of 256 threads, rounded up, a warp for each output (linear.cuh). Kernels that normalise
+//         take 2 width bytes of dynamic shared memory.
 // Bytes:  2 n_out width. At 4.3 TB/s the matrices of the 8B model take: wo (4,096 x 4,096) 33.6 MB, 7.8 microseconds;
 //         gate and up 234.9 MB, 54.6; down 117.4 MB, 27.3; the output matrix 1,050.7 MB, 244.
 #include "linear.cuh"
 
-// The naive kernel: a thread for each output of a row; x (T, width), out (T, n_out). linear_steps.cu goes on from here.
+// The naive kernel: a thread for each output of a row; x (T, width), out (T, n_out). Next: linear_steps.cu.
 extern "C" __global__ void linear_naive(const bf16* w, const bf16* x, bf16* out, int n_out, int width) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n_out) return;

@@ -1,18 +1,18 @@
 // A row of a weight matrix times a vector, by a warp: the inner loop of linear.cu and qkv.cu.
 // A lane loads 16 bytes of the row at a time. Four loads are in flight while the four before them are multiplied. The
-// first four start before the predecessor has ended, because weights are never written. RMSNorm of the vector needs no
-// launch of its own: every block computes it again, from 6 width bytes in the L2 cache.
+// first four start before the predecessor has ended, because no kernel writes weights. RMSNorm of the vector needs no
+// launch of its own: every block computes it, from 6 width bytes in the L2 cache.
 #pragma once
 #include "rms_norm.cuh"
 
-constexpr int IN_FLIGHT = 4;          // loads of a lane that are on their way
+constexpr int IN_FLIGHT = 4;          // loads that a lane has in flight
 constexpr int STEP = 32 * IN_FLIGHT;  // pieces of 16 bytes that a warp multiplies in one pass of its loop
 constexpr int LINE = 8;               // pieces in a cache line
 
-// The row of w that a warp multiplies, and the pieces that are on their way.
+// The row of w that a warp multiplies, and its pieces in flight. A piece is 16 bytes.
 struct WeightRow {
     const uint4* pieces;
-    int n_pieces;  // 0 for a row past the end
+    int n_pieces;  // 0 for a row past the end of w
     uint4 loaded[IN_FLIGHT];
 };
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ WeightRow begin_load(const bf16* w, int row, int n_ou
     return r;
 }
 
-// The product with x; every lane gets it.
+// The dot product with x; every lane gets it.
 __device__ __forceinline__ float dot(WeightRow& row, const bf16* x) {
     float sum = 0;
     for (int first = threadIdx.x % 32; first < row.n_pieces; first += STEP) {

@@ -1,12 +1,12 @@
 // Products of the weight matrices with a few rows, by tensor cores: out = x w^T. w is read once for all rows.
 //   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16, 32 or 64; width is a multiple of
-//   64, any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between that and this.
+//   64, any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between it and these.
 // Four kernels. As in linear.cu, they differ in what they do with a sum:
 //   linear_few, linear_few_float     store it as bf16, or as float (logits)
 //   linear_few_add                   add it to a float: the residual stream
 //   swiglu_few                       silu(gate sum) * up sum; w13 (2 n_out, width)
-// Weights are the operand with 16 rows, tokens the operand with 8 columns. So 2 tokens are padded to 8 columns. Padding
-// wastes arithmetic, which is idle anyway, but no weight bandwidth, which is scarce.
+// In each mma, weights are operand A, with 16 rows, and tokens are operand B, with 8 columns. So 2 tokens are padded to
+// 8 columns. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
 //
 // Launch: a block of 256 threads for 32 outputs (swiglu_few: for 16, each with a gate and an up sum). All warps of a
 //         block compute the same outputs; each takes every eighth chunk of 32 channels. Their sums are added in shared
@@ -22,11 +22,11 @@
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int CHUNK = 32;             // channels that a warp multiplies at a time: two products of 16
-constexpr int COLUMNS = ROWS / 8;     // of eight tokens each
+constexpr int COLUMNS = ROWS / 8;     // blocks of eight tokens
 constexpr int TILE = 16;              // outputs of a product; a warp has two tiles
 constexpr int AHEAD = 2;              // chunks of weights in flight
 
-// The weight rows that this lane reads: rows g and g + 8 of each of the two tiles, null past the end.
+// The weight rows that this lane reads: rows g and g + 8 of each of the two tiles; null past the end of w.
 struct WeightRows {
     const bf16* row[4];
 };
@@ -66,8 +66,8 @@ __device__ __forceinline__ uint4 load_token(const bf16* x, int token, int channe
 //   ...
 //   row 7, 15, token 7   lane 28    lane 29    lane 30    lane 31
 //
-// These registers go into mma (ptx.cuh) as they are, for two products of 16 channels each. So lane 4 g + t does not
-// hold the channels that mma expects of it:
+// These registers are the operands of mma (ptx.cuh) as they are, for two products of 16 channels each. So lane 4 g + t
+// does not hold the channels that mma expects there:
 //
 //   register             .x             .y                .z             .w
 //   holds channels       8 t, 8 t + 1   8 t + 2, 8 t + 3  8 t + 4, + 5   8 t + 6, + 7
@@ -100,7 +100,7 @@ __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const Wei
 #pragma unroll
         for (int i = 0; i < AHEAD; i++, channel += WARPS * CHUNK) {
             if (channel >= width) break;
-            unsigned a[2][2][4];  // of each tile, for the first and the second product
+            unsigned a[2][2][4];  // operand A: (tile, first or second product, register)
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
                 uint4 low = loaded[i][2 * tile], high = loaded[i][2 * tile + 1];
@@ -121,7 +121,7 @@ __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const Wei
     }
 }
 
-// A thread stores PER_THREAD of a tile's 16 * ROWS results; number i is output i % 16 of token i / 16.
+// A thread stores PER_THREAD of a tile's 16 * ROWS results. Result i is output i % 16 of token i / 16.
 constexpr int PER_THREAD = (TILE * ROWS + THREADS - 1) / THREADS;
 
 // Adds up the sums of all warps for one tile. Every thread of the block calls it; `part` can be reused afterwards.
@@ -146,7 +146,7 @@ __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const float (
     __syncthreads();
 }
 
-// Calls store(index, sum) for each result of this block's two tiles; index is that of out (T, n_out).
+// Calls store(index, sum) for each result of this block's two tiles; index is the element of out (T, n_out).
 template <class Store>
 __device__ __forceinline__ void product(const bf16* w, const bf16* x, int n_out, int width, int n_tokens, Store store) {
     __shared__ float part[WARPS][ROWS][TILE];

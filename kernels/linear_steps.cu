@@ -5,10 +5,10 @@
 // What each step gains, computed (not measured) for the gate and up matrix of the 8B model (28,672 x 4,096) and 64
 // tokens. Reading the matrix, 234.9 MB, takes 54.6 microseconds at 4.3 TB/s. The product has 15.0 GFLOP.
 //
-//                        bytes asked for    reads of shared memory
+//                        bytes requested    reads of shared memory
 //                        of w      of x     for a multiply-add
 //   linear_naive         15.0 GB   15.0 GB  none; each output reads its row of w and its row of x again
-//   linear_tile           470 MB    470 MB  2; an element that is loaded serves 32 threads
+//   linear_tile           470 MB    470 MB  2; each element that is loaded is used by 32 threads
 //   linear_registers      235 MB    235 MB  1/2; a thread uses each element it reads four times
 //   linear_few            235 MB    470 MB  none; tensor cores take their operands from registers
 //
@@ -49,9 +49,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE)
 constexpr int LARGE_TILE = 64;  // outputs and tokens of a block
 constexpr int CHANNELS = 16;    // in shared memory at a time
 constexpr int SIDE = 16;        // the block's threads form a square of 16 x 16
-constexpr int PER_THREAD = 4;   // outputs and tokens of a thread: every 16th of the block's
+constexpr int PER_THREAD = 4;   // outputs and tokens of a thread: every 16th of the block
 
-// Rows `first` to first + 63 of w or x, 16 channels from `channel` on. Rows past the end are zero.
+// Loads 16 channels, from `channel` on, of rows `first` to first + 63 of w or x. Rows past the end become zero.
 __device__ __forceinline__ void load_tile(float (&tile)[LARGE_TILE][CHANNELS + 1], const bf16* rows, int first,
                                           int n_rows, int channel, int width) {
     for (int i = threadIdx.x; i < LARGE_TILE * CHANNELS; i += SIDE * SIDE) {

@@ -2,17 +2,18 @@
 // llama3/model/lora.py.
 //   x (T, width) bf16; adapter (T): index of the row's adapter, -1: none
 //   a (n, rank, width) bf16; b (n, n_out, rank) bf16, already multiplied by the adapter's scale
-//   t (T, rank) float: A x, which lora_down hands to lora_up
+//   t (T, rank) float: A x, written by lora_down and read by lora_up
 //   rank is a multiple of 8; adapters of a lower rank are padded with zeros. width is a multiple of 64.
-//   out: a row has `stride` elements, of which n_out from `out` on are added to: queries, keys and values share a row
+//   out: rows of `stride` elements; in each row, the first n_out elements from `out` on change. (`out` may point into a
+//   row, because queries, keys and values share one.)
 //
 // Launch: lora_down (rank / 8, T) blocks of 256 threads, a warp for each element of t; lora_up (n_out / 256, T) blocks
-//         of 256 threads, a thread for each output.
+//         of 256 threads, n_out / 256 rounded up, a thread for each output.
 // Bytes:  2 rank (width + n_out) for each row and matrix: 0.26 MB at rank 16 for a matrix of 4,096 x 4,096, 0.8 % of
 //         the matrix itself.
 #include "common.cuh"
 
-// The naive kernel: both products in one, a thread for each output of a row; out is float.
+// The naive kernel: both products in one kernel, with a thread for each output of a row; out is float.
 extern "C" __global__ void lora_naive(const bf16* a, const bf16* b, const bf16* x, const int* adapter, float* out,
                                       int rank, int width, int n_out, int stride) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;

@@ -1,7 +1,8 @@
-// What this GPU can do at best. The benchmark compares the other kernels with these; the model does not run them.
+// These kernels measure the limits of a GPU. The benchmark compares the other kernels with them; the model does not run
+// them.
 //   read_only   reads n pieces of 16 bytes, as linear.cu reads weights, and keeps nothing: the bandwidth of reading
 //   nothing     does nothing: the cost of a launch and of the gap after it
-//   grid_sync   synchronises all blocks `meetings` times: the cost of doing that inside a kernel instead
+//   grid_sync   synchronises all blocks `meetings` times: the cost of a barrier of all blocks inside one kernel
 // Launch: read_only and grid_sync with 256 threads, and no more blocks than can run at the same time.
 #include "common.cuh"
 

@@ -1,10 +1,10 @@
-// All PTX instructions of these kernels, and everything else that nvcc and g++ write differently. Each function has two
-// bodies: the instruction for the GPU, and a call of the emulator for the CPU, where the tests run each CUDA thread as
-// a fiber. NVIDIA's PTX ISA explains each instruction under its name.
+// All PTX instructions of these kernels, and everything else that has to be written differently for g++. Each function
+// has two bodies: the instruction for the GPU, and a call of the emulator for the CPU, where the tests run each CUDA
+// thread as a fiber. NVIDIA's PTX ISA explains each instruction under its name.
 #pragma once
 #include <cuda_bf16.h>
 
-// The dynamic shared memory of a block. The launch says how many bytes it has.
+// The dynamic shared memory of a block. Its size is an argument of the launch.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
 #ifdef __CUDACC__
     extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
@@ -18,12 +18,14 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 #endif
 
-// ---- programmatic dependent launch (griddepcontrol; before sm_90 a kernel starts after its predecessor's end) ----
+// ---- programmatic dependent launch (griddepcontrol) ------------------------------------------------------------
+// Before sm_90, a kernel starts only when its predecessor has ended, and both functions do nothing.
 
 // A kernel may start while its predecessor still runs. Before this call it must not read anything that a kernel has
 // written, and must not write at all. Every thread of the block calls it once, even if the launch does not overlap.
 // Trap: a pointer to data that some kernel writes must not be __restrict__ where it is read. The compiler would take
-// the data for constant during the launch, and could read it before the wait. Weights are constant and may be.
+// the data for constant during the launch, and could read it before the wait. Pointers to weights may be __restrict__,
+// because no kernel writes weights.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifndef __CUDACC__
     emulator::wait_for_predecessor(__builtin_LINE());
@@ -54,7 +56,7 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// Fetch the cache line of p into the L2 cache, because it is loaded soon (prefetch.global.L2). Only a hint.
+// Fetches the cache line of p into the L2 cache before it is loaded (prefetch.global.L2). This is only a hint.
 __device__ __forceinline__ void prefetch_l2(const uint4* p) {
 #ifdef __CUDACC__
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
@@ -63,7 +65,7 @@ __device__ __forceinline__ void prefetch_l2(const uint4* p) {
 
 // ---- copies to shared memory that run during the arithmetic (cp.async) ---------------------------------------
 
-// Copies 16 bytes; both addresses are multiples of 16. If not `valid`, it writes 16 zeros and does not read `global`.
+// Copies 16 bytes; both addresses are multiples of 16. If not `valid`, it writes zeros and does not read `global`.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
 #ifdef __CUDACC__
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -84,7 +86,8 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// Waits until all of this thread's groups except the latest LEFT are complete. Other threads see them after a barrier.
+// Waits until all of this thread's groups except the latest LEFT are complete. After a barrier, other threads can read
+// the copied data, too.
 template <int LEFT>
 __device__ __forceinline__ void wait_copies() {
 #ifdef __CUDACC__
@@ -95,7 +98,7 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // ---- tensor cores (ldmatrix, mma.m16n8k16) ---------------------------------------------------------------
-// Lane 4 g + t of a warp holds, two neighbouring bf16 a register:
+// Lane 4 g + t of a warp holds these elements, two neighbouring bf16 in each register of A and B:
 //   A (16, 16): a[0] row g, a[1] row g + 8, both columns 2 t and 2 t + 1; a[2], a[3] the same rows, columns 8 further
 //   B (16, 8):  b[0] rows 2 t and 2 t + 1, b[1] rows 8 further; both column g
 //   D (16, 8):  d[0], d[1] row g, columns 2 t and 2 t + 1; d[2], d[3] the same columns of row g + 8
@@ -113,8 +116,8 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 #endif
 }
 
-// Loads four 8 x 8 matrices from shared memory. Lane 8 m + r gives the address of row r of matrix m, a multiple of 16.
-// Lane 4 g + t gets columns 2 t and 2 t + 1 of row g of matrix m in r[m]: the layout of A, and of a transposed B.
+// Loads four 8 x 8 matrices from shared memory. Lane 8 m + r gives the address of row r of matrix m, a multiple of 16
+// bytes. Lane 4 g + t gets columns 2 t and 2 t + 1 of row g of matrix m in r[m]: the layout of A, or of B transposed.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
 #ifdef __CUDACC__
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -1,6 +1,6 @@
 // Everything from the residual stream to attention for one row, in one launch: RMSNorm, the product with wqkv, rope,
-// and keys and values into the cache. (For more rows: rms_norm.cu, linear_few.cu or cuBLAS, and rope.cu. The tests
-// compare this kernel with those.)
+// and the write of keys and values to the cache. (More rows, or a row with a LoRA adapter, take several launches:
+// rms_norm.cu, a product, rope.cu. The tests compare this kernel with those.)
 //   wqkv ((n_heads + 2 n_kv_heads) head_dim, width) bf16; x (width) float; norm (width) bf16
 //   cos, sin, position, slot, q, k_cache, v_cache: as in rope.cu, for one row
 // Rope rotates channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbouring
@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     WeightRow row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
     wait_for_predecessor();
     let_successor_start();
-    // This thread's pair, and what rope needs for it: loaded early, so that it is there after the product.
+    // This thread's pair, and what rope needs for it. It is loaded now, so that the loads overlap with the product.
     int i = first + threadIdx.x % PAIRS, at = *position;
     bool rotates = head < n_heads + n_kv_heads && at >= 0, is_v = head >= n_heads + n_kv_heads;
     float c = rotates ? cos[(size_t)at * half + i] : 1, s = rotates ? sin[(size_t)at * half + i] : 0;

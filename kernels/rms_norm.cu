@@ -1,7 +1,7 @@
 // out = x / sqrt(mean(x^2) + eps) * weight, for each row separately.
 //   x (T, dim) float, weight (dim), out (T, dim)
-// rms_norm_rows: some rows only, out[i] = the norm of x[rows[i]]. It comes before the output matrix, which multiplies
-// only the rows whose logits are wanted.
+// rms_norm_rows normalises some rows only: out[i] is the norm of x[rows[i]]. It comes before the output matrix, which
+// multiplies only the rows whose logits are wanted.
 //
 // Launch: a block of 256 threads for each row; a thread takes eight channels at a time.
 // Bytes:  4 dim read and 2 dim written for each row; the second read of x is served by the L1 cache. One row of 4,096

@@ -1,6 +1,6 @@
 // Rotary position embedding (Su et al. 2021): rotate queries and keys by their position; write keys and values into the
 // cache.
-//   qkv (T, n_heads + 2 n_kv_heads, head_dim): the result of one product: each row has queries, keys, values
+//   qkv (T, n_heads + 2 n_kv_heads, head_dim): the result of one product; each row holds queries, keys, values
 //   q (T, n_heads, head_dim): the rotated queries
 //   k_cache, v_cache (slots, n_kv_heads, max_len, head_dim): the cache of one layer; it holds rotated keys
 //   cos, sin (max_seq_len, head_dim / 2) float

@@ -4,23 +4,25 @@
 //   history (slots, vocab_size): 2 * (how often the token is in the output) + (1 if it is in the prompt or the output)
 //   tokens, positions (T): the draw writes the next token, and adds 1 to the position. A padding row has position -1
 //   and draws nothing.
-// All of this is in device memory, the index of the next random number included (INDEX of params). So a graph that ends
-// with the draw needs nothing from the host.
-// Sort the tokens by logit, and equal ones by id: top_k, top_p and min_p keep the beginning of this list. That is all
-// tokens above some logit, and the first few of those that equal it. sampler_select.cu finds that logit.
+// All of this is in device memory, including the index of the next random number (INDEX of params). So a graph that
+// ends with the draw needs nothing from the host.
+// Imagine the tokens sorted by logit, highest first, and equal ones by id: top_k, top_p and min_p keep the beginning of
+// this list. That is all tokens above some logit, and the first few of the tokens with exactly this logit.
+// sampler_select.cu finds that logit.
 //
 // Launch: (parts, T) blocks of 256 threads, where a part is 4,096 tokens; sampler_draw and sampler_top take one block a
-//         row. In this order: sampler_adjust; sampler_select three times each for top_k, top_p and the most likely
-//         tokens; sampler_weigh; sampler_draw; sampler_top. A row that does not need a kernel returns at once.
+//         row. The order is: sampler_adjust; sampler_select three times each for top_k, top_p and the most likely
+//         tokens; sampler_weigh; sampler_draw; sampler_top. The blocks of a row that does not need a kernel return at
+//         once.
 // Bytes:  a row of 128,256 tokens has 0.5 MB of logits, which come from the L2 cache: under a microsecond a launch.
-//         Thirteen launches, counted at 1.3 microseconds each in a graph, are 17 microseconds, half a percent of a step
-//         of the 8B model. With every filter on it is about twice that.
+//         Thirteen launches, at an assumed 1.3 microseconds each in a graph, take 17 microseconds, half a percent of a
+//         step of the 8B model. With every filter on, they take about twice as long.
 #include "philox.cuh"
 #include "sampler.cuh"
 
 // The naive kernel: a thread takes a row, without histograms and parts. A token is kept if the tokens ahead of it are
-// few enough (top_k) and have little enough weight (top_p). Adjusted logits come from sampler_adjust; chosen (T). It
-// takes vocab_size^2 steps.
+// few enough (top_k) and have little enough weight (top_p). It takes vocab_size^2 steps.
+//   adjusted (T, vocab_size): from sampler_adjust; chosen (T): the tokens
 extern "C" __global__ void sampler_naive(const float* adjusted, const Int* params, int* chosen, int rows, int n) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
@@ -66,10 +68,10 @@ __device__ __forceinline__ float penalised(float logit, unsigned history, const 
     return (float)fmin(value, 3.4028234663852886e38);  // a tiny repetition penalty must not give infinity
 }
 
-// adjusted (T, vocab_size): the logits after penalties and mask. For each part:
-// part_max (T, parts): its highest adjusted logit
-// part_bad (T, parts): its first token whose raw logit is NaN or +infinity; vocab_size if there is none
-// raw_max, raw_sum (T, parts), for log-probabilities: its highest raw logit, and the sum of exp(raw logit - raw_max)
+// Writes the logits after penalties and mask, adjusted (T, vocab_size), and these numbers of each part:
+//   part_max (T, parts): the highest adjusted logit
+//   part_bad (T, parts): the first token whose raw logit is NaN or +infinity; vocab_size if there is none
+//   raw_max, raw_sum (T, parts), for log-probabilities: the highest raw logit, and the sum of exp(raw logit - raw_max)
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_adjust(const float* logits, const Int* params, const unsigned* mask, const unsigned* history,
                    const int* positions, float* adjusted, float* part_max, int* part_bad, float* raw_max,
@@ -116,7 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// part_sum, part_ties (T, parts): the weight of each part's tokens above lowest_key, and how many tokens have that key.
+// Writes part_sum and part_ties (T, parts): the weight of each part's tokens above lowest_key, and the number of tokens
+// that have this key.
 extern "C" __global__ void __launch_bounds__(THREADS)
     sampler_weigh(const float* adjusted, const Int* params, const int* positions, const float* part_max,
                   const Int* cuts, double* part_sum, int* part_ties, int vocab_size) {
@@ -176,7 +179,7 @@ __device__ __forceinline__ ChosenPart choose_part(const Int* params, const float
     for (int i = 0, ties = 0; i < n_parts && !(sum > target); i++) {
         int kept = min(part_ties[i], (int)survivors.ties - ties);
         double here = part_sum[i] + kept * of_a_tie;
-        if (here > 0) chosen = {i, ties, target - sum};  // the last with weight, if rounding put target above sum
+        if (here > 0) chosen = {i, ties, target - sum};  // the last such part, if rounding put target too high
         sum += here;
         ties += kept;
     }
@@ -190,15 +193,15 @@ __device__ __forceinline__ int first_highest(const float* x, int part, float hig
     return -block_max(-found, ints);
 }
 
-// True if the filters keep a token. tie: how many earlier tokens of the row have lowest_key; it counts this one, too.
+// True if the filters keep a token. tie: how many earlier tokens of the row have lowest_key; the call adds this token.
 __device__ __forceinline__ bool is_kept(float x, const Survivors& survivors, int& tie) {
     unsigned key = key_of(x);
     bool kept = key > survivors.lowest_key || (key == survivors.lowest_key && tie++ < (int)survivors.ties);
     return kept && !(x < survivors.lowest_logit);
 }
 
-// *token: the token of the part at which the running weight passes part.left. All threads of the block call it, and can
-// read *token after a barrier.
+// Sets *token to the token of the part at which the running weight passes part.left. All threads of the block call it,
+// and can read *token after a barrier.
 __device__ __forceinline__ void draw_token(const float* x, const ChosenPart& part, const Survivors& survivors,
                                            float highest, double temperature, int vocab_size, double* doubles,
                                            int* ints, int* token) {
@@ -216,7 +219,7 @@ __device__ __forceinline__ void draw_token(const float* x, const ChosenPart& par
     }
     double before = sum_before(mine, doubles, all);
     last = block_max(last, ints);
-    if (threadIdx.x == 0) *token = last;  // kept if rounding put the target above the part's weight
+    if (threadIdx.x == 0) *token = last;  // stays if rounding put the target above the part's weight
     __syncthreads();
     if (!(before <= part.left && before + mine > part.left)) return;
     double sum = before;  // only one thread gets here

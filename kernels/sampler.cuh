@@ -1,13 +1,14 @@
-// Shared by the sampler's kernels: a row's parameters, results and cuts; the order of logits; sums over a block.
+// Shared by the sampler's kernels: a row's parameters, results and cuts; keys that order logits; sums over a block.
 #pragma once
 #include "common.cuh"
 
 enum Param {  // 64 bits each: an integer, or the bits of a double
     TEMPERATURE, TOP_P, TOP_K, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED, INDEX, N_TOP, HAS_MASK, SLOT, PENALISES,
     N_PARAMS = 16
-};  // MIN_P holds temperature * log(min_p). Filters that are off: TOP_P 1, TOP_K 0, MIN_P -infinity, N_TOP -1.
+};  // MIN_P holds temperature * log(min_p). If it is not set: TOP_P is 1, TOP_K 0, MIN_P -infinity, N_TOP -1.
 
-// TOP_LOGPROBS: first the logarithm of the sum of exp(raw logit), then the log-probabilities of TOP_IDS.
+// TOP_LOGPROBS holds the logarithm of the sum of exp(raw logit). The log-probabilities of TOP_IDS begin one field after
+// it.
 enum Result { TOKEN, STATUS, LOGPROB, TOP_IDS, MAX_TOP = 32, TOP_LOGPROBS = TOP_IDS + MAX_TOP, N_RESULTS = 80 };
 // BAD_LOGIT: TOKEN is the first token whose logit is NaN or +infinity. NONE_LEFT: no token has a finite logit.
 enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, PADDING_ROW };
@@ -21,7 +22,7 @@ typedef unsigned long long Count;
 
 __device__ __forceinline__ double number(const Int* params, int which) { return __longlong_as_double(params[which]); }
 
-// An unsigned integer for each float, in the same order; +0 and -0 get the same.
+// An unsigned integer for each float, in the same order; +0 and -0 get the same integer.
 __device__ __forceinline__ unsigned key_of(float x) {
     unsigned bits = __float_as_uint(x + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -35,7 +36,7 @@ __device__ __forceinline__ double weight_of(float x, float highest, double tempe
     return exp(((double)x - (double)highest) / temperature);
 }
 
-// ---- what a block computes together; the bits do not depend on the order of its threads ----
+// ---- maximum and sums over a block; the bits do not depend on the order of its threads ----
 
 // The maximum over the block. `shared` can be reused after the next barrier.
 template <class T>

@@ -1,14 +1,15 @@
-// The lowest logit that a row keeps: the top_k-th, the one that crosses top_p, or the last of the most likely tokens.
-// Without sorting: a histogram over the upper 11 bits of the keys finds the bin that holds it. A second one over the
-// next 11 bits of the keys in that bin narrows it down, and a third over the last 10 bits finds the key itself. top_k
-// counts tokens, top_p adds up weights. Weights are integer multiples of 2^-46, so the order of additions does not
-// matter.
+// Finds the lowest logit that a row keeps: the top_k-th, the one that crosses top_p, or the last of the most likely
+// tokens. It does not sort: a histogram over the upper 11 bits of the keys finds the bin that holds this logit. A
+// second one over the next 11 bits of the keys in that bin narrows it down, and a third over the last 10 bits finds the
+// key itself. top_k counts tokens, top_p adds up weights. Weights are integer multiples of 2^-46, so the order of
+// additions does not matter.
 //
-// Launch: as in sampler.cu, three times for each of the three; a row that does not need it returns at once.
+// Launch: as in sampler.cu, three times for each of the three logits. The blocks of a row that does not need it return
+//         at once.
 #include "sampler.cuh"
 
 constexpr int MAX_BINS = 2048, BINS_PER_THREAD = MAX_BINS / THREADS;
-constexpr double UNIT = 0x1p46;  // what a weight of 1 is in a histogram; 2^17 of them fit in 64 bits
+constexpr double UNIT = 0x1p46;  // a weight of 1 as an integer in a histogram; 2^17 such weights fit in 64 bits
 
 __device__ __forceinline__ Count in_units(double weight) { return (Count)llrint(weight * UNIT); }
 
@@ -18,8 +19,8 @@ struct Level {
     bool is_first;  // no prefix yet: every key is counted
     unsigned prefix;
     bool by_weight;    // top_p: add up weights; otherwise: count tokens
-    bool after_top_k;  // top_p: only tokens that top_k keeps, which are
-    unsigned top_k_key, top_k_ties;  // all above this key, and so many that have it
+    bool after_top_k;  // top_p with top_k: only tokens that top_k keeps are counted: all tokens with a key
+    unsigned top_k_key, top_k_ties;  // above top_k_key, and top_k_ties tokens with exactly this key
     float highest;
     double temperature;
 };
@@ -34,7 +35,7 @@ __device__ __forceinline__ void count_tokens(const Level& l, const float* x, uns
     for (int i = first + threadIdx.x; i < min(first + TOKENS_PER_BLOCK, vocab_size); i += THREADS) {
         unsigned key = key_of(x[i]), bin = key >> l.shift & (l.n_bins - 1);
         if (!l.is_first && key >> (l.shift + l.bits) != l.prefix) continue;
-        if (l.after_top_k && key <= l.top_k_key) continue;  // take_bins adds those with top_k_key
+        if (l.after_top_k && key <= l.top_k_key) continue;  // take_bins adds the tokens with top_k_key
         atomicAdd(&count[bin], 1u);
         if (l.by_weight) atomicAdd(&weight[bin], in_units(weight_of(x[i], l.highest, l.temperature)));
     }
@@ -45,13 +46,13 @@ __device__ __forceinline__ void count_tokens(const Level& l, const float* x, uns
     }
 }
 
-// The j-th bin of this thread, highest first; thread 0 has the highest bins. Negative: no such bin.
+// The j-th bin of this thread, highest first; thread 0 has the highest bins. A negative result means no such bin.
 __device__ __forceinline__ int bin_of(const Level& l, int j) {
     return l.n_bins - 1 - (threadIdx.x * BINS_PER_THREAD + j);
 }
 
-// Moves the row's histogram from device memory, where it leaves zeros, to shared memory. Returns the sum of this
-// thread's bins.
+// Moves the row's histogram from device memory to shared memory, and leaves zeros in device memory. Returns the sum of
+// this thread's bins.
 __device__ __forceinline__ Count take_bins(const Level& l, unsigned (&count)[MAX_BINS], Count (&weight)[MAX_BINS],
                                            unsigned* counts, Count* weights) {
     Count here = 0;

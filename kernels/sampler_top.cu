@@ -1,12 +1,12 @@
-// The most likely tokens of a row, with their log-probabilities, as `logprobs` of llama3/sampler.py: by raw logit, the
-// highest first, equal ones by id. sampler_select has found the lowest logit among them, sampler_draw the logarithm of
-// the sum.
+// The most likely tokens of a row, with their log-probabilities, as `logprobs` of llama3/sampler_fast.py computes them:
+// by raw logit, the highest first, equal ones by id. sampler_select has found the lowest logit among them, and
+// sampler_draw the logarithm of the sum of exp(raw logit).
 //
-// Launch: a block of 256 threads for each row; it looks at 256 tokens at a time, in the order of their ids. One block
-//         reads 0.5 MB, which takes about 10 microseconds, and only if a row asks for log-probabilities.
+// Launch: a block of 256 threads for each row; it looks at 256 tokens at a time, in the order of their ids. If the row
+//         asks for log-probabilities, its block reads 0.5 MB, which takes about 10 microseconds.
 #include "sampler.cuh"
 
-// The naive kernel: only the ids, a thread takes a row. A token's place is the number of tokens ahead of it.
+// The naive kernel: a thread takes a row, and finds only the ids. A token's place is the number of tokens ahead of it.
 // top (rows, MAX_TOP)
 extern "C" __global__ void sampler_top_naive(const float* logits, int* top, int rows, int n, int vocab_size) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (n < vocab_size) cut = read_cut(cuts, row, FOR_TOP_LOGPROBS);
     n = min(n, vocab_size);
 
-    int found = 0, ties = 0;  // tokens with lower ids than this pass: kept ones, and those with the cut's key
+    int found = 0, ties = 0;  // of the tokens before this pass: how many are kept, and how many have the cut's key
     for (int first = 0; first < vocab_size; first += THREADS) {
         int i = first + threadIdx.x, n_kept, n_ties;
         unsigned key = i < vocab_size ? key_of(x[i]) : 0;

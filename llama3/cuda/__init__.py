@@ -1,4 +1,4 @@
-"""The transformer of `llama3/model/` on a GPU. A file has the name of the NumPy file that does the same."""
+"""The transformer of `llama3/model/` on a GPU. A file with the name of a NumPy file computes the same."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The working memory of a step: the tokens and positions of its rows, and their values on the way through a layer."""
+"""The working memory of a step: the tokens and positions of its rows, and their activations within a layer."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from llama3.config import ModelConfig
 from llama3.cuda.arrays import Rows
 from llama3.cuda.device import Array, Device, bfloat16
 
-# Prompt tokens of a step in which no request decodes. More rows at a time mean that the weights are read less often. A
-# step then takes an H200 about 50 ms (predicted, not measured).
+# Prompt tokens of a step in which no request decodes. With more rows a step, the weights are read less often. A step of
+# this size takes an H200 about 50 ms (predicted, not measured).
 PREFILL_CHUNK_ALONE = 2048
 
 
@@ -48,5 +48,5 @@ class Activations:
         return Rows(self.positions, self.slots)
 
     def first(self, rows: int) -> "Activations":
-        """The first so many rows, in the same memory."""
+        """The first `rows` rows, as views of the same memory."""
         return Activations(*(array[:rows] for array in vars(self).values()))

@@ -10,20 +10,20 @@ from llama3.cuda.launch import Kernel
 
 THREADS = 128
 SPLIT = 256  # positions of a block, as in the kernel
-MAX_GROUP = 8  # query heads of a block: more would not fit into its registers
+MAX_GROUP = 8  # query heads of a block; the registers do not hold more
 
 
 @dataclass(frozen=True)
 class SplitWorkspace:
-    """What the splits of a row leave for the one that ends last, which combines them."""
+    """What each split of a row leaves for the block that ends last, which combines the splits."""
 
     partial_out: Array  # (rows, n_heads, n_splits, head_dim) float32
     stats: Array  # (rows, n_heads, n_splits, 2) float32: the largest score and the sum of the weights
-    arrivals: Array  # (rows, n_heads) uint32: how many of a block's splits have ended; 0 before and after a launch
+    arrivals: Array  # (rows, n_heads) uint32: the ended splits of each group of heads; 0 before and after a launch
 
     @classmethod
     def alloc(cls, device: Device, rows: int, n_heads: int, head_dim: int, max_len: int) -> "SplitWorkspace":
-        """For up to `rows` rows a launch, each of a sequence of up to max_len positions."""
+        """Memory for launches of up to `rows` rows, each of a sequence of up to max_len positions."""
         n_splits = -(-max_len // SPLIT)
         partial_out = device.alloc((rows, n_heads, n_splits, head_dim), np.float32)
         stats = device.alloc((rows, n_heads, n_splits, 2), np.float32)
@@ -31,7 +31,7 @@ class SplitWorkspace:
 
 
 def kernel(name: str, head_dim: int, group: int) -> Kernel:
-    """For heads of 64 or 128 channels and `group` query heads a block."""
+    """The kernel for heads of 64 or 128 channels and `group` query heads a block."""
     return Kernel("attention.cu", name, (f"HEAD_DIM={head_dim}", f"GROUP={group}"))
 
 
@@ -53,7 +53,7 @@ def attention(device: Device, q: Array, cache: LayerCache, rows: Rows, workspace
     assert head_dim in (64, 128) and n_heads % n_kv_heads == 0, (q.shape, cache.k.shape)
     assert out.shape == q.shape and cache.k.shape == cache.v.shape, (out.shape, q.shape, cache.k.shape, cache.v.shape)
     assert partial_out.shape == (T, n_heads, n_splits, head_dim), (partial_out.shape, q.shape, max_len)
-    assert n_splits <= SPLIT, max_len  # the last block keeps the splits' weights where it kept those of its positions
+    assert n_splits <= SPLIT, max_len  # combine_splits reuses the array of SPLIT weights
     group = heads_per_block(n_heads, n_kv_heads)
     sizes = [np.int32(n) for n in (n_heads, n_kv_heads, max_len)]
     args = [q, cache.k, cache.v, rows.positions, rows.slots, partial_out, stats, arrivals, out, *sizes]

@@ -11,9 +11,8 @@ TILE = 64  # rows of one sequence that a block takes, as in the kernel
 
 
 def kernel(head_dim: int) -> Kernel:
-    shared = (
-        5 * TILE * (head_dim + 8) * 2
-    )  # bytes: one tile of queries, two of keys, two of values; each row padded by 8
+    # In bytes: one tile of queries, two of keys, two of values; each row is padded by 8 elements.
+    shared = 5 * TILE * (head_dim + 8) * 2
     return Kernel("attention_prompt.cu", "attention_prompt", (f"HEAD_DIM={head_dim}",), max_shared=shared)
 
 

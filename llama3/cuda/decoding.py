@@ -20,7 +20,7 @@ from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.sampler import Sample, SequenceSampler
 
-LaunchModel = Callable[[Activations, KVCache, Array], None]  # the kernels from the tokens to the logits, nothing else
+LaunchModel = Callable[[Activations, KVCache, Array], None]  # launches the kernels from the tokens to the logits
 ReadSamples = Callable[[], list[Sample | LogitsError]]  # waits for the device, then returns what it has drawn
 
 
@@ -36,22 +36,22 @@ PADDING = RowState(slot=0, position=-1, token=0)
 class Decoding:
     """The graphs of one cache, the device memory they work on, and what the host knows about that memory.
 
-    It holds no reference to the cache: the model keeps it under the cache as a weak key, so that both are freed
-    together.
+    It holds no reference to the cache. The model keeps it in a dictionary with weak keys, under its cache, so that both
+    are freed together.
     """
 
     def __init__(self, device: Device, config: ModelConfig, slots: int):
-        """slots: of the cache. Raises DeviceError if there is not enough memory."""
+        """slots: the number of slots of the cache. Raises DeviceError if there is not enough memory."""
         self.device = device
         self.max_rows = bucket(min(slots, MAX_FEW))
         self._activations = Activations.alloc(device, config, self.max_rows)
         self._logits = device.alloc((self.max_rows, config.vocab_size), np.float32)
         self._sampler = SamplerState(device, max(slots, self.max_rows), slots, config.vocab_size)
-        self._eager_tokens = device.alloc((slots,), np.int32)  # of the draws outside the graphs
+        self._eager_tokens = device.alloc((slots,), np.int32)  # drawn outside the graphs
         self._eager_positions = device.alloc((slots,), np.int32)
         self._graphs: dict[int, Graph] = {}  # by number of rows
-        self._device_rows: list[RowState] | None = None  # the rows as they are in device memory; None: not known
-        self._n_steps = 0  # how many steps have begun, inside the graphs and outside
+        self._device_rows: list[RowState] | None = None  # the rows that device memory holds; None: not known
+        self._n_steps = 0  # how many steps have begun, with a graph or without
 
     def step(
         self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler], launch_model: LaunchModel
@@ -102,7 +102,7 @@ class Decoding:
             self.device.upload(np.ascontiguousarray(column), into=array)
 
     def _run(self, a: Activations, cache: KVCache, logits: Array, launch_model: LaunchModel) -> None:
-        """Replay the graph for so many rows. Where there is none yet, launch kernel by kernel, and capture it."""
+        """Replay the graph for this number of rows. If there is none yet, launch kernel by kernel, then capture it."""
 
         def launch() -> None:
             launch_model(a, cache, logits)

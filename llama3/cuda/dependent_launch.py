@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel starts while its predecessor still runs, and loads its weights meanwhile.
 
-CuPy launches kernels with cuLaunchKernel, which takes no attributes. NVIDIA's own bindings have the call that does. To
-prepare such a call takes long, so it is only made in a capture: once, and the graph keeps the overlap. Needs compute
-capability 9.0.
+CuPy launches kernels with cuLaunchKernel, which takes no attributes. NVIDIA's own bindings have the call that does.
+Preparing such a call takes long, so it is only made while a graph is captured: the graph keeps the overlap. It needs
+compute capability 9.0.
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization
 """
 
@@ -46,7 +46,7 @@ def launch_dependent(driver: Any, stream: int, function: int, launch: Launch) ->
     config.attrs, config.numAttrs = [attribute], 1
     (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function), parameters(launch.args), 0)
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"the driver refused a dependent launch: {error.name}; without cuda-bindings none is made")
+        raise DeviceError(f"the driver refused a dependent launch: {error.name}; uninstall cuda-bindings to avoid it")
 
 
 def parameters(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[type, ...]]:

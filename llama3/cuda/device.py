@@ -1,8 +1,8 @@
 """The interface between the launch code and a GPU: memory, launches, cuBLAS, graphs.
 
-Only this module works with CuPy; doctor.py imports it, too, to find out whether it is installed and complete.
-`Device` defines the operations, and refuses calls that a GPU would silently get wrong. `CupyDevice` carries them out on
-a GPU. The tests use another implementation, which runs the same kernels on the CPU.
+Only this module works with CuPy. (doctor.py imports CuPy, too, to find out whether it is installed and complete.)
+`Device` defines the operations, and refuses calls that a GPU would execute wrongly without an error. `CupyDevice` runs
+them on a GPU. The tests use another implementation, which runs the same kernels on the CPU.
 """
 
 import ctypes
@@ -33,11 +33,11 @@ class Graph:
     """Launches that were recorded once and can be replayed: the same grids, scalars and addresses each time."""
 
     handle: Any = None
-    keep: list[Any] = field(default_factory=list)  # the arrays of the launches: their memory must not be freed
+    keep: list[Any] = field(default_factory=list)  # the arrays of the launches, so that their memory is not freed
 
 
 class Device(ABC):
-    """A device queues work in the order of the calls; `download` and `sync` wait until it is done."""
+    """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
     capturing: Graph | None = None
 
@@ -179,7 +179,7 @@ class CupyDevice(Device):
             yield
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        self._not_while_capturing("alloc")  # nothing would own that memory after the capture
+        self._not_while_capturing("alloc")  # no object would own this memory after the capture
         with self._current():
             try:
                 return self._cupy.empty(shape, dtype)
@@ -246,7 +246,7 @@ class CupyDevice(Device):
             module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
             try:
                 function = module.get_function(kernel.name)
-                function.kernel  # noqa: B018 - compiles the kernel, unless that has been done
+                function.kernel  # noqa: B018 - compiles the kernel, unless it is compiled already
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
                 first = next((line for line in lines if ": error" in line), lines[0] if lines else "no message")
@@ -264,7 +264,7 @@ class CupyDevice(Device):
         one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
         with self._current():
             # cuBLAS is column-major: it sees out as (n_out, rows), x as (width, rows), and w as (width, n_out), which
-            # it is to transpose.
+            # OP_T tells it to transpose.
             cublas.gemmEx(
                 self._cupy.cuda.device.get_cublas_handle(),
                 cublas.CUBLAS_OP_T,

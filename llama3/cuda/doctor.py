@@ -29,7 +29,7 @@ INSTALL = "pip install 'llama3[cuda13-ctk]' (cuda12-ctk if the driver only suppo
 
 
 def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> list[Check]:
-    """Run every check, even after one has failed, so that a broken installation is reported at once. Raises nothing."""
+    """Run every check, even after one has failed, so that one report names all that is missing. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("shape", lambda: shape(checkpoint)),
         ("CuPy", cupy_wheel),
@@ -72,7 +72,7 @@ def cupy_wheel() -> str:
 
 
 def compiler() -> str:
-    """Compile one of our kernels as for a GPU; none is needed for that."""
+    """Compile one of our kernels for compute capability 8.0, which needs no GPU."""
     nvrtc = backend("nvrtc")
     program = importlib.import_module("cupy.cuda.compiler")._NVRTCProgram(
         kernel_source("embedding.cu"), "embedding.cu", method="cubin"

@@ -1,4 +1,4 @@
-"""SwiGLU as a launch of its own, for the results of cuBLAS and of LoRA (kernels/feed_forward.cu)."""
+"""SwiGLU as a launch of its own, after cuBLAS or after LoRA adapters (kernels/feed_forward.cu)."""
 
 import numpy as np
 

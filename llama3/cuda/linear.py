@@ -1,7 +1,7 @@
 """Products with the weight matrices, for any number of rows, and the operations that are fused with them.
 
-One row goes through kernels/linear.cu, up to 64 rows through kernels/linear_few.cu. Both take as long as the weights
-take to arrive from memory, and a CUDA graph can hold them. More rows go through cuBLAS: its product is limited by
+One row goes through kernels/linear.cu, up to 64 rows through kernels/linear_few.cu. Both take about as long as reading
+the weights from memory, and a CUDA graph can hold them. More rows go through cuBLAS: this product is limited by
 arithmetic, and is not part of any graph.
 """
 
@@ -16,11 +16,11 @@ from llama3.cuda.rms_norm import rms_norm
 MAX_FEW = 64  # rows that our own kernels take
 THREADS = 256
 OUTPUTS = THREADS // 32  # of a block of linear.cu: each warp computes one
-FEW_OUTPUTS = 32  # of a block of linear_few.cu; swiglu_few has 16, each from two sums
+FEW_OUTPUTS = 32  # sums of a block of linear_few.cu; swiglu_few makes 16 outputs of them
 
 
 def bucket(rows: int) -> int:
-    """The next power of two: linear_few.cu is compiled, and graphs are captured, for so many rows."""
+    """The next power of two: linear_few.cu is compiled, and graphs are captured, for this number of rows."""
     return 1 << (rows - 1).bit_length()
 
 
@@ -51,7 +51,7 @@ def norm_linear(device: Device, source: NormInput, w: Array, h: Array, out: Arra
 
 
 def norm_then_linear(device: Device, source: NormInput, w: Array, h: Array, out: Array) -> None:
-    """The same in two launches: h then holds the norm, for others to use. out may be bfloat16, too."""
+    """As `norm_linear`, in two launches. Afterwards h holds the norm, which the caller may use. out may be bfloat16."""
     rms_norm(device, source, h)
     linear(device, h, w, out)
 
@@ -74,7 +74,7 @@ def norm_swiglu(device: Device, source: NormInput, w13: Array, h: Array, gate_up
 
 
 def _launch(device: Device, name: str, w: Array, x: Array, out: Array, suffix: str = "", matrices: int = 1) -> None:
-    """suffix: what the kernel does with a sum; by default it stores it, in the type of out."""
+    """suffix: what the kernel does with a sum; by default it stores the sum in the dtype of out."""
     (rows, width), n_out = x.shape, out.shape[1]
     assert w.shape == (matrices * n_out, width) and out.shape[0] == rows, (x.shape, w.shape, out.shape)
     assert width % 64 == 0 and x.dtype == w.dtype == bfloat16, (x.shape, x.dtype, w.dtype)

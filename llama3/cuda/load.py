@@ -1,4 +1,4 @@
-"""Load a checkpoint onto a GPU. Everything the model needs is checked before the first byte is uploaded."""
+"""Load a checkpoint onto a GPU. Everything that the model needs is checked before the first byte is uploaded."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -30,7 +30,7 @@ def load_model(
 
 
 def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:
-    """The device, if the model can run on it with so many slots. Raises a DeviceError that says what is missing."""
+    """The device, if the model can run on it with `slots` slots. Raises a DeviceError that says what is missing."""
     opened = open_device(device)
     check_shape(checkpoint.config)
     free, _ = opened.memory()

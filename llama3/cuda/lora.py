@@ -1,4 +1,4 @@
-"""LoRA adapters on the GPU (kernels/lora.cu): stored side by side, so that one launch serves rows of any adapters."""
+"""LoRA adapters on the GPU (kernels/lora.cu): stored side by side, so that one launch serves rows of all adapters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Adapters:
 
 
 def upload_adapters(device: Device, config: ModelConfig, adapters: Mapping[str, Adapter]) -> Adapters:
-    """An adapter gets zeros for a matrix that it does not change and another adapter does."""
+    """Upload all adapters. If one changes a matrix that another does not change, the other gets zeros for it."""
     ranks = [len(part.a) for adapter in adapters.values() for layer in adapter for part in layer.values()]
     rank = -(-max(ranks, default=0) // 8) * 8
     layers: list[dict[str, tuple[Array, Array]]] = []

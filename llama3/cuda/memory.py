@@ -22,20 +22,20 @@ def check_shape(config: ModelConfig) -> None:
 
 
 def weight_bytes(c: ModelConfig) -> int:
-    """Of all weights, in bfloat16."""
+    """Bytes of all weights in bfloat16."""
     layer = 2 * c.dim + 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads) + 3 * c.dim * c.hidden_dim
     return 2 * (c.n_layers * layer + c.dim + c.vocab_size * c.dim * (1 if c.tied_embeddings else 2))
 
 
 def cache_bytes(c: ModelConfig, slots: int, max_len: int) -> int:
-    """Of keys and values, and of `attention.SplitWorkspace`."""
+    """Bytes of the keys and values, and of `attention.SplitWorkspace`."""
     n_splits = -(-max_len // SPLIT)
     split_workspace = c.n_heads * (n_splits * (c.head_dim + 2) + 1)
     return slots * 4 * (c.n_layers * c.n_kv_heads * max_len * c.head_dim + split_workspace)
 
 
 def workspace_bytes(c: ModelConfig, slots: int) -> int:
-    """Of a step's activations, its logits, and the sampler's state."""
+    """Bytes of a step's activations, its logits, and the sampler's state."""
     heads = (2 * c.n_heads + c.n_heads + 2 * c.n_kv_heads) * c.head_dim
     per_row = 6 * c.dim + 2 * heads + 6 * c.hidden_dim
     per_drawn_row = c.vocab_size * 13 + 2048 * 12  # logits twice, adjusted logits, mask; histograms
@@ -58,7 +58,7 @@ def check_memory(config: ModelConfig, slots: int, max_len: int, free: int) -> No
         return
     fits = [n for n in range(256, max_len, 256) if needed_bytes(config, slots, n) <= free]
     sequences = "one sequence" if slots == 1 else f"{slots} sequences"
-    advice = f"a context of {fits[-1]:,} would fit" if fits else "not even the weights fit with any context"
+    advice = f"a context of {fits[-1]:,} would fit" if fits else "not even a context of 256 would fit"
     raise DeviceError(
         f"too little GPU memory: {gigabytes(needed)} needed ({gigabytes(weight_bytes(config))} weights, "
         f"{gigabytes(cache_bytes(config, slots, max_len))} cache for {sequences} of {max_len:,} tokens), "

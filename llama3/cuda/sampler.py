@@ -15,7 +15,7 @@ from llama3.sampler_fast import logprobs
 
 THREADS = 256
 TOKENS_PER_BLOCK = 4096  # a part of the vocabulary, as in the kernels
-MAX_TOP = 32  # the most likely tokens that the GPU can report; for more of them the logits are copied to the host
+MAX_TOP = 32  # how many of the most likely tokens the GPU can report; for more, the logits are copied to the host
 N_PARAMS, N_RESULTS, MAX_BINS = 16, 80, 2048
 # The fields of a row's results. The log-probabilities of the most likely tokens begin one field later than `Result` of
 # sampler.cuh says: its field TOP_LOGPROBS passes a number from sampler_draw to sampler_top.
@@ -53,7 +53,7 @@ class SamplerState:
         self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
         self.arrivals = zeros((rows,), np.uint32)
         self.results = zeros((rows, N_RESULTS), np.int64)
-        # What the host knows about the device's copies. During a draw it knows nothing: a draw that is interrupted may
+        # What the host knows about the device's copies. During a draw it knows nothing, because an interrupted draw may
         # or may not have advanced them.
         self._device_rows: list[DrawRow] = []  # the rows that `params` describes
         # For each slot the sampler whose tokens `history` counts, and how many tokens it had. None: not known.
@@ -82,11 +82,11 @@ class SamplerState:
         self._drawing = rows
 
     def read(self, device: Device, rows: int) -> list[tuple[SequenceSampler, np.ndarray]]:
-        """Wait for the draws of the first `rows` rows; returns each one's sampler and results (N_RESULTS,) int64."""
+        """Wait for the draws of the first `rows` rows; returns each row's sampler and results (N_RESULTS,) int64."""
         return list(zip([row.sampler for row in self._drawing], device.download(self.results[:rows])))
 
     def drawn(self, samples: Sequence[Sample | LogitsError]) -> None:
-        """Take note of a draw that has ended: where it gave a sample, the device has advanced its own copies."""
+        """Record that a draw has ended: for each row with a sample, the device has advanced its own copies."""
         advanced = [isinstance(sample, Sample) for sample in samples]
         self._device_rows = [DrawRow(row.sampler, row.index + n, row.slot) for row, n in zip(self._drawing, advanced)]
         for row in self._device_rows:
@@ -130,7 +130,8 @@ def packed(allowed: np.ndarray) -> np.ndarray:
 def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, positions: Array) -> None:
     """Draw the next token of each row into tokens (T,) int32, and advance the row's position (T,) int32 and `state`.
 
-    logits (T, vocab_size) float32. This needs nothing but launches. Padding rows, at position -1, do not change.
+    logits (T, vocab_size) float32. It only launches kernels, so a graph can hold it. Padding rows, at position -1, do
+    not change.
     """
     rows, vocab_size = logits.shape
     assert vocab_size == state.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
@@ -161,7 +162,7 @@ def _launches(
 
 
 def results(device: Device, state: SamplerState, logits: Array, rows: int) -> list[Sample | LogitsError]:
-    """Wait for the draws of the first `rows` rows. logits: those from which they were drawn."""
+    """Wait for the draws of the first `rows` rows. logits: the array that `sample` drew them from."""
     samples: list[Sample | LogitsError] = []
     for row, (sampler, record) in enumerate(state.read(device, rows)):
         n_top, token = sampler.params.logprobs, int(record[TOKEN])

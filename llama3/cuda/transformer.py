@@ -32,7 +32,7 @@ from llama3.sampler import Sample, SequenceSampler
 
 
 class Transformer:
-    """The model as the engine runs it on a GPU. Its twin on the CPU is `llama3/cpu_model.py`."""
+    """The model as the engine runs it on a GPU. Its counterpart on the CPU is `llama3/cpu_model.py`."""
 
     prefill_chunk = PREFILL_CHUNK_ALONE
 
@@ -121,7 +121,7 @@ class Transformer:
         trace: Trace | None = None,
         lora: Lora | None = None,
     ) -> None:
-        """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need nothing but launches.
+        """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need only kernel launches.
 
         In attention the first `single_rows` rows are handled one by one, and `prompt_tiles` (see `attention_prompt`)
         covers the other rows.
@@ -165,7 +165,7 @@ class Transformer:
         """a.x += w2 @ swiglu(rms_norm(a.x)), in layer i."""
         device, c, layer = self.device, self.config, self.weights.layers[i]
         source = NormInput(a.x, layer.ffn_norm, c.norm_eps)
-        if lora:  # norm and product are two launches, since the adapters need what lies between them
+        if lora:  # norm and product are two launches, because the adapters need the norm, too
             norm_then_linear(device, source, layer.w13, a.h, a.gate_up)
             lora.add(i, {"w1": c.hidden_dim, "w3": c.hidden_dim}, a.h, a.gate_up)
             swiglu(device, a.gate_up, a.hidden)
@@ -193,7 +193,7 @@ class Transformer:
         return out
 
     def _recorder(self, a: Activations, trace: Trace | None) -> Callable[[str], None]:
-        """A function that passes the value of a.x to `trace`, or, after a block, what the block has added to it.
+        """A function that passes a.x to `trace`, or, after a block, what the block has added to a.x.
 
         The kernels add to a.x in place, so a block's output is recovered as a.x after the block minus a.x before.
         """

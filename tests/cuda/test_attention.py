@@ -1,4 +1,4 @@
-"""Attention of single rows: the kernels against softmax in float64, and a row's bits whatever its neighbours are."""
+"""Attention of single rows: the kernels agree with softmax in float64, and a row's bits do not depend on other rows."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from llama3.cuda.arrays import LayerCache, Rows
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
 POSITIONS = [0, 1, 63, 64, 65, 255, 256, 300]
-# n_heads, n_kv_heads, head_dim: 1, 4 and 7 query heads a kv head, and more than one block serves
+# n_heads, n_kv_heads, head_dim: 1, 3, 4 and 7 query heads for each kv head, and 16, which need two blocks
 HEADS = [(2, 2, 64), (4, 1, 128), (6, 2, 64), (7, 1, 64), (16, 1, 128)]
 
 
 def inputs(positions, n_heads, n_kv_heads, head_dim, max_len, seed=0):
-    """Queries, and a cache of two slots. All keys and values after the last row's position are infinite."""
+    """Queries, and a cache of two slots. All keys and values after a slot's last position are infinite."""
     slots = np.arange(len(positions), dtype=np.int32) % 2
     q = random(seed, len(positions), n_heads, head_dim)
     k, v = random(seed + 1, 2, 2, n_kv_heads, max_len, head_dim)
@@ -72,7 +72,7 @@ def test_at_the_end_of_a_long_cache(device, in_every_order, position):
 
 
 def test_one_workspace_serves_launch_after_launch(device):
-    """A launch leaves the workspace as the next launch needs it."""
+    """A launch leaves the workspace in the state that the next launch needs."""
     arguments = inputs(POSITIONS, 4, 1, 128, 320)
     workspace = cuda.SplitWorkspace.alloc(device, len(POSITIONS), 4, 128, 320)
     first = attention(device, *arguments, workspace)

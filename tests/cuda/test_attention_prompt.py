@@ -1,4 +1,4 @@
-"""Attention of prompts: the kernel against softmax in float64, against the naive kernel, and itself in chunks."""
+"""Attention of prompts agrees with softmax in float64 and with the naive kernel; chunks give the bits of one step."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ RAGGED = ((1, 0), (3, 65), (64, 0), (65, 1), (70, 63), (16, 64))
 
 
 def inputs(sequences, n_heads, n_kv_heads, head_dim, max_len):
-    """Queries, and a cache with a slot for each sequence. All keys and values after its last row are infinite."""
+    """Queries, and a cache with a slot for each sequence. All keys and values after a sequence's end are infinite."""
     counts, starts = zip(*sequences)
     q = random(1, sum(counts), n_heads, head_dim)
     k, v = random(2, 2, len(sequences), n_kv_heads, max_len, head_dim)

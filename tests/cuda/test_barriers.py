@@ -48,7 +48,7 @@ def qkv(device):
 
 
 def linear_few(device):
-    """The two ways in which the sums are added up: of two tiles of one matrix, and of two matrices."""
+    """Both uses of the block's two tiles: two tiles of one matrix, and a tile of each of two matrices."""
     x, w, w13 = random(1, 9, 512), random(2, 35, 512), random(3, 70, 512)
     plain = test_linear.launched(device, cuda_linear.linear, [x, w], test_linear.poison(9, 35, np.float32))
     norm = np.ones(512, x.dtype)
@@ -99,8 +99,8 @@ RUNS = {
     "sampler_select.cu": sampler,
     "sampler_top.cu": sampler,
 }
-# (file, number of the barrier): before a block is counted among those that have arrived. The emulation runs one block
-# after another, so no block sees the unfinished additions of another one.
+# (file, number of the barrier). This barrier stands before a block is counted as one that has ended. Its loss cannot be
+# noticed: the emulation runs one block after another, so no block sees unfinished writes of another one.
 BETWEEN_BLOCKS = {("common.cuh", 0)}
 KERNELS = resource("kernels")
 BARRIERS = [
@@ -112,7 +112,7 @@ BARRIERS = [
 
 
 def results(device, function):
-    """The result in each order; the error that stopped a kernel counts as a result, too."""
+    """The result in each order; if the emulation stopped the kernel, its error is the result."""
     for order in ORDERS:
         with device.in_order(order):
             try:
@@ -122,7 +122,7 @@ def results(device, function):
 
 
 def test_no_file_with_a_barrier_is_left_out():
-    """Except for the benchmark's probe of a barrier across blocks: the emulation runs one block at a time."""
+    """Except for the benchmark's barrier of all blocks, because the emulation runs one block at a time."""
     assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == {*RUNS, "probes.cu"}
 
 

@@ -1,4 +1,4 @@
-"""Opening a GPU, and the messages where that fails; launches, memory and cuBLAS through a fake CuPy.
+"""Opening a GPU, and the messages if that fails; launches, memory and cuBLAS through a fake CuPy.
 
 The fake can be absent, without a driver, or with an old GPU.
 """
@@ -195,7 +195,7 @@ def test_another_backend_can_be_registered(monkeypatch):
 
 
 def test_a_run_that_requires_a_gpu_and_used_none_fails():
-    """Even if all of its tests pass."""
+    """The run fails even if all of its tests pass."""
     test = f"{__file__}::test_a_gpu_that_is_too_old"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     for required, code in ((False, 0), (True, 1)):

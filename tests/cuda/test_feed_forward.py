@@ -1,4 +1,4 @@
-"""SwiGLU, both kernels, against float64."""
+"""Both SwiGLU kernels agree with float64."""
 
 import numpy as np
 import pytest

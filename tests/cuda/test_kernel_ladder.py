@@ -1,4 +1,4 @@
-"""A reader can climb: teaching kernels lead from the naive to the fast one, and no function or line is too long."""
+"""The steps between naive and fast kernels are short and agree with float64; no line or function is too long."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.cuda import test_attention_prompt, test_linear
 from tests.cuda.kernel_checks import assert_close
 from tests.cuda.test_compile_gates import DEFINITION
 
-LINEAR = {"linear_tile": (32, 1024), "linear_registers": (64, 256)}  # outputs and tokens of a block, its threads
+LINEAR = {"linear_tile": (32, 1024), "linear_registers": (64, 256)}  # outputs and tokens of a block; threads of a block
 ATTENTION = ("attention_scores", "attention_online")
 ROWS, KEYS = 16, 32  # of a block of attention_steps.cu: query rows, and keys in shared memory at a time
 KERNELS = resource("kernels")
@@ -56,7 +56,7 @@ def test_a_linear_step_agrees_with_float64(device, in_every_order, name, rows, n
 @pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(4, 1, 128), (2, 2, 64)])
 def test_an_attention_step_agrees_with_float64(device, in_every_order, name, n_heads, n_kv_heads, head_dim):
-    """Ragged prompts, behind which the cache is infinite."""
+    """Ragged prompts; all keys and values after a prompt's end are infinite."""
     sequences = test_attention_prompt.RAGGED
     q, k, v, _ = test_attention_prompt.inputs(sequences, n_heads, n_kv_heads, head_dim, 140)
     found = in_every_order(lambda: attention_step(device, name, q, k, v, sequences))
@@ -115,5 +115,5 @@ def test_no_function_is_longer_than_60_lines(file):
     text = (KERNELS / file).read_text()
     found = list(functions(text))
     kernels = [name for lines in found for name in DEFINITION.findall("\n".join(lines))]
-    assert kernels == DEFINITION.findall(text)  # or the braces were counted wrongly
+    assert kernels == DEFINITION.findall(text)  # otherwise the braces were counted wrongly
     assert [(lines[:2], len(lines)) for lines in found if len(lines) > 60] == []

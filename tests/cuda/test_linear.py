@@ -1,4 +1,4 @@
-"""The products with weight matrices, and what is fused with them: against float64, for 1 row, up to 64, and more."""
+"""The products with weight matrices, and what is fused with them, agree with float64 for 1 row, up to 64, and more."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from llama3.cuda.launch import Kernel
 from llama3.cuda.rms_norm import rms_norm
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
-# n_out, width: less than a warp reads at once, odd tails, fewer outputs than a block has warps, more than it computes.
+# n_out, width: less than a warp reads at once, odd tails, fewer outputs than a block has warps, more outputs.
 SHAPES = [(1, 64), (9, 1088), (35, 320), (50, 128), (8, 4160)]
 FEW = [2, 3, 8, 9, 17, 33, 64]
 EPS = 1e-5
@@ -37,7 +37,7 @@ def norm_of(device, x, norm):
 
 
 def launched(device, function, arrays, out):
-    """The array `out` after the call; on the device it starts with the values that it has here."""
+    """The array `out` after the call. Before the call it is uploaded with its values."""
     uploaded = device.upload(out)
     function(device, *(device.upload(array) for array in arrays), uploaded)
     return device.download(uploaded)
@@ -126,7 +126,7 @@ def test_a_product_of_the_norm_is_the_norm_and_then_the_product(device, in_every
 
 @pytest.mark.parametrize(("few", "more"), [(2, 8), (9, 16), (33, 64)])
 def test_a_row_does_not_see_its_neighbours_or_how_many_they_are(device, few, more):
-    """As long as the same variant of the kernel takes them: for up to 8, 16, 32 or 64 rows."""
+    """This holds within a variant of the kernel; the variants take up to 8, 16, 32 or 64 rows."""
     x, w = inputs(more, 50, 1088)
     whole = launched(device, cuda.linear, [x, w], poison(more, 50, np.float32))
     fewer = launched(device, cuda.linear, [x[:few], w], poison(few, 50, np.float32))

@@ -1,5 +1,5 @@
-"""LoRA adapters on a device: the kernels against float64, a tiny Llama against NumPy, and rows without an adapter
-unchanged.
+"""LoRA adapters on a device: the kernels agree with float64, a tiny Llama agrees with NumPy, and rows without an
+adapter do not change.
 """
 
 import numpy as np

@@ -21,7 +21,7 @@ def test_the_8b_takes_what_its_card_says():
 
 
 def test_what_is_allocated_is_what_was_calculated(device, monkeypatch):
-    """Exactly for the weights. A step may use less than was calculated, and at most 1 MB more."""
+    """The weights take exactly as much. A step may take less, or up to 1 MB more."""
     config = CONFIGS["grouped queries"]
     sizes, alloc = [], device.alloc
 
@@ -52,7 +52,7 @@ def test_a_small_gpu_is_told_what_would_fit():
     assert "16.06 GB weights" in message and "a context of 2,048 would fit" in message and "\n" not in message
     with pytest.raises(DeviceError, match="for 8 sequences of 8,192 tokens"):
         check_memory(LLAMA3_8B, 8, 8192, 20 * 10**9)
-    with pytest.raises(DeviceError, match=r"8\.00 GB free; not even the weights fit"):
+    with pytest.raises(DeviceError, match=r"8\.00 GB free; not even a context of 256 would fit"):
         check_memory(LLAMA3_8B, 1, 8192, 8 * 10**9)
 
 

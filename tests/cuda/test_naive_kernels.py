@@ -1,4 +1,4 @@
-"""A reader starts at the naive kernel. Every operation has one, and a test runs it."""
+"""Every operation has a naive kernel, which is short, and a test runs it."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_every_one_is_run_by_a_test():
 
 @pytest.mark.parametrize("file", NAIVE)
 def test_one_is_short(file):
-    """So that a reader takes it in at a glance."""
+    """Short enough to be understood at a glance."""
     text = (resource("kernels") / file).read_text()
     for name in NAIVE[file]:
         body = text[text.index(f" {name}(") :]

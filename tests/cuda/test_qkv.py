@@ -1,4 +1,4 @@
-"""Norm, product, rotation and cache write in one launch: against float64, and against the launches one by one."""
+"""Norm, product, rotation and cache write in one launch agree with float64, and with the launches one by one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""RoPE and the cache write, both kernels, against complex rotations in float64."""
+"""Both kernels of RoPE and the cache write agree with complex rotations in float64."""
 
 import numpy as np
 import pytest

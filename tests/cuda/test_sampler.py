@@ -1,4 +1,4 @@
-"""The sampler on the device draws the tokens that the NumPy sampler draws, whatever the parameters."""
+"""The sampler on the device draws the tokens that the NumPy sampler draws, with every combination of parameters."""
 
 from itertools import product
 

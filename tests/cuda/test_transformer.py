@@ -1,4 +1,4 @@
-"""A tiny Llama on a device, launch code and kernels together, against the NumPy model with the same weights."""
+"""A tiny Llama on a device, launch code and kernels together, agrees with the NumPy model with the same weights."""
 
 import gc
 import weakref
@@ -55,7 +55,7 @@ def tokens_of(n, seed=0, config=CONFIG):
 
 
 def assert_agree(found, expected, limit=LIMIT):
-    """Row by row. The most likely token must be the same wherever it leads by more than twice the error."""
+    """Compares each row. The most likely token must be the same where it leads by more than twice the error."""
     assert found.shape == expected.shape and found.dtype == np.float32
     error = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert error.max() <= limit, error
@@ -112,7 +112,7 @@ def test_only_the_requested_logits_are_computed(device):
     whole, some, none = (
         model.forward(batch, model.new_cache(2, 16), np.array(rows, int)) for rows in (range(13), [8, 12, 0], [])
     )
-    # The number of rows may select another kernel, which adds up in another order.
+    # Another number of rows may select another kernel, which sums in another order.
     assert np.array_equal(whole[[8, 12, 0]], some) or np.abs(whole[[8, 12, 0]] - some).max() < 1e-4
     assert none.shape == (0, CONFIG.vocab_size)
 
@@ -252,7 +252,7 @@ def test_in_every_order_of_threads_and_blocks(device, in_every_order):
 
 
 def test_dropping_a_cache_frees_its_graphs_at_once(device):
-    """Reference counting frees them: there is no circle of objects that only the garbage collector could free."""
+    """Reference counting frees them: there is no reference cycle, which only the garbage collector could free."""
     model = on_device(device)
     cache = model.new_cache(2, 40)
     decode(model, cache, [(0, 1), (1, 2)], greedy(2), 3)
@@ -287,7 +287,7 @@ def engine_tokens(model, prompts, params, slots=3):
 
 
 def assert_same_text(found, other, prompt, params):
-    """Or the first difference is a draw that falls too near to the border between two tokens for bfloat16."""
+    """Unless the first difference is a draw too close to the border of two tokens for the precision of bfloat16."""
     if found == other:
         return
     same = next(i for i, (a, b) in enumerate(zip(found, other)) if a != b)
@@ -315,7 +315,7 @@ def test_the_engine_gets_the_same_tokens_alone_and_together_and_from_numpy(devic
 
 
 def failing_at(alloc, which):
-    """An `alloc` of which only call number `which` fails, counted from 0."""
+    """An `alloc` that fails at call number `which`, counted from 0, and only there."""
     calls = iter(range(10**6))
 
     def failing(shape, dtype):
@@ -327,7 +327,7 @@ def failing_at(alloc, which):
 
 
 def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, monkeypatch):
-    """Whichever allocation of a run fails, the next request gets the slot, and the tokens of a run without failures."""
+    """Whichever allocation fails, the next request gets the slot and the same tokens as in a run without failures."""
     one_layer = ModelConfig(**{**vars(CONFIG), "n_layers": 1})
     model, params = on_device(device, one_layer), SamplingParams(seed=0)
     engine = Engine(model, 1, 120)
@@ -348,7 +348,7 @@ def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, mo
         with monkeypatch.context() as patch:
             patch.setattr(device, "alloc", failing)
             request = run(70)
-        if next(calls) <= which:  # the run made fewer allocations than that, so none has failed
+        if next(calls) <= which:  # the run made at most `which` allocations, so none has failed
             assert request.finish_reason == "length"
             break
         assert request.finish_reason == "error" and "out of GPU memory" in str(request.error)
@@ -360,7 +360,7 @@ def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, mo
 
 @pytest.mark.parametrize("downloads", [1, 2, 3])
 def test_a_step_that_ctrl_c_interrupts_is_resumed(device, monkeypatch, downloads):
-    """Wherever the step was: the device may or may not have drawn the token and counted it."""
+    """At any point of the step: the device may or may not have drawn the token and counted it."""
     model, prompt = on_device(device), tokens_of(9).tolist()
     params = SamplingParams(seed=1, temperature=1.0, frequency_penalty=1.5, top_k=50)
     expected = engine_tokens(model, [np.array(prompt)], [params], slots=1)[0][0]
