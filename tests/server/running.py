@@ -21,11 +21,10 @@ LONG = {"prompt": "Go on", "max_tokens": 1500, "temperature": 5, "seed": 1, "str
 class RunningServer:
     """`llama3 serve` with the demo, one slot, and a free port."""
 
-    def __init__(self, *options: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        start = "from llama3.cli import main; main()"
+    def __init__(self, *options: str, first: str = ""):
+        """first: a Python statement that the process executes before it starts the server."""
+        self.port = free_port()
+        start = f"{first}\nfrom llama3.cli import main; main()"
         command = [sys.executable, "-c", start, "serve", "--port", str(self.port), "--slots", "1", "--quiet"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA3_")}
         self.process = subprocess.Popen(
@@ -76,6 +75,13 @@ class RunningServer:
         """Resident bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def post_request(inputs: dict, path: str = RUN) -> bytes:
