@@ -78,7 +78,7 @@ class TimeoutProtocol(H11Protocol):
             msg = f"the headers have more than {LIMITS.header_bytes:,} bytes; --limit header_bytes=N allows N"
             self._refuse(error_response(msg, INVALID_REQUEST, 431))
         else:
-            self._refuse(error_response(f"the request is not HTTP/1.1: {refusal or msg}", INVALID_REQUEST, 400))
+            self._refuse(error_response(f"the HTTP request is malformed: {refusal or msg}", INVALID_REQUEST, 400))
 
     def shutdown(self) -> None:
         """Called when the server stops: a request that has not arrived is refused, one that has is still answered."""
