@@ -74,7 +74,7 @@ def test_the_deadline_of_a_request_begins_with_it_and_not_with_the_one_before_it
 
 def test_a_request_behind_a_long_answer_has_its_whole_time(server: RunningServer) -> None:
     """It waits until the answer has ended, which takes longer than a request may take to arrive."""
-    long = {**LONG, "stream": False, "max_tokens": 300}
+    long = {**LONG, "stream": False, "max_tokens": 150}
     with server.connect() as connection:
         connection.sendall(post_request(long).replace(b"Connection: close\r\n", b"") + HALF_HEAD)
         reply = connection.recv(65536)
