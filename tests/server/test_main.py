@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn")  # the extra `server`
 
 from llama3.limits import LIMITS
 from tests.server.asgi import RUN
-from tests.server.running import LONG, ROOT, SHORT, RunningServer, free_port, post_request, read_all
+from tests.server.running import LONG, SHORT, RunningServer, environment, free_port, post_request, read_all
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,10 @@ def test_kill_9_closes_the_connections_and_a_new_server_can_start():
         (["--limit", "wheels=4"], "'wheels=4' is no limit; expected NAME=N"),
         (["--limit", f"tools={'9' * 5000}"], "is no limit; expected NAME=N"),
         (["--lora", "x"], "'x' is not NAME=FOLDER"),
+        (["--host", "no.such.host.invalid", "--token", "x"], "cannot listen on --host no.such.host.invalid, --port"),
+        (["--token", ""], "--token is empty"),
+        (["--token-file", "/nowhere"], "--token-file: /nowhere: No such file"),
+        (["--allow-origin", "*"], "'*' is no origin; expected one such as https://a.example"),
         (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is a folder"),
     ],
 )
@@ -157,8 +161,16 @@ def test_options_that_cannot_be_served_are_refused_in_one_line(options: list[str
     command = [sys.executable, "-m", "llama3.cli", "serve", "--quiet", *options]
     if "--port" not in options:
         command += ["--port", str(free_port())]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert ran.returncode in (1, 2) and says in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_a_port_that_is_in_use_is_refused_in_one_line(server: RunningServer):
+    command = [sys.executable, "-m", "llama3.cli", "serve", "--quiet", "--port", str(server.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    says = f"llama3: cannot listen on --host 127.0.0.1, --port {server.port}: "
+    assert ran.returncode == 2 and ran.stderr.startswith(says) and "--port chooses another one" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_the_options_limit_and_parsed_json_take_effect():
