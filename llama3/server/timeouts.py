@@ -69,7 +69,8 @@ class TimeoutProtocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.conn.bytes_waiting:
             self.transport.close()  # the client has never sent anything
             return
-        self._refuse(error_response(f"the request did not arrive within {LIMITS.seconds} seconds", TOO_SLOW, 408))
+        msg = f"the request did not arrive within {LIMITS.seconds} s; --limit seconds=N allows N"
+        self._refuse(error_response(msg, TOO_SLOW, 408))
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when the client's bytes are not HTTP."""
@@ -78,7 +79,8 @@ class TimeoutProtocol(H11Protocol):
             msg = f"the headers have more than {LIMITS.header_bytes:,} bytes; --limit header_bytes=N allows N"
             self._refuse(error_response(msg, INVALID_REQUEST, 431))
         else:
-            self._refuse(error_response(f"the HTTP request is malformed: {refusal or msg}", INVALID_REQUEST, 400))
+            why = str(refusal or msg)[:200]
+            self._refuse(error_response(f"the HTTP request is malformed: {why}", INVALID_REQUEST, 400))
 
     def shutdown(self) -> None:
         """Called when the server stops: a request that has not arrived is refused, one that has is still answered."""
