@@ -1,4 +1,4 @@
-"""Upper limits for one request. A server sets them once, when it starts: `llama3 serve --limit tools=256`."""
+"""Upper limits for requests and connections. A server sets them when it starts: `llama3 serve --limit tools=256`."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ class Limits:
     stops: int = 16  # stop strings
     seconds: int = 10  # until the whole request must have arrived
     unread_seconds: int = 60  # how long a client may stop reading an answer
+    connections: int = 1000  # open at once; more wait until one is closed
 
 
 LIMITS = Limits()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ collect_ignore += (
 
 # A run in continuous integration fails if a test is skipped for any other reason.
 MAY_SKIP = ("stories260K", "GPU", "the page's own schemas", "the page's own examples")
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start hear Ctrl-C, even if this process ignores it.
+
+    `nohup` and a shell's background jobs ignore it, and what they start would too. A handler is not passed on.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

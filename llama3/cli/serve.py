@@ -21,6 +21,7 @@ OpenAI's routes are under http://127.0.0.1:8000/v1, and http://127.0.0.1:8000/ i
 chat on. Without --token, only this machine can connect. Ctrl-C or SIGTERM stops the server."""
 
 
+MAX_TOKEN = 4096  # characters
 LIMIT_NAMES = ", ".join(f"{name} ({most:,})" for name, most in asdict(Limits()).items())
 
 
@@ -33,6 +34,53 @@ def limit(text: str) -> tuple[str, int]:
     return name, int(most)
 
 
+def host(name: str) -> str:
+    """Check a host name for argparse -> as `auth.host_name` returns it."""
+    from llama3.server.names import host_name
+
+    bare = f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name
+    found = host_name(bare)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{name!r} is no host name; expected one such as llm.example.com")
+    return found
+
+
+def origin(address: str) -> str:
+    """Check an origin for argparse -> as browsers write it."""
+    from llama3.server.names import origin_of
+
+    found = origin_of(address)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{address!r} is no origin; expected one such as https://a.example")
+    return found
+
+
+def token_of(args: argparse.Namespace) -> str | None:
+    """The token of --token, --token-file or LLAMA3_TOKEN, without the white space around it; None if none is set.
+
+    Raises RequestError for one that no header can carry.
+    """
+    option, token = "token", args.token
+    by_flag = {name: not args.source[name].startswith("LLAMA3_") for name in ("token", "token_file")}
+    if token is not None and args.token_file is not None and by_flag["token"] == by_flag["token_file"]:
+        raise RequestError(f"{args.source['token']} and {args.source['token_file']} are both set; expected one of them")
+    if args.token_file is not None and (token is None or by_flag["token_file"]):
+        option = "token_file"
+        try:
+            with open(args.token_file, encoding="ascii", errors="replace") as file:
+                token = file.read(MAX_TOKEN + 1)
+        except OSError as error:
+            raise RequestError(f"{args.source[option]}: {args.token_file}: {error.strerror}") from None
+    if token is None:
+        return None
+    name, token = args.source[option], token.strip()
+    if not token:
+        raise RequestError(f"{name} is empty; expected a token, or leave it out")
+    if not re.fullmatch(r"[!-~]+", token) or len(token) > MAX_TOKEN:
+        raise RequestError(f"{name} is no token; expected at most {MAX_TOKEN} visible ASCII characters, without spaces")
+    return token
+
+
 def parser() -> Parser:
     parser = Parser("llama3 serve [OPTIONS]", DESCRIPTION)
     option = parser.group("server")
@@ -41,13 +89,23 @@ def parser() -> Parser:
     option(
         "--token",
         metavar="TOKEN",
-        help="require the header Authorization: Bearer TOKEN, except for /health and the files of the page",
+        help="require the header Authorization: Bearer TOKEN, except for /health and the files of the page. The "
+        "list of processes shows it to all users of this machine; --token-file and LLAMA3_TOKEN do not",
     )
+    option("--token-file", metavar="FILE", help="read the token from FILE; white space around it does not count")
     option(
         "--allow-host",
         metavar="NAME",
         repeat=True,
+        type=host,
         help="accept this host name in requests, as well as this machine's own; repeatable",
+    )
+    option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        repeat=True,
+        type=origin,
+        help="let web pages of this origin, such as https://a.example, call the server (CORS); repeatable",
     )
     option("--slots", metavar="N", type=positive, default=4, help="requests that run at once, in one batch (default 4)")
     option(
@@ -62,7 +120,7 @@ def parser() -> Parser:
         metavar="NAME=N",
         type=limit,
         repeat=True,
-        help=f"change a limit of requests; repeatable. The defaults: {LIMIT_NAMES}",
+        help=f"change a limit; repeatable. The defaults: {LIMIT_NAMES}",
     )
     option("--parsed-json", help="in JSON mode, answer with the parsed object instead of its text")
     option(
@@ -81,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"serve takes no prompt ({' '.join(args.words)!r}): prompts come with the requests")
     if not 0 < args.port < 65536:
         raise RequestError(f"--port: {args.port} is no port; expected 1 to 65535")
+    token = token_of(args)
     try:
         from llama3.server.main import Settings, serve
     except ImportError as error:
@@ -88,16 +147,18 @@ def run(args: argparse.Namespace) -> int:
             f"llama3 serve needs the extra server ({error.name} is missing): pip install 'llama3[server]'"
         ) from None
     if not args.quiet:
-        note(f"http://{args.host}:{args.port} (process {os.getpid()}); Ctrl-C stops it")
+        name = f"[{args.host}]" if ":" in args.host else args.host
+        note(f"http://{name}:{args.port} (process {os.getpid()}); Ctrl-C stops it")
     for name, most in args.limit or ():
         setattr(LIMITS, name, most)
     settings = Settings(
         host=args.host,
         port=args.port,
-        token=args.token,
+        token=token,
         slots=args.slots,
         queue=args.queue,
         allowed_hosts=tuple(args.allow_host or ()),
+        allowed_origins=tuple(args.allow_origin or ()),
         quiet=args.quiet,
         parsed_json=args.parsed_json,
     )

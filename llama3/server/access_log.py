@@ -1,5 +1,6 @@
 """The access log: one JSON line per request on standard error. No prompt is in it."""
 
+import contextlib
 import json
 import sys
 import time
@@ -40,4 +41,5 @@ class AccessLog:
                     "status": status,
                     "ms": round(1000 * seconds, 1),
                 }
-                print(json.dumps(line), file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # standard error may be closed, or a full disk
+                    print(json.dumps(line), file=sys.stderr, flush=True)

@@ -18,9 +18,10 @@ from llama3.llama import Llama
 from llama3.server import models_api, playground
 from llama3.server.access_log import AccessLog
 from llama3.server.api_formats import BINDING, REST
-from llama3.server.auth import Auth
+from llama3.server.auth import BINDING_RUN, Auth
 from llama3.server.chat_completions import CHAT_COMPLETIONS
 from llama3.server.completions import COMPLETIONS
+from llama3.server.cors import Cors
 from llama3.server.models import MODELS, unknown_model
 from llama3.server.responses import JsonResponse, binding_error, error_response, rest_error
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
@@ -87,13 +88,19 @@ async def http_error(request: Request, error: Exception) -> Response:
     return error_response("No route for that URI", NO_ROUTE, error.status_code)
 
 
-def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] = (), quiet: bool = True) -> Starlette:
-    """token, hosts: see `Auth`. quiet: write no access log."""
+def make_app(
+    service: Service,
+    token: str | None = None,
+    hosts: tuple[str, ...] = (),
+    quiet: bool = True,
+    origins: tuple[str, ...] = (),
+) -> Starlette:
+    """token, hosts, origins: see `Auth`. quiet: write no access log."""
     routes = Routes(service)
     app = Starlette(
         routes=[
             Route(ACCOUNT + "/run/{model:path}", routes.run, methods=["POST"]),
-            Route("/run", routes.run_binding, methods=["POST"]),
+            *(Route(path, routes.run_binding, methods=["POST"]) for path in BINDING_RUN),
             *(Route(f"{base}/v1/chat/completions", routes.chat_completions, methods=["POST"]) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/completions", routes.completions, methods=["POST"]) for base in OPENAI_BASES),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -106,7 +113,8 @@ def make_app(service: Service, token: str | None = None, hosts: tuple[str, ...] 
         ],
         middleware=[
             Middleware(AccessLog, metrics=service.metrics, quiet=quiet),
-            Middleware(Auth, token=token, hosts=hosts),
+            Middleware(Cors, origins=origins),
+            Middleware(Auth, token=token, hosts=hosts, origins=origins),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=service.lifespan,

@@ -7,6 +7,7 @@ import gc
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -16,6 +17,9 @@ from llama3.limits import LIMITS
 from llama3.llama import Llama
 from llama3.server.app import make_app
 from llama3.server.auth import LOOPBACK
+from llama3.server.listener import Listener, listen, most_connections
+from llama3.server.log_filter import limit_log
+from llama3.server.names import host_name
 from llama3.server.service import Service
 from llama3.server.timeouts import TimeoutProtocol
 
@@ -35,15 +39,23 @@ class Settings:
     slots: int  # how many requests run at once
     queue: int  # how many more may wait
     allowed_hosts: tuple[str, ...] = ()  # host names that requests may use besides this machine's own
+    allowed_origins: tuple[str, ...] = ()  # origins whose pages may send requests, as `auth.origin_of` returns them
     quiet: bool = False  # write no access log
     parsed_json: bool = False  # in JSON mode, respond with the parsed object instead of its text
 
 
 class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, sockets: list[socket.socket]):
         super().__init__(config)
-        self.service = service
+        self.service, self.sockets = service, sockets
         service.on_load_error = lambda: setattr(self, "should_exit", True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # Without sockets, uvicorn starts no accept loop. Its own has no limit, and logs a traceback for each failure.
+        await super().startup(sockets=[])
+        places = asyncio.Semaphore(most_connections(LIMITS.connections))
+        protocol = partial(TimeoutProtocol, self.config, self.server_state, self.lifespan.state, places.release)
+        self.servers = [Listener(sock, places, protocol) for sock in self.sockets]  # type: ignore[misc]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.service.stopping = True
@@ -57,22 +69,25 @@ class Server(uvicorn.Server):
 def serve(load: Callable[[], Llama], settings: Settings) -> None:
     """Serve until a signal ends the process. `load` returns the model, and is called in the background.
 
-    Raises what `load` raises, and RequestError if other machines could reach a server that has no token.
+    Raises what `load` raises, and RequestError for an address that cannot be used, or if other machines could reach a
+    server that has no token.
     """
     host = settings.host
     if not settings.token and host not in LOOPBACK:
         raise RequestError(
-            f"--host {host} can be reached from elsewhere: set --token (or LLAMA3_TOKEN), or leave out --host"
+            f"--host {host} can be reached from elsewhere: set --token-file (or LLAMA3_TOKEN), or leave out --host"
         )
+    sockets = listen(host, settings.port)
     limit_malloc_arenas()
     service = Service(lambda: load_and_freeze(load), settings.slots, settings.queue, settings.parsed_json)
-    hosts = settings.allowed_hosts if host in ANY_ADDRESS else (*settings.allowed_hosts, host)
+    own = () if host in ANY_ADDRESS else (host_name(f"[{host}]" if ":" in host else host) or host,)
+    hosts = (*settings.allowed_hosts, *own)
     config = uvicorn.Config(
-        make_app(service, settings.token, hosts, settings.quiet),
+        make_app(service, settings.token, hosts, settings.quiet, settings.allowed_origins),
         host=host,
         port=settings.port,
-        http=TimeoutProtocol,
-        h11_max_incomplete_event_size=LIMITS.header_bytes,
+        http="h11",
+        ws="none",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=GRACE_SECONDS,
         proxy_headers=False,
@@ -80,7 +95,8 @@ def serve(load: Callable[[], Llama], settings: Settings) -> None:
         log_level="warning",
         access_log=False,
     )
-    Server(config, service).run()
+    limit_log()
+    Server(config, service, sockets).run()
     if service.load_error is not None:
         raise service.load_error
 

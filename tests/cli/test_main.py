@@ -13,7 +13,7 @@ from llama3.cli import main
 from llama3.cli.help import COMMANDS
 from llama3.errors import CheckpointError
 from llama3.llama import Llama
-from tests.cli.running import PROGRAM, give_stdin, run
+from tests.cli.running import PATIENCE, PROGRAM, give_stdin, run
 
 NO_TEXT = os.fsdecode(b"caf\xe9")
 BAD = [  # (arguments, exit code, a part of the one line of the message)
@@ -228,6 +228,21 @@ def test_ctrl_c_while_it_imports_ends_it_quietly(module: str) -> None:
     code = INTERRUPTED_IMPORT.replace("MODULE", repr(module))
     done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("test", ["while_it_answers_ends_it_quietly", "while_it_imports_ends_it_quietly[numpy]"])
+def test_ctrl_c_tests_pass_where_it_is_ignored(test: str) -> None:
+    """As under `nohup`, or in a background job of a shell."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::test_ctrl_c_{test}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert done.returncode == 0 and b"1 passed" in done.stdout, done.stdout.decode()
 
 
 def test_a_terminal_without_unicode_shows_escapes(talker: Path) -> None:

@@ -11,10 +11,15 @@ from llama3.engine import MAX_TOKENS
 from llama3.errors import RequestError
 from llama3.sampling_params import SamplingParams
 
-OTHERS = {"device": "cuda", "lora": "y=folder"}  # second values of options that do not take "2"
+OTHERS = {
+    "device": "cuda",
+    "lora": "y=folder",
+    "allow_origin": "https://b.example",
+}  # second values of options that do not take "2"
 VALUES = {
     "lora": "x=folder",
     "limit": "tools=1",
+    "allow_origin": "https://a.example",
     "temperature": "0.25",
     "device": "cpu",
     "slots": "3",

@@ -21,16 +21,12 @@ LONG = {"prompt": "Go on", "max_tokens": 1500, "temperature": 5, "seed": 1, "str
 class RunningServer:
     """`llama3 serve` with the demo, one slot, and a free port."""
 
-    def __init__(self, *options: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        start = "from llama3.cli import main; main()"
+    def __init__(self, *options: str, first: str = ""):
+        """first: a Python statement that the process executes before it starts the server."""
+        self.port = free_port()
+        start = f"{first}\nfrom llama3.cli import main; main()"
         command = [sys.executable, "-c", start, "serve", "--port", str(self.port), "--slots", "1", "--quiet"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA3_")}
-        self.process = subprocess.Popen(
-            [*command, *options], stderr=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": ROOT}
-        )
+        self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment())
         for _ in range(600):
             if self.process.poll() is not None:
                 raise AssertionError(self.process.stderr.read() if self.process.stderr else "")
@@ -48,6 +44,8 @@ class RunningServer:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        if self.process.stderr:
+            self.process.stderr.close()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
@@ -76,6 +74,19 @@ class RunningServer:
         """Resident bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a server: this process's, without the options that the user's variables may set."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA3_")}
+    return {**kept, "PYTHONPATH": ROOT}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def post_request(inputs: dict, path: str = RUN) -> bytes:

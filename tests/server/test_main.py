@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn")  # the extra `server`
 
 from llama3.limits import LIMITS
 from tests.server.asgi import RUN
-from tests.server.running import LONG, ROOT, SHORT, RunningServer, post_request, read_all
+from tests.server.running import LONG, SHORT, RunningServer, environment, free_port, post_request, read_all
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_bodies_that_do_not_arrive_do_not_block_other_requests():
 
 def test_huge_headers_and_bodies_are_refused_and_memory_stays(server: RunningServer):
     before = server.memory()
-    assert server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 60_000_000)[:12] in (b"HTTP/1.1 400", b"")
+    assert server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 60_000_000)[:12] in (b"HTTP/1.1 431", b"")
     headers = b"POST /run HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1000000000\r\n\r\n"
     reply = server.send(headers + b"x" * 30_000_000)
     assert reply == b"" or b"413" in reply.split(b"\r\n")[0]
@@ -142,7 +142,7 @@ def test_kill_9_closes_the_connections_and_a_new_server_can_start():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from elsewhere: set --token"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from elsewhere: set --token-file"),
         (["--port", "0"], "--port: 0 is no port"),
         (["--slots", "0"], "0 is too small"),
         (["hello"], "serve takes no prompt ('hello')"),
@@ -150,15 +150,27 @@ def test_kill_9_closes_the_connections_and_a_new_server_can_start():
         (["--limit", "wheels=4"], "'wheels=4' is no limit; expected NAME=N"),
         (["--limit", f"tools={'9' * 5000}"], "is no limit; expected NAME=N"),
         (["--lora", "x"], "'x' is not NAME=FOLDER"),
+        (["--host", "no.such.host.invalid", "--token", "x"], "cannot listen on --host no.such.host.invalid, --port"),
+        (["--token", ""], "--token is empty"),
+        (["--token-file", "/nowhere"], "--token-file: /nowhere: No such file"),
+        (["--allow-origin", "*"], "'*' is no origin; expected one such as https://a.example"),
         (["--lora", "x=/nowhere"], "/nowhere: no such folder; an adapter is a folder"),
     ],
 )
 def test_options_that_cannot_be_served_are_refused_in_one_line(options: list[str], says: str):
     command = [sys.executable, "-m", "llama3.cli", "serve", "--quiet", *options]
     if "--port" not in options:
-        command += ["--port", "39181"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+        command += ["--port", str(free_port())]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert ran.returncode in (1, 2) and says in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_a_port_that_is_in_use_is_refused_in_one_line(server: RunningServer):
+    command = [sys.executable, "-m", "llama3.cli", "serve", "--quiet", "--port", str(server.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    says = f"llama3: cannot listen on --host 127.0.0.1, --port {server.port}: "
+    assert ran.returncode == 2 and ran.stderr.startswith(says) and "--port chooses another one" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_the_options_limit_and_parsed_json_take_effect():
