@@ -14,6 +14,7 @@ from llama3.constraint import no_call_grammar, tools_grammar
 from llama3.errors import RequestError
 from llama3.json_text import read_json
 from llama3.limits import LIMITS
+from llama3.schema_check import short_message
 
 OFFER = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments "
@@ -21,6 +22,7 @@ OFFER = (
     'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}. '
     "Do not use variables.\n\n"
 )
+CALL_SEPARATOR = "; "
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,79 @@ def prepare(
     """
     offered = read_tools(tools)
     return with_tools(messages, offered), choice_grammar(offered, choice)
+
+
+def render_messages(messages: Any) -> Any:
+    """The messages of a dialogue, each as `render_message` has it. Raises RequestError with the index of a message.
+
+    What is no list of mappings stays as it is: `llama3.chat.encode_dialog` refuses it.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        return messages
+    out = []
+    for i, message in enumerate(messages):
+        try:
+            out.append(render_message(message) if isinstance(message, Mapping) else message)
+        except RequestError as error:
+            raise RequestError(f"messages[{i}]: {error}") from error
+    return out
+
+
+def render_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its calls written into its text, as the model writes them: {"role", "content"}.
+
+    Only an assistant's message has calls, in "tool_calls": each is {"name", "arguments"}, alone or as the "function" of
+    an object, as OpenAI has it. The arguments are an object or its JSON text; null and empty text count as {}. The
+    calls stand behind the content, which may then be null. Raises RequestError for calls that are none of this.
+    """
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role != "assistant" or not calls:
+        return {"role": role, "content": content}
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"tool_calls is {type(calls).__name__}; expected a list")
+    written = CALL_SEPARATOR.join(_written_call(i, call) for i, call in enumerate(calls))
+    if not (content is None or isinstance(content, str)):
+        raise RequestError(f"content is {type(content).__name__}; expected text or null")
+    text = (content or "").strip()
+    if _same_calls(text, written):  # some clients send the calls twice, as text and as data
+        text = ""
+    # The empty line keeps the text from sharing a token with the call, which so has the ids that the model gave it.
+    return {"role": role, "content": f"{text}\n\n{written}" if text else written}
+
+
+def _written_call(i: int, call: Any) -> str:
+    place = f"tool_calls[{i}]"
+    function = call.get("function", call) if isinstance(call, Mapping) else call
+    if not isinstance(function, Mapping):
+        raise RequestError(f"{place} is {type(function).__name__}; expected an object")
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{place}: name is {name!r}; expected text")
+    try:
+        arguments = _arguments_object(function.get("arguments"))
+        call = {"name": name, "parameters": arguments}
+        return json.dumps(call, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{place}: arguments are not a JSON object: {short_message(error)}") from None
+
+
+def _arguments_object(arguments: Any) -> Any:
+    """The arguments of a call, which may be the JSON text of an object. Raises ValueError if they are no object."""
+    if isinstance(arguments, str):
+        arguments = read_json(arguments) if arguments.strip() else None
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"found {type(arguments).__name__}")
+    return arguments
+
+
+def _same_calls(text: str, written: str) -> bool:
+    """Whether a text is these calls, whatever its white space."""
+    try:
+        return read_calls(text) == read_calls(written)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -78,7 +153,7 @@ def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]
         offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
     except (TypeError, ValueError) as error:
         raise RequestError(f"the tools are not JSON: {error}") from None
-    out = list(messages)
+    out = list(render_messages(messages))
     for i, message in enumerate(out):
         if isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), str):
             out[i] = {**message, "content": offer + message["content"].strip()}
@@ -108,7 +183,7 @@ def read_calls(text: str) -> list[Call]:
         _, end = decoder.raw_decode(text, start)
         call = read_json(text[start:end])
         calls.append(Call(call["name"], call["parameters"]))
-        start = end + len("; ") if text.startswith("; ", end) else end
+        start = end + len(CALL_SEPARATOR) if text.startswith(CALL_SEPARATOR, end) else end
         if start == end < len(text):
-            raise ValueError(f"{text[end:][:20]!r} follows a call; expected '; ' or the end")
+            raise ValueError(f"{text[end:][:20]!r} follows a call; expected {CALL_SEPARATOR!r} or the end")
     return calls

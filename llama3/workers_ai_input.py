@@ -10,7 +10,7 @@ from typing import Any
 
 from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
-from llama3.tools import read_tools
+from llama3.tools import read_tools, render_message
 
 BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # Cloudflare's error codes
 
@@ -77,12 +77,19 @@ def is_prompt_request(inputs: Mapping[str, Any]) -> bool:
 
 def is_message_list(value: Any) -> bool:
     return json_type(value) == "array" and all(
-        json_type(message) == "object" and all(json_type(message.get(name)) == "string" for name in ("role", "content"))
+        json_type(message) == "object"
+        and json_type(message.get("role")) == "string"
+        and (json_type(message.get("content")) == "string" or (message.get("content") is None and has_calls(message)))
         for message in value
     )
 
 
+def has_calls(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant" and bool(message.get("tool_calls"))
+
+
 def check_messages(messages: Any) -> list[dict[str, str]]:
+    """The messages as {"role", "content"}, with the calls of tools written into the content."""
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
@@ -92,13 +99,18 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
     for i, message in enumerate(messages):
         path = f"/messages/{i}"
         check_type(path, message, "object")
-        missing = [name for name in ("role", "content") if name not in message]
-        if missing:
+        if has_calls(message) and message.get("content") is None:
+            message = {**message, "content": ""}
+        if not {"role", "content"} <= message.keys():
             raise bad_input(f"required properties at '{path}' are 'role,content'")
-        role, content = (check_type(f"{path}/{name}", message[name], "string") for name in ("role", "content"))
-        if not role:
+        for name in ("role", "content"):
+            check_type(f"{path}/{name}", message[name], "string")
+        if not message["role"]:
             raise bad_input(f"'{path}/role' must not be shorter than 1 character")
-        out.append({"role": role, "content": content})
+        try:
+            out.append(render_message(message))
+        except RequestError as error:
+            raise bad_input(f"'{path}': {error}") from error
     return out
 
 
