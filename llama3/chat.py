@@ -16,7 +16,7 @@ from llama3.errors import RequestError
 from llama3.tokenizer import Tokenizer
 
 HEADER_NAMES = {"tool": "ipython", "developer": "system"}  # Llama 3's names for roles that other formats have
-Message = Mapping[str, str]  # "role" and "content"; other keys are ignored
+Message = Mapping[str, Any]  # "role" and "content"; other keys are ignored
 
 
 def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -218,7 +218,7 @@ class Llama:
         names one of the tools, and its arguments fit the schema. tool_choice: "auto"; "none": text; "required": at
         least one call; or the name of the tool to call.
         """
-        if tools:
+        if tools or tool_choice not in ("auto", "none"):
             messages, parameters["grammar"] = prepare(tools, messages, tool_choice)
         return self.stream(self.encode_chat(messages), **parameters)
 

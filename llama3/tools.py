@@ -34,15 +34,21 @@ class Call:
 
 
 def prepare(
-    tools: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, str]], choice: str = "auto"
-) -> tuple[list[Mapping[str, str]], str]:
-    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer.
+    tools: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
+    choice: str = "auto",
+    parallel: bool = True,
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer. It is
+    None if there are no tools.
 
-    choice: "auto", "none", "required", or the name of the tool to call. Raises RequestError for tools that `read_tools`
-    refuses, and for a choice that is none of these.
+    choice: "auto", "none", "required", or the name of the tool to call. parallel: whether the answer may hold more than
+    one call. Raises RequestError for tools that `read_tools` refuses, and for a choice that cannot be met.
     """
     offered = read_tools(tools)
-    return with_tools(messages, offered), choice_grammar(offered, choice)
+    if not offered and choice in ("auto", "none"):
+        return list(render_messages(messages)), None
+    return with_tools(messages, offered), choice_grammar(offered, choice, parallel)
 
 
 def render_messages(messages: Any) -> Any:
@@ -132,20 +138,21 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             tool = tool["function"]
         if not isinstance(tool, Mapping):
             raise RequestError(f"tools[{i}] is {type(tool).__name__}; expected an object")
-        name, description = tool.get("name"), tool.get("description") or ""
-        parameters = tool.get("parameters") or {}
+        name = tool.get("name")
+        description, parameters = (tool.get(key) for key in ("description", "parameters"))
+        description = "" if description is None else description
+        parameters = {"type": "object"} if parameters in (None, {}) else parameters
         if not isinstance(name, str) or not name:
             raise RequestError(f"tools[{i}]: name is {name!r}; expected text")
         if not isinstance(description, str) or not isinstance(parameters, Mapping):
             raise RequestError(f"tools[{i}]: expected description to be text, and parameters to be a JSON Schema")
         if any(name == other["name"] for other in out):
             raise RequestError(f"tools[{i}]: there are two tools named {name!r}")
-        # A call holds arguments by name, so they are an object, whatever else the schema would accept.
-        out.append({"name": name, "description": description, "parameters": {**parameters, "type": "object"}})
+        out.append({"name": name, "description": description, "parameters": dict(parameters)})
     return out
 
 
-def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]]) -> list[Mapping[str, str]]:
+def with_tools(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """The dialogue with the tools in front of its first user message's text. Without a user message, they become one
     at the beginning. Raises RequestError for tools that are not JSON.
     """
@@ -161,17 +168,21 @@ def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]
     return [{"role": "user", "content": offer}, *out]
 
 
-def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str:
-    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered."""
+def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto", parallel: bool = True) -> str:
+    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered, and
+    for a call that is demanded where there are no tools.
+    """
     if choice == "none":
         return no_call_grammar()
-    if choice in ("auto", "required"):
-        return tools_grammar(tools, must_call=choice == "required")
-    named = [tool for tool in tools if tool["name"] == choice]
+    if choice == "auto":
+        return tools_grammar(tools, parallel=parallel)
+    if not tools:
+        raise RequestError(f"tool_choice is {choice!r}, but there are no tools; expected tools, or auto or none")
+    named = tools if choice == "required" else [tool for tool in tools if tool["name"] == choice]
     if not named:
         names = ", ".join(tool["name"] for tool in tools)
         raise RequestError(f"tool_choice is {choice!r}; expected auto, none, required or one of {names}")
-    return tools_grammar(named, must_call=True)
+    return tools_grammar(named, must_call=True, parallel=parallel)
 
 
 def read_calls(text: str) -> list[Call]:
