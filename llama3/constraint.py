@@ -6,6 +6,7 @@ A schema that llguidance cannot enforce is refused: no text is ever generated wi
 """
 
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ LLGUIDANCE_LIMITS = {  # what compiling and following one schema may cost; far b
     "verbose_errors": False,
 }
 TEXT_RULE = "TEXT: /[^{](.|\\n)*/"  # in Lark's notation: text that does not begin like a call
+PLACE_IN_GRAMMAR = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?|\n *\d+ \| .*", re.DOTALL)
 LISTING_KEYWORDS = {  # see `only_lists_properties`
     *("type", "properties", "required", "$defs", "definitions"),
     *("title", "description", "default", "examples", "$comment", "$schema", "$id"),
@@ -53,7 +55,8 @@ class Constraint:
             _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LLGUIDANCE_LIMITS)
         )
         if self._matcher.is_error():
-            raise RequestError(f"the JSON schema cannot be enforced: {short_message(self._matcher.get_error())}")
+            message = short_message(PLACE_IN_GRAMMAR.sub("", self._matcher.get_error()))
+            raise RequestError(f"the JSON schema cannot be enforced: {message}")
         self._n_tokens = tokenizer.vocab_size
         self._bits = engine.numpy.allocate_token_bitmask(1, self._n_tokens)  # (1, words) int32
         self._vocab_size, self._stop_ids = vocab_size, stop_ids

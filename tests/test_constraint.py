@@ -120,8 +120,13 @@ def test_three_hundred_schemas_and_tools_of_a_random_model(llama, capsys):
 
 
 def accepts(constraint: Constraint, tokens: list[int], stop: int) -> bool:
-    """Whether the constraint lets this text through, token by token, and then lets it end."""
-    return all(constraint.allowed(tokens[:n])[token] for n, token in enumerate([*tokens, stop]))
+    """Whether the constraint lets this text through, token by token, and then lets it end. Behind a part of the text
+    that has no end, as in a schema that requires itself, it lets nothing through.
+    """
+    try:
+        return all(constraint.allowed(tokens[:n])[token] for n, token in enumerate([*tokens, stop]))
+    except GrammarError:
+        return False
 
 
 def random_text(llama, constraint, dice, start="", most=120) -> str | None:
@@ -234,6 +239,77 @@ def test_a_call_holds_the_listed_parameters_and_no_others(llama):
             assert constraint.allowed(tokens[:i])[tokens[i]]
         allowed = constraint.allowed(tokens)
         assert allowed[llama.tokenizer.encode(",")[0]] == passes and allowed[llama.tokenizer.encode("}")[0]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "only"),
+    [
+        ({"type": "object", "properties": {}}, True),
+        ({"properties": {}}, True),
+        (
+            {
+                "type": "object",
+                "properties": {},
+                "required": [],
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "$defs": {},
+                "definitions": {},
+            },
+            True,
+        ),
+        ({"type": "object", "properties": {}, "required": ["x"]}, False),
+        ({"type": "object"}, False),
+        ({"type": "object", "properties": {}, "additionalProperties": True}, False),
+    ],
+)
+def test_a_tool_without_parameters_is_called_without_arguments(llama, parameters, only):
+    grammar = tools_grammar([{"name": "f", "parameters": parameters}], must_call=True)
+    tokens = llama.tokenizer.encode('{"name":"f","parameters":{')
+    allowed = constraint_of(llama, grammar).allowed(tokens)
+    assert allowed[llama.tokenizer.encode("}")[0]] == ("x" not in parameters.get("required", ()))
+    assert allowed[llama.tokenizer.encode('"')[0]] == (not only)
+
+
+@pytest.mark.parametrize("must_call", [True, False])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_more_than_one_call_only_if_calls_may_be_parallel(llama, must_call, parallel):
+    tools = [{"name": name, "parameters": {"properties": {}}} for name in "fg"]
+    grammar = tools_grammar(tools, must_call, parallel)
+    one, text = '{"name":"f","parameters":{}}', llama.tokenizer.encode("word")
+    two = llama.tokenizer.encode(f"{one}; {one.replace('f', 'g', 1)}")
+    stop = min(llama.checkpoint.stop_ids)
+    assert accepts(constraint_of(llama, grammar), llama.tokenizer.encode(one), stop)
+    assert accepts(constraint_of(llama, grammar), two, stop) == parallel
+    assert accepts(constraint_of(llama, grammar), text, stop) == (not must_call)
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        None,
+        "http://json-schema.org/draft-04/schema#",
+        "http://json-schema.org/draft-06/schema#",
+        "http://json-schema.org/draft-07/schema#",
+        "https://json-schema.org/draft/2020-12/schema",
+    ],
+)
+@pytest.mark.parametrize(
+    "root", [{"$ref": "#/definitions/L"}, {"anyOf": [{"type": "integer"}, {"$ref": "#/definitions/L"}]}]
+)
+def test_a_list_that_refers_to_itself_can_be_the_argument(llama, draft, root):
+    """As zod-to-json-schema writes a schema with a name: the root is nothing but a reference."""
+    item = {**closed(value={"type": "integer"}), "properties": {"value": {"type": "integer"}, "next": root}}
+    schema = {**root, "definitions": {"L": item}, **({"$schema": draft} if draft else {})}
+    grammar = tools_grammar([{"name": "f", "parameters": schema}], must_call=True)
+    stop = min(llama.checkpoint.stop_ids)
+    for arguments, valid in (
+        ('{"value":1,"next":{"value":2,"next":{"value":3}}}', True),
+        ('{"value":1,"next":{"next":{"value":3}}}', False),
+        ('{"value":1,"next":7}', "anyOf" in root),
+        ("7", False),
+    ):
+        tokens = llama.tokenizer.encode(f'{{"name":"f","parameters":{arguments}}}')
+        assert accepts(constraint_of(llama, grammar), tokens, stop) == valid, arguments
 
 
 def test_every_token_that_is_allowed_can_be_taken_and_a_valid_text_passes(llama):

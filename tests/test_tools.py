@@ -1,14 +1,18 @@
-"""Tools in a dialogue: how the calls of its history are written into the prompt."""
+"""Tools in a dialogue: how the calls of its history are written into the prompt, and which calls an answer may hold."""
 
 import itertools
 import json
 
 import pytest
+from llama_models.datatypes import RawMessage
+from llama_models.llama3.chat_format import ChatFormat
 
 from llama3 import Llama
+from llama3.chat import encode_dialog
 from llama3.errors import ContractError, RequestError
-from llama3.tools import Call, prepare, read_calls, render_message
-from llama3.workers_ai import encode_prompt, validate
+from llama3.tools import Call, prepare, read_calls, read_tools, render_message, render_messages
+from llama3.workers_ai import encode_prompt, start_generation, validate
+from tests import real_vocabulary as real
 
 ARGUMENTS = [{}, {"city": "Paris"}, {"q": 'é "x" \u2028 <|eot_id|>', "n": [1, 2.5, None, {"deep": {}}]}]
 TEXTS = ["", None, "Let me look.", "  Two words \n"]
@@ -80,6 +84,20 @@ def test_a_history_with_calls_has_metas_ids_in_every_form_on_every_way(llama):
         assert encode_prompt(llama, validate({"messages": messages, "tools": [TOOL]}), "auto")[0] == expected
 
 
+def test_a_history_with_calls_has_the_ids_of_metas_own_code():
+    """The package llama-models encodes the text in front of a call and the call one by one, and so do we."""
+    meta, tokenizer = ChatFormat(real.meta()), real.tokenizer(True)
+    for message, parts in cases():
+        messages = [{"role": "system", "content": "Be brief."}, USER, message, RESULT]
+        expected = [
+            RawMessage(role=m["role"], content="".join(parts) if m is message else m["content"]) for m in messages
+        ]
+        ids = encode_dialog(tokenizer, render_messages(messages))
+        assert ids == meta.encode_dialog_prompt(expected).tokens
+        tokens = [token for part in parts for token in tokenizer.encode(part)]
+        assert encode_dialog(tokenizer, render_messages([message]))[5:-5] == tokens
+
+
 def test_a_call_in_the_history_reads_as_the_call_that_it_is():
     for arguments in ARGUMENTS:
         for call in forms("f", arguments):
@@ -128,3 +146,48 @@ def test_calls_that_cannot_be_read_are_refused_by_their_place(llama, calls, says
     with pytest.raises(ContractError) as refused:
         validate({"messages": messages})
     assert refused.value.code == 5006 and "'/messages/1': " in str(refused.value) and says in str(refused.value)
+
+
+@pytest.mark.parametrize("tools", [[], ()])
+def test_a_call_cannot_be_demanded_without_tools(llama, tools):
+    for choice in ("required", "f"):
+        with pytest.raises(RequestError, match=f"tool_choice is '{choice}', but there are no tools"):
+            prepare(tools, [USER], choice)
+        with pytest.raises(RequestError, match="no tools"):
+            llama.chat([USER], tools=tools, tool_choice=choice)
+        for inputs in ({"messages": [USER]}, {"messages": [USER], "tools": list(tools)}, {"prompt": "?"}):
+            with pytest.raises(ContractError, match="no tools") as caught:
+                start_generation(llama, validate(inputs), choice)
+            assert caught.value.code == 5006
+    for choice in ("auto", "none"):
+        assert prepare(tools, [USER], choice) == ([USER], None)
+
+
+def test_a_demanded_call_and_json_mode_exclude_one_another(llama):
+    parameters = validate({"messages": [USER], "tools": [TOOL], "response_format": {"type": "json_object"}})
+    for choice in ("required", "f"):
+        with pytest.raises(ContractError, match="response_format asks for JSON in place of a call"):
+            start_generation(llama, parameters, choice)
+
+
+def test_one_call_or_more_as_the_request_says(llama):
+    """The demo, asked for two cities, calls twice; with parallel_tool_calls false it calls once."""
+    grammars = {parallel: prepare([TOOL], [USER], "required", parallel)[1] for parallel in (True, False)}
+    parameters = validate({"messages": [USER], "tools": [TOOL], "max_tokens": 60, "temperature": 0})
+    for parallel, grammar in grammars.items():
+        assert encode_prompt(llama, parameters, "required", parallel)[1] == grammar
+        answer = start_generation(llama, parameters, "required", parallel).completion()
+        assert answer.finish_reason == "length" or len(read_calls(answer.text)) <= (9 if parallel else 1)
+    assert grammars[True] != grammars[False]
+
+
+@pytest.mark.parametrize("key", ["description", "parameters"])
+@pytest.mark.parametrize("value", [0, False, [], 7, "", None, {}])
+def test_an_empty_value_of_the_wrong_type_is_refused_as_a_full_one_is(key, value):
+    if value is None or isinstance(value, str if key == "description" else dict):
+        assert read_tools([{"name": "f", key: value}]) == [
+            {"name": "f", "description": "", "parameters": {"type": "object"}}
+        ]
+    else:
+        with pytest.raises(RequestError, match="expected description to be text, and parameters to be a JSON Schema"):
+            read_tools([{"name": "f", key: value}])
