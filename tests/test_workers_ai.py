@@ -1,6 +1,7 @@
 """The Workers AI contract: random inputs against the model page's schemas if they are present, and each rule."""
 
 import copy
+import itertools
 import json
 import math
 import random
@@ -12,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama3 import Llama
+from llama3.engine import MAX_TOKENS
 from llama3.errors import ContractError
 from llama3.tools import choice_grammar, read_calls, read_tools, with_tools
-from llama3.workers_ai import validate
+from llama3.workers_ai import output_limit, validate
 from llama3.workers_ai_input import NUMBERS
 from tests.schema_values import values_of
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
@@ -192,7 +194,9 @@ def test_the_error_names_the_place_for_twenty_thousand_inputs_wrong_in_one_place
         ({"prompt": "a", "raw": "true"}, "Type mismatch of '/raw', 'string' not in 'boolean'"),
         ({"prompt": "a", "response_format": {}}, "required properties at '/response_format' are 'type'"),
         ({"prompt": "a", "response_format": {"type": "text"}}, "'/response_format/type' must be one of"),
-        ({"prompt": "a", "response_format": {"type": "json_schema"}}, "are 'json_schema'"),
+        ({"messages": [{"role": "user", "content": None}]}, "Type mismatch of '/messages/0/content', 'null'"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "'/messages/0/content', 'null'"),
+        ({"messages": [{"role": "user", "tool_calls": [{"name": "f"}]}]}, "at '/messages/0' are 'role,content'"),
         ({"prompt": "a", "lora": 7}, "Type mismatch of '/lora', 'integer' not in 'string'"),
         ({"messages": [MESSAGE], "tools": 7}, "Type mismatch of '/tools', 'integer' not in 'array'"),
         ({"messages": [MESSAGE], "tools": [1]}, "Type mismatch of '/tools/0', 'integer' not in 'object'"),
@@ -285,6 +289,30 @@ def test_a_prompt_that_does_not_fit_the_context_window_is_refused_not_truncated(
     assert f"({window + 1}) exceeded this model context window limit ({window})" in str(caught.value)
 
 
+def test_max_tokens_that_nobody_gave_is_what_the_window_leaves(llama):
+    """One that was given is never cut, and a prompt that leaves no token is refused."""
+    window = llama.config.max_seq_len
+    for prompt_tokens in (1, window - MAX_TOKENS - 1, window - MAX_TOKENS, window - MAX_TOKENS + 1, window - 1):
+        left = window - prompt_tokens
+        assert output_limit(prompt_tokens, None, window) == min(MAX_TOKENS, left)
+        assert output_limit(prompt_tokens, left, window) == left
+        with pytest.raises(ContractError):
+            output_limit(prompt_tokens, left + 1, window)
+    for prompt_tokens in (window, window + 1, 10 * window):
+        for max_tokens in (None, 1):
+            with pytest.raises(ContractError, match=f"exceeded this model context window limit .{window}.") as caught:
+                output_limit(prompt_tokens, max_tokens, window)
+            assert (caught.value.code, caught.value.status) == (5021, 413)
+    n = window - 3
+    text = llama.tokenizer.decode([llama.tokenizer.encode("x")[0]] * (n - 1))
+    inputs = {"prompt": text, "raw": True, "temperature": 1, "seed": 1}
+    found = llama.run(inputs)["usage"]
+    assert found["prompt_tokens"] == n and found["completion_tokens"] <= 3
+    with pytest.raises(ContractError) as caught:
+        llama.run({**inputs, "prompt": text + "xxx"})
+    assert caught.value.code == 5021
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"enum": ["RoPE", "GQA"]}, "yes": {"type": "boolean"}},
@@ -293,10 +321,73 @@ SCHEMA = {
 }
 
 
-@pytest.mark.parametrize("form", [SCHEMA, {"name": "answer", "schema": SCHEMA, "strict": True}])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+def envelopes(schema):
+    """Every response_format that asks for this schema."""
+    envelope = {"name": "answer", "description": "An answer", "strict": True, "schema": schema}
+    inner = [schema]
+    for keys in itertools.chain.from_iterable(
+        itertools.combinations(["name", "description", "strict"], n) for n in range(4)
+    ):
+        inner.append({key: envelope[key] for key in (*keys, "schema")})
+    for mode, key in itertools.product(("json_schema", "json_object"), ("json_schema", "schema")):
+        for value in inner:
+            yield {"type": mode, key: value}
+    yield {"type": "json_schema", **envelope}  # as OpenAI's Responses have it
+
+
+def test_the_schema_is_found_in_every_envelope():
+    schemas = [SCHEMA, {}, {"type": "array"}, {"$ref": "#/$defs/schema", "$defs": {"schema": SCHEMA}}, {"title": "T"}]
+    schemas += [{"properties": {"name": {}, "schema": {}, "strict": {}}}]
+    for schema in schemas:
+        forms = list(envelopes(schema))
+        assert len(forms) == 37
+        for form in forms:
+            assert validate({"prompt": "?", "response_format": form})["response_format"] == schema, form
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema"},
+        {"type": "json_schema", "name": "answer", "strict": True},
+        {"type": "json_schema", "json_schema": {"name": "answer"}},
+        {"type": "json_schema", "json_schema": {"name": "answer", "description": "An answer", "strict": False}},
+    ],
+)
+def test_json_without_a_schema_is_any_object(form):
+    assert validate({"prompt": "?", "response_format": form})["response_format"] == {"type": "object"}
+
+
+@pytest.mark.parametrize("mode", ["json_schema", "json_object"])
+@pytest.mark.parametrize("key", ["json_schema", "schema"])
+def test_a_response_format_in_which_the_schema_would_be_lost_is_refused(mode, key):
+    """A schema under any other key, and one inside two envelopes, is not found: such a request has no answer."""
+    keys = ["Schema", "jsonSchema", "parameters", "definition", "value", "json_schema", "x"]
+    for name in keys:
+        for form in (
+            {"type": mode, key: {name: SCHEMA}},
+            {"type": mode, key: {"name": "answer", "strict": True, name: SCHEMA}},
+            {"type": mode, key: {"schema": {name: SCHEMA}}},
+            {"type": mode, key: {"title": "T", name: SCHEMA}},
+            {"type": mode, key: {"schema": SCHEMA, name: SCHEMA}},
+            {"type": mode, key: SCHEMA, "x" + name: SCHEMA},
+        ):
+            error = error_of({"prompt": "?", "response_format": form})
+            assert error.code == 5006 and "'/response_format" in str(error), form
+    for value in (SCHEMA, {"schema": SCHEMA}):
+        twice = {"prompt": "?", "response_format": {"type": mode, key: {"schema": {"schema": value}}}}
+        assert "is no JSON Schema" in str(error_of(twice))
+    both = {"type": mode, "json_schema": SCHEMA, "schema": SCHEMA}
+    assert "expected one of them" in str(error_of({"prompt": "?", "response_format": both}))
+    for value in (None, True, "text", [SCHEMA]):
+        assert "Type mismatch" in str(error_of({"prompt": "?", "response_format": {"type": mode, key: value}}))
+
+
+@pytest.mark.parametrize("form", [form for i, form in enumerate(envelopes(SCHEMA)) if i % 4 == 0])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_json_mode_follows_the_schema(llama, form, seed):
-    inputs = {"prompt": "?", "response_format": {"type": "json_schema", "json_schema": form}, "seed": seed}
+    inputs = {"prompt": "?", "response_format": form, "seed": seed}
     found = json.loads(llama.run({**inputs, "temperature": 2})["response"])
     assert found["name"] in ("RoPE", "GQA") and isinstance(found["yes"], bool) and len(found) == 2
     pieces = list(llama.run({**inputs, "temperature": 2, "stream": True}))
@@ -394,8 +485,8 @@ def test_with_tool_choice_none_no_tool_is_called():
 
 
 def test_streamed_tool_calls_come_whole_in_the_last_chunk(long_context_llama, monkeypatch):
-    def only_calls(tools, choice="auto"):
-        return choice_grammar(tools, "get_weather")
+    def only_calls(tools, choice="auto", parallel=True):
+        return choice_grammar(tools, "get_weather", parallel)
 
     monkeypatch.setattr("llama3.tools.choice_grammar", only_calls)
     for seed in range(1, 9):
