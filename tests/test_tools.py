@@ -191,3 +191,17 @@ def test_an_empty_value_of_the_wrong_type_is_refused_as_a_full_one_is(key, value
     else:
         with pytest.raises(RequestError, match="expected description to be text, and parameters to be a JSON Schema"):
             read_tools([{"name": "f", key: value}])
+
+
+@pytest.mark.parametrize("text", ["", "words", " {", "[1]"])
+def test_text_is_not_read_as_a_call(text):
+    assert read_calls(text) == []
+
+
+def test_several_calls_are_read_and_malformed_ones_are_refused():
+    one = '{"name":"a","parameters":{"x":"; {"}}'
+    assert [call.name for call in read_calls(f"{one}; {one}")] == ["a", "a"]
+    assert read_calls(one)[0].arguments == {"x": "; {"}
+    for text in (one[:-1], one + ", " + one, one + "x", '{"name":"a","parameters":{"x":1e999}}'):
+        with pytest.raises(ValueError):
+            read_calls(text)
