@@ -35,9 +35,14 @@ def looks_like_schema(value: Mapping[str, Any]) -> bool:
 
 
 def schema_json(schema: Mapping[str, Any]) -> str:
-    """The schema as JSON text. Raises RequestError if it is no object, no JSON, too deep, too long or too costly."""
+    """The schema as JSON text. Raises RequestError if it is no object, no JSON, too deep, too long or too costly, and
+    if it does not look like a schema.
+    """
     if not isinstance(schema, Mapping):
         raise RequestError(f"the JSON schema is {type(schema).__name__}; expected an object")
+    if not looks_like_schema(schema):
+        found = short_message(", ".join(map(repr, list(schema)[:5])))
+        raise RequestError(f"the JSON schema has the keys {found}, and no keyword with a rule")
     if nesting_depth(schema) > MAX_DEPTH:
         raise RequestError(f"the JSON schema is more than {MAX_DEPTH} levels deep")
     # "x-guidance" would set llguidance's own options, which a client must not change.

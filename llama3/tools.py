@@ -120,7 +120,7 @@ def _same_calls(text: str, written: str) -> bool:
     """Whether a text is these calls, whatever its white space."""
     try:
         return read_calls(text) == read_calls(written)
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return False
 
 
@@ -158,8 +158,8 @@ def with_tools(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]
     """
     try:
         offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"the tools are not JSON: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the tools are not JSON: {short_message(error)}") from None
     out = list(render_messages(messages))
     for i, message in enumerate(out):
         if isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), str):
@@ -191,8 +191,13 @@ def read_calls(text: str) -> list[Call]:
         return []
     decoder, calls, start = json.JSONDecoder(), [], 0
     while start < len(text):
-        _, end = decoder.raw_decode(text, start)
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except RecursionError:
+            raise ValueError("a call is nested too deeply") from None
         call = read_json(text[start:end])
+        if not (isinstance(call, dict) and isinstance(call.get("parameters"), dict) and "name" in call):
+            raise ValueError(f"{text[start:end][:40]!r} is no call; expected name and parameters")
         calls.append(Call(call["name"], call["parameters"]))
         start = end + len(CALL_SEPARATOR) if text.startswith(CALL_SEPARATOR, end) else end
         if start == end < len(text):

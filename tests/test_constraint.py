@@ -179,6 +179,8 @@ def nested(levels):
     [
         ([], "is list; expected an object"),
         ({"type": "nothing"}, "cannot be enforced"),
+        ({"name": "x", "schema": {"type": "null"}}, "has the keys 'name', 'schema', and no keyword"),
+        ({"city": {"type": "string"}}, "has the keys 'city', and no keyword"),
         ({"not": {}}, "cannot be enforced"),
         ({"$ref": "file:///etc/passwd"}, "cannot be enforced"),
         ({"$ref": "http://localhost:1/x"}, "cannot be enforced"),
@@ -201,6 +203,9 @@ def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
         constraint(llama, schema)
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value).count("JSON schema") == 1
+    with pytest.raises(RequestError, match="JSON schema"):
+        grammar = tools_grammar([{"name": "f", "parameters": schema}])
+        Constraint(llama.tokenizer, grammar, llama.checkpoint.stop_ids, llama.config.vocab_size)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_demanded_call_and_json_mode_exclude_one_another(llama):
 
 
 def test_one_call_or_more_as_the_request_says(llama):
-    """The demo, asked for two cities, calls twice; with parallel_tool_calls false it calls once."""
+    """The grammar is that of `prepare`, and without parallel calls the demo calls once."""
     grammars = {parallel: prepare([TOOL], [USER], "required", parallel)[1] for parallel in (True, False)}
     parameters = validate({"messages": [USER], "tools": [TOOL], "max_tokens": 60, "temperature": 0})
     for parallel, grammar in grammars.items():
@@ -198,10 +198,33 @@ def test_text_is_not_read_as_a_call(text):
     assert read_calls(text) == []
 
 
+@pytest.mark.parametrize(
+    "deep",
+    [
+        '{"name":"f","parameters":' + '{"a":' * 100_000,
+        '{"name":"f","parameters":' + '{"a":' * 5_000 + "1" + "}" * 5_001,
+    ],
+)
+def test_text_that_is_nested_without_end_is_an_error_and_no_crash(llama, deep):
+    with pytest.raises(ValueError):
+        read_calls(deep)
+    message = {"role": "assistant", "content": deep, "tool_calls": [{"name": "f"}]}
+    assert render_message(message)["content"] == f'{deep}\n\n{{"name":"f","parameters":{{}}}}'
+    with pytest.raises(RequestError, match="not a JSON object"):
+        render_message({"role": "assistant", "tool_calls": [{"name": "f", "arguments": deep}]})
+    value: dict = {}
+    for _ in range(5_000):
+        value = {"a": value}
+    with pytest.raises(RequestError, match="not a JSON object"):
+        render_message({"role": "assistant", "tool_calls": [{"name": "f", "arguments": value}]})
+    with pytest.raises(RequestError, match="the tools are not JSON"):
+        prepare([{"name": "f", "parameters": value}], [USER])
+
+
 def test_several_calls_are_read_and_malformed_ones_are_refused():
     one = '{"name":"a","parameters":{"x":"; {"}}'
     assert [call.name for call in read_calls(f"{one}; {one}")] == ["a", "a"]
     assert read_calls(one)[0].arguments == {"x": "; {"}
-    for text in (one[:-1], one + ", " + one, one + "x", '{"name":"a","parameters":{"x":1e999}}'):
+    for text in (one[:-1], one + ", " + one, one + "x", '{"name":"a","parameters":{"x":1e999}}', '{"a":1}', "{}"):
         with pytest.raises(ValueError):
             read_calls(text)
