@@ -15,7 +15,8 @@ from typing import Any
 from llama3.errors import RequestError
 from llama3.tokenizer import Tokenizer
 
-Message = Mapping[str, str]  # "role" and "content"; other keys are ignored
+HEADER_NAMES = {"tool": "ipython", "developer": "system"}  # Llama 3's names for roles that other formats have
+Message = Mapping[str, Any]  # "role" and "content"; other keys are ignored
 
 
 def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -56,7 +57,7 @@ def encode_message(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
 def _encode_header(tokenizer: Tokenizer, role: str) -> list[int]:
     if not isinstance(role, str) or not role:
         raise RequestError(f"role is {_name(role)}, expected a string that is not empty")
-    name = "ipython" if role == "tool" else role  # Meta's name for the role of a tool's answer
+    name = HEADER_NAMES.get(role, role)
     start, end = tokenizer.special_id("<|start_header_id|>"), tokenizer.special_id("<|end_header_id|>")
     return [start, *tokenizer.encode(name), end, *tokenizer.encode("\n\n")]
 

@@ -6,6 +6,7 @@ A schema that llguidance cannot enforce is refused: no text is ever generated wi
 """
 
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,11 @@ LLGUIDANCE_LIMITS = {  # what compiling and following one schema may cost; far b
     "verbose_errors": False,
 }
 TEXT_RULE = "TEXT: /[^{](.|\\n)*/"  # in Lark's notation: text that does not begin like a call
-LISTING_KEYWORDS = {"type", "properties", "required", "title", "description", "$schema"}  # see `_call_schema`
+PLACE_IN_GRAMMAR = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?|\n *\d+ \| .*", re.DOTALL)
+LISTING_KEYWORDS = {  # see `only_lists_properties`
+    *("type", "properties", "required", "$defs", "definitions"),
+    *("title", "description", "default", "examples", "$comment", "$schema", "$id"),
+}
 
 _tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()  # each takes 0.4 s and 20 MB
 _lock = threading.Lock()  # guards _tokenizers
@@ -50,7 +55,8 @@ class Constraint:
             _tokenizer_for(tokenizer, stop_ids), grammar, log_level=0, limits=engine.LLParserLimits(**LLGUIDANCE_LIMITS)
         )
         if self._matcher.is_error():
-            raise RequestError(f"the JSON schema cannot be enforced: {short_message(self._matcher.get_error())}")
+            message = short_message(PLACE_IN_GRAMMAR.sub("", self._matcher.get_error()))
+            raise RequestError(f"the JSON schema cannot be enforced: {message}")
         self._n_tokens = tokenizer.vocab_size
         self._bits = engine.numpy.allocate_token_bitmask(1, self._n_tokens)  # (1, words) int32
         self._vocab_size, self._stop_ids = vocab_size, stop_ids
@@ -106,20 +112,23 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
         raise RequestError(f"the JSON schema is not valid: {short_message(error)}") from None
 
 
-def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False) -> str:
+def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False, parallel: bool = True) -> str:
     """The grammar of calls of these tools, {"name": ..., "parameters": {...}}, with "; " between them. Unless
-    `must_call`, it also accepts text that does not begin like a call.
+    `must_call`, it also accepts text that does not begin like a call. Unless `parallel`, it accepts only one call.
 
     tools: as `llama3.tools.read_tools` returns them. Raises RequestError for a tool's schema that is not acceptable.
     """
-    definitions: dict[str, Any] = {}
-    calls = [_call_schema(tool, f"{i}.", definitions) for i, tool in enumerate(tools)]
-    call = schema_json({"anyOf": calls, "$defs": definitions})
-    start = 'start: call ("; " call)*' if must_call else f'start: TEXT | call ("; " call)*\n{TEXT_RULE}'
-    options = '{"whitespace_flexible": false}'
-    return str(
-        _llguidance().LLMatcher.grammar_from_lark(f'{start}\ncall: %json {call[:-1]}, "x-guidance": {options}}}\n')
-    )
+    # Each tool's schema is a document of its own: a "$ref" means in it what it means in a schema that stands alone.
+    calls, documents = [], []
+    for i, tool in enumerate(tools):
+        name = json.dumps(tool["name"], ensure_ascii=False)
+        calls.append(json.dumps(f'{{"name":{name},"parameters":', ensure_ascii=False) + f' arguments{i} "}}"')
+        schema = arguments_schema(json.loads(schema_json(tool["parameters"])))
+        documents.append(f"arguments{i}: %json {json.dumps({**schema, 'x-guidance': {'whitespace_flexible': False}})}")
+    start = 'call ("; " call)*' if parallel else "call"
+    rules = [f"start: {start}"] if must_call else [f"start: TEXT | {start}", TEXT_RULE]
+    rules += [f"call: {' | '.join(calls)}", *documents]
+    return str(_llguidance().LLMatcher.grammar_from_lark("\n".join(rules) + "\n"))
 
 
 def no_call_grammar() -> str:
@@ -127,34 +136,35 @@ def no_call_grammar() -> str:
     return str(_llguidance().LLMatcher.grammar_from_lark(f"start: TEXT\n{TEXT_RULE}\n"))
 
 
-def rebase_refs(value: Any, prefix: str) -> Any:
-    """A schema, or a part of one, with every reference to "#/$defs/x" changed to `prefix` + "x"."""
-    if isinstance(value, list):
-        return [rebase_refs(inner, prefix) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    out = {key: rebase_refs(inner, prefix) for key, inner in value.items()}
-    if isinstance(out.get("$ref"), str) and out["$ref"].startswith("#/$defs/"):
-        out["$ref"] = prefix + out["$ref"].removeprefix("#/$defs/")
-    return out
+def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments: an object that the tool's own schema accepts.
+
+    A schema that only lists its properties also accepts others, and weak models would go on and invent some. Such a
+    schema is closed.
+    """
+    out = dict(parameters)
+    if only_lists_properties(parameters):
+        out["additionalProperties"] = False
+    if out.get("type") == "object":
+        return out
+    if "type" not in out and '"$ref"' not in json.dumps(out):
+        return {**out, "type": "object"}
+    # A reference to the root must not find the word "object" there. So the schema stays whole, as a document within
+    # another, with an identifier that its references start from. llguidance wants a "$ref" to have no such neighbours.
+    if "$ref" in out:
+        more = out.get("allOf", [])
+        out["allOf"] = [{"$ref": out.pop("$ref")}, *(more if isinstance(more, list) else [])]
+    dialect = {"$schema": out["$schema"]} if "$schema" in out else {}
+    id_keyword = "id" if "draft-04" in str(dialect) else "$id"
+    return {**dialect, "allOf": [{"type": "object"}, {id_keyword: "urn:arguments", **out}]}
 
 
-def _call_schema(tool: Mapping[str, Any], prefix: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one tool's call. The tool's own $defs are added to `definitions`, under `prefix` + name."""
-    parameters = rebase_refs(json.loads(schema_json(tool["parameters"])), f"#/$defs/{prefix}")
-    own = parameters.pop("$defs", {})
-    if not isinstance(own, dict):
-        raise RequestError(f"the JSON schema of {tool['name']!r}: $defs is {type(own).__name__}; expected an object")
-    definitions |= {prefix + name: schema for name, schema in own.items()}
-    # A schema that only lists its properties also accepts others, and weak models would go on and invent some.
-    if parameters.keys() <= LISTING_KEYWORDS and parameters.get("properties"):
-        parameters["additionalProperties"] = False
-    return {
-        "type": "object",
-        "properties": {"name": {"const": tool["name"]}, "parameters": parameters},
-        "required": ["name", "parameters"],
-        "additionalProperties": False,
-    }
+def only_lists_properties(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema names properties, all that it requires among them, and says nothing about others."""
+    listed, required = schema.get("properties"), schema.get("required", [])
+    if not (schema.keys() <= LISTING_KEYWORDS and isinstance(listed, dict) and isinstance(required, list)):
+        return False
+    return all(isinstance(name, str) and name in listed for name in required)
 
 
 def _llguidance() -> Any:

@@ -21,7 +21,7 @@ from llama3.model.transformer import Trace
 from llama3.sampling_params import SamplingParams
 from llama3.text import TextStream, check_stops
 from llama3.tokenizer import Tokenizer
-from llama3.tools import prepare
+from llama3.tools import prepare, render_messages
 
 
 class Stream(Iterator[Piece]):
@@ -139,8 +139,11 @@ class Llama:
         return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Messages ({"role", "content"}) -> ids in Llama 3's chat format, ready for the assistant's answer."""
-        return encode_dialog(self._need_tokenizer(), messages)
+        """Messages ({"role", "content"}) -> ids in Llama 3's chat format, ready for the assistant's answer.
+
+        The "tool_calls" of an assistant's message are written behind its content (`llama3.tools.render_message`).
+        """
+        return encode_dialog(self._need_tokenizer(), render_messages(messages))
 
     def logits(self, prompt: str | Sequence[int], trace: Trace | None = None) -> np.ndarray:
         """Raw logits of every position, (T, vocab_size) float32: row i predicts token i + 1.
@@ -215,7 +218,7 @@ class Llama:
         names one of the tools, and its arguments fit the schema. tool_choice: "auto"; "none": text; "required": at
         least one call; or the name of the tool to call.
         """
-        if tools:
+        if tools or tool_choice not in ("auto", "none"):
             messages, parameters["grammar"] = prepare(tools, messages, tool_choice)
         return self.stream(self.encode_chat(messages), **parameters)
 

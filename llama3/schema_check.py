@@ -13,11 +13,36 @@ MAX_DEPTH = 64  # levels, the innermost values included
 MIN_NUMBER = -(2.0**62)  # llguidance crashes near -2**63
 MAX_REMAINDERS = 50_000  # the product of all values of multipleOf in a schema
 
+ASSERTIONS = {  # the keywords of JSON Schema, draft 4 to 2020-12, that can refuse a value
+    *("type", "enum", "const", "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if"),
+    *("properties", "patternProperties", "additionalProperties", "propertyNames", "required", "dependencies"),
+    *("dependentSchemas", "dependentRequired", "minProperties", "maxProperties", "unevaluatedProperties"),
+    *("items", "prefixItems", "contains", "minItems", "maxItems", "uniqueItems", "unevaluatedItems"),
+    *("pattern", "minLength", "maxLength", "format", "contentEncoding", "contentMediaType"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+ANNOTATIONS = {"title", "description", "default", "examples", "readOnly", "writeOnly", "deprecated", "$comment"}
+STRUCTURE = {"$defs", "definitions", "$schema", "$id", "id", "$anchor"}
+
+
+def looks_like_schema(value: Mapping[str, Any]) -> bool:
+    """Whether an object is a JSON Schema at first sight.
+
+    JSON Schema ignores keys that it does not know. So an object that has such keys, and no keyword that can refuse a
+    value, accepts everything, which is hardly what its author meant.
+    """
+    return not ASSERTIONS.isdisjoint(value) or value.keys() <= ANNOTATIONS | STRUCTURE
+
 
 def schema_json(schema: Mapping[str, Any]) -> str:
-    """The schema as JSON text. Raises RequestError if it is no object, no JSON, too deep, too long or too costly."""
+    """The schema as JSON text. Raises RequestError if it is no object, no JSON, too deep, too long or too costly, and
+    if it does not look like a schema.
+    """
     if not isinstance(schema, Mapping):
         raise RequestError(f"the JSON schema is {type(schema).__name__}; expected an object")
+    if not looks_like_schema(schema):
+        found = short_message(", ".join(map(repr, list(schema)[:5])))
+        raise RequestError(f"the JSON schema has the keys {found}, and no keyword with a rule")
     if nesting_depth(schema) > MAX_DEPTH:
         raise RequestError(f"the JSON schema is more than {MAX_DEPTH} levels deep")
     # "x-guidance" would set llguidance's own options, which a client must not change.

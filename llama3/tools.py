@@ -14,6 +14,7 @@ from llama3.constraint import no_call_grammar, tools_grammar
 from llama3.errors import RequestError
 from llama3.json_text import read_json
 from llama3.limits import LIMITS
+from llama3.schema_check import short_message
 
 OFFER = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments "
@@ -21,6 +22,7 @@ OFFER = (
     'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}. '
     "Do not use variables.\n\n"
 )
+CALL_SEPARATOR = "; "
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,94 @@ class Call:
 
 
 def prepare(
-    tools: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, str]], choice: str = "auto"
-) -> tuple[list[Mapping[str, str]], str]:
-    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer.
+    tools: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
+    choice: str = "auto",
+    parallel: bool = True,
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer. It is
+    None if there are no tools.
 
-    choice: "auto", "none", "required", or the name of the tool to call. Raises RequestError for tools that `read_tools`
-    refuses, and for a choice that is none of these.
+    choice: "auto", "none", "required", or the name of the tool to call. parallel: whether the answer may hold more than
+    one call. Raises RequestError for tools that `read_tools` refuses, and for a choice that cannot be met.
     """
     offered = read_tools(tools)
-    return with_tools(messages, offered), choice_grammar(offered, choice)
+    if not offered and choice in ("auto", "none"):
+        return list(render_messages(messages)), None
+    return with_tools(messages, offered), choice_grammar(offered, choice, parallel)
+
+
+def render_messages(messages: Any) -> Any:
+    """The messages of a dialogue, each as `render_message` has it. Raises RequestError with the index of a message.
+
+    What is no list of mappings stays as it is: `llama3.chat.encode_dialog` refuses it.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        return messages
+    out = []
+    for i, message in enumerate(messages):
+        try:
+            out.append(render_message(message) if isinstance(message, Mapping) else message)
+        except RequestError as error:
+            raise RequestError(f"messages[{i}]: {error}") from error
+    return out
+
+
+def render_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its calls written into its text, as the model writes them: {"role", "content"}.
+
+    Only an assistant's message has calls, in "tool_calls": each is {"name", "arguments"}, alone or as the "function" of
+    an object, as OpenAI has it. The arguments are an object or its JSON text; null and empty text count as {}. The
+    calls stand behind the content, which may then be null. Raises RequestError for calls that are none of this.
+    """
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role != "assistant" or not calls:
+        return {"role": role, "content": content}
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"tool_calls is {type(calls).__name__}; expected a list")
+    written = CALL_SEPARATOR.join(_written_call(i, call) for i, call in enumerate(calls))
+    if not (content is None or isinstance(content, str)):
+        raise RequestError(f"content is {type(content).__name__}; expected text or null")
+    text = (content or "").strip()
+    if _same_calls(text, written):  # some clients send the calls twice, as text and as data
+        text = ""
+    # The empty line keeps the text from sharing a token with the call, which so has the ids that the model gave it.
+    return {"role": role, "content": f"{text}\n\n{written}" if text else written}
+
+
+def _written_call(i: int, call: Any) -> str:
+    place = f"tool_calls[{i}]"
+    function = call.get("function", call) if isinstance(call, Mapping) else call
+    if not isinstance(function, Mapping):
+        raise RequestError(f"{place} is {type(function).__name__}; expected an object")
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{place}: name is {name!r}; expected text")
+    try:
+        arguments = _arguments_object(function.get("arguments"))
+        call = {"name": name, "parameters": arguments}
+        return json.dumps(call, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{place}: arguments are not a JSON object: {short_message(error)}") from None
+
+
+def _arguments_object(arguments: Any) -> Any:
+    """The arguments of a call, which may be the JSON text of an object. Raises ValueError if they are no object."""
+    if isinstance(arguments, str):
+        arguments = read_json(arguments) if arguments.strip() else None
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"found {type(arguments).__name__}")
+    return arguments
+
+
+def _same_calls(text: str, written: str) -> bool:
+    """Whether a text is these calls, whatever its white space."""
+    try:
+        return read_calls(text) == read_calls(written)
+    except ValueError:
+        return False
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -57,28 +138,29 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             tool = tool["function"]
         if not isinstance(tool, Mapping):
             raise RequestError(f"tools[{i}] is {type(tool).__name__}; expected an object")
-        name, description = tool.get("name"), tool.get("description") or ""
-        parameters = tool.get("parameters") or {}
+        name = tool.get("name")
+        description, parameters = (tool.get(key) for key in ("description", "parameters"))
+        description = "" if description is None else description
+        parameters = {"type": "object"} if parameters in (None, {}) else parameters
         if not isinstance(name, str) or not name:
             raise RequestError(f"tools[{i}]: name is {name!r}; expected text")
         if not isinstance(description, str) or not isinstance(parameters, Mapping):
             raise RequestError(f"tools[{i}]: expected description to be text, and parameters to be a JSON Schema")
         if any(name == other["name"] for other in out):
             raise RequestError(f"tools[{i}]: there are two tools named {name!r}")
-        # A call holds arguments by name, so they are an object, whatever else the schema would accept.
-        out.append({"name": name, "description": description, "parameters": {**parameters, "type": "object"}})
+        out.append({"name": name, "description": description, "parameters": dict(parameters)})
     return out
 
 
-def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]]) -> list[Mapping[str, str]]:
+def with_tools(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """The dialogue with the tools in front of its first user message's text. Without a user message, they become one
     at the beginning. Raises RequestError for tools that are not JSON.
     """
     try:
         offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"the tools are not JSON: {error}") from None
-    out = list(messages)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the tools are not JSON: {short_message(error)}") from None
+    out = list(render_messages(messages))
     for i, message in enumerate(out):
         if isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), str):
             out[i] = {**message, "content": offer + message["content"].strip()}
@@ -86,17 +168,21 @@ def with_tools(messages: Sequence[Mapping[str, str]], tools: list[dict[str, Any]
     return [{"role": "user", "content": offer}, *out]
 
 
-def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto") -> str:
-    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered."""
+def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto", parallel: bool = True) -> str:
+    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered, and
+    for a call that is demanded where there are no tools.
+    """
     if choice == "none":
         return no_call_grammar()
-    if choice in ("auto", "required"):
-        return tools_grammar(tools, must_call=choice == "required")
-    named = [tool for tool in tools if tool["name"] == choice]
+    if choice == "auto":
+        return tools_grammar(tools, parallel=parallel)
+    if not tools:
+        raise RequestError(f"tool_choice is {choice!r}, but there are no tools; expected tools, or auto or none")
+    named = tools if choice == "required" else [tool for tool in tools if tool["name"] == choice]
     if not named:
         names = ", ".join(tool["name"] for tool in tools)
         raise RequestError(f"tool_choice is {choice!r}; expected auto, none, required or one of {names}")
-    return tools_grammar(named, must_call=True)
+    return tools_grammar(named, must_call=True, parallel=parallel)
 
 
 def read_calls(text: str) -> list[Call]:
@@ -105,10 +191,15 @@ def read_calls(text: str) -> list[Call]:
         return []
     decoder, calls, start = json.JSONDecoder(), [], 0
     while start < len(text):
-        _, end = decoder.raw_decode(text, start)
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except RecursionError:
+            raise ValueError("a call is nested too deeply") from None
         call = read_json(text[start:end])
+        if not (isinstance(call, dict) and isinstance(call.get("parameters"), dict) and "name" in call):
+            raise ValueError(f"{text[start:end][:40]!r} is no call; expected name and parameters")
         calls.append(Call(call["name"], call["parameters"]))
-        start = end + len("; ") if text.startswith("; ", end) else end
+        start = end + len(CALL_SEPARATOR) if text.startswith(CALL_SEPARATOR, end) else end
         if start == end < len(text):
-            raise ValueError(f"{text[end:][:20]!r} follows a call; expected '; ' or the end")
+            raise ValueError(f"{text[end:][:20]!r} follows a call; expected {CALL_SEPARATOR!r} or the end")
     return calls

@@ -68,29 +68,32 @@ def validate_and_start(llama: Llama, inputs: Any) -> tuple[Stream, dict[str, Any
 # ---- generation ----
 
 
-def start_generation(llama: Llama, parameters: Mapping[str, Any], tool_choice: str = "auto", **more: Any) -> Stream:
+def start_generation(
+    llama: Llama,
+    parameters: Mapping[str, Any],
+    tool_choice: str = "auto",
+    parallel_tool_calls: bool = True,
+    **more: Any,
+) -> Stream:
     """Encode the prompt and start to generate the answer to it.
 
-    parameters: from `validate`. tool_choice: see `llama3.tools.prepare`. more: further arguments of `Llama.stream`
-    that the contract does not have. Raises ContractError.
+    parameters: from `validate`. tool_choice, parallel_tool_calls: see `llama3.tools.prepare`. more: further arguments
+    of `Llama.stream` that the contract does not have. Raises ContractError.
     """
     lora = parameters.get("lora")
     if lora is not None and lora not in llama.adapters:
         raise bad_input(f"'/lora' names the adapter {lora[:100]!r}; loaded: {', '.join(llama.adapters) or 'none'}")
-    max_tokens, window = parameters.get("max_tokens", MAX_TOKENS), llama.config.max_seq_len
     sampling = {name: parameters[name] for name in NUMBERS if name in parameters and name != "max_tokens"}
     try:
-        ids, grammar = encode_prompt(llama, parameters, tool_choice)
-        if len(ids) + max_tokens > window:
-            raise ContractError(
-                f"AiError: Ai: The estimated number of input and maximum output tokens ({len(ids) + max_tokens}) "
-                f"exceeded this model context window limit ({window}).",
-                CONTEXT_EXCEEDED,
-                413,
-            )
-        schema = parameters.get("response_format")
+        ids, grammar = encode_prompt(llama, parameters, tool_choice, parallel_tool_calls)
         return llama.stream(
-            ids, max_tokens=max_tokens, json_schema=schema, grammar=grammar, lora=lora, **sampling, **more
+            ids,
+            max_tokens=output_limit(len(ids), parameters.get("max_tokens"), llama.config.max_seq_len),
+            json_schema=parameters.get("response_format"),
+            grammar=grammar,
+            lora=lora,
+            **sampling,
+            **more,
         )
     except ContractError:
         raise
@@ -98,17 +101,35 @@ def start_generation(llama: Llama, parameters: Mapping[str, Any], tool_choice: s
         raise bad_input(str(error)) from error
 
 
-def encode_prompt(llama: Llama, parameters: Mapping[str, Any], tool_choice: str) -> tuple[list[int], str | None]:
+def output_limit(prompt_tokens: int, max_tokens: int | None, window: int) -> int:
+    """How many tokens to generate: max_tokens or, if nobody gave it, MAX_TOKENS or what the context window leaves.
+
+    Raises ContractError if the window does not hold that many behind the prompt.
+    """
+    wanted = max(1, min(MAX_TOKENS, window - prompt_tokens)) if max_tokens is None else max_tokens
+    if prompt_tokens + wanted > window:
+        raise ContractError(
+            f"AiError: Ai: The estimated number of input and maximum output tokens ({prompt_tokens + wanted}) "
+            f"exceeded this model context window limit ({window}).",
+            CONTEXT_EXCEEDED,
+            413,
+        )
+    return wanted
+
+
+def encode_prompt(
+    llama: Llama, parameters: Mapping[str, Any], tool_choice: str = "auto", parallel_tool_calls: bool = True
+) -> tuple[list[int], str | None]:
     """The token ids of the prompt, and the grammar that the tools demand of the answer, if there are any.
 
     The prompt goes through the chat template or, with "raw", is encoded as it stands.
     """
-    tools, json_mode, grammar = parameters.get("tools"), "response_format" in parameters, None
-    messages = dialog = parameters.get("messages") or [{"role": "user", "content": parameters["prompt"]}]
-    if tools and json_mode:
-        dialog, _ = prepare(tools, messages)  # no grammar: the answer is the JSON that was asked for, never a call
-    elif tools:
-        dialog, grammar = prepare(tools, messages, tool_choice)
+    messages = parameters.get("messages") or [{"role": "user", "content": parameters["prompt"]}]
+    dialog, grammar = prepare(parameters.get("tools", ()), messages, tool_choice, parallel_tool_calls)
+    if "response_format" in parameters:
+        if tool_choice not in ("auto", "none"):
+            raise RequestError(f"tool_choice is {tool_choice!r}, but response_format asks for JSON in place of a call")
+        grammar = None  # the answer is the JSON that was asked for, never a call
     if parameters.get("raw"):
         return llama.encode("".join(message["content"] for message in messages)), grammar
     return llama.encode_chat(dialog), grammar

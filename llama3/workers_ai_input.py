@@ -5,12 +5,13 @@ and a message that names the path of the wrong value. Keys that the contract doe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.limits import LIMITS
-from llama3.tools import read_tools
+from llama3.schema_check import looks_like_schema
+from llama3.tools import read_tools, render_message
 
 BAD_INPUT, CONTEXT_EXCEEDED, JSON_MODE_FAILED, INTERNAL_ERROR = 5006, 5021, 5024, 3043  # Cloudflare's error codes
 
@@ -27,6 +28,7 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
 }
 BOOLEANS = ("raw", "stream")
 JSON_MODES = ("json_object", "json_schema")
+ENVELOPE = {"name", "description", "strict", "schema"}  # OpenAI's keys around a JSON Schema
 
 
 def validate(inputs: Any) -> dict[str, Any]:
@@ -77,12 +79,19 @@ def is_prompt_request(inputs: Mapping[str, Any]) -> bool:
 
 def is_message_list(value: Any) -> bool:
     return json_type(value) == "array" and all(
-        json_type(message) == "object" and all(json_type(message.get(name)) == "string" for name in ("role", "content"))
+        json_type(message) == "object"
+        and json_type(message.get("role")) == "string"
+        and (json_type(message.get("content")) == "string" or (message.get("content") is None and has_calls(message)))
         for message in value
     )
 
 
+def has_calls(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant" and bool(message.get("tool_calls"))
+
+
 def check_messages(messages: Any) -> list[dict[str, str]]:
+    """The messages as {"role", "content"}, with the calls of tools written into the content."""
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
@@ -92,13 +101,18 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
     for i, message in enumerate(messages):
         path = f"/messages/{i}"
         check_type(path, message, "object")
-        missing = [name for name in ("role", "content") if name not in message]
-        if missing:
+        if has_calls(message) and message.get("content") is None:
+            message = {**message, "content": ""}
+        if not {"role", "content"} <= message.keys():
             raise bad_input(f"required properties at '{path}' are 'role,content'")
-        role, content = (check_type(f"{path}/{name}", message[name], "string") for name in ("role", "content"))
-        if not role:
+        for name in ("role", "content"):
+            check_type(f"{path}/{name}", message[name], "string")
+        if not message["role"]:
             raise bad_input(f"'{path}/role' must not be shorter than 1 character")
-        out.append({"role": role, "content": content})
+        try:
+            out.append(render_message(message))
+        except RequestError as error:
+            raise bad_input(f"'{path}': {error}") from error
     return out
 
 
@@ -146,7 +160,11 @@ def check_number(path: str, value: Any, whole: bool, low: float, high: float) ->
 
 
 def check_response_format(response_format: Any) -> Mapping[str, Any]:
-    """The JSON Schema that a response_format asks for, bare or in OpenAI's envelope {"name", "schema", "strict"}."""
+    """The JSON Schema that a response_format asks for. Without one, {"type": "object"}: any JSON object.
+
+    The schema stands in "json_schema", or in "schema", as llama.cpp and OpenAI's Responses have it. Either key may hold
+    the bare schema or OpenAI's envelope around it. An envelope of another form is refused: its schema would be lost.
+    """
     path = "/response_format"
     check_type(path, response_format, "object")
     if "type" not in response_format:
@@ -154,14 +172,37 @@ def check_response_format(response_format: Any) -> Mapping[str, Any]:
     mode = check_type(f"{path}/type", response_format["type"], "string")
     if mode not in JSON_MODES:
         raise bad_input(f"'{path}/type' must be one of 'json_object', 'json_schema'")
-    if mode == "json_object":
+    check_keys(path, response_format, {"type", "json_schema", *ENVELOPE})
+    if "json_schema" in response_format and "schema" in response_format:
+        raise bad_input(f"'{path}' has a 'json_schema' and a 'schema'; expected one of them")
+    for name in ("json_schema", "schema"):
+        if name in response_format:
+            return schema_inside(f"{path}/{name}", response_format[name])
+    return {"type": "object"}
+
+
+def schema_inside(path: str, value: Any) -> Mapping[str, Any]:
+    """The JSON Schema in an envelope {"name", "description", "strict", "schema"}, of which any may be missing, or the
+    value itself, if it is a bare schema.
+    """
+    schema: Mapping[str, Any] = check_type(path, value, "object")
+    if "schema" in schema:
+        check_keys(path, schema, ENVELOPE)
+        path, schema = f"{path}/schema", check_type(f"{path}/schema", schema["schema"], "object")
+    elif schema and schema.keys() <= ENVELOPE:
         return {"type": "object"}
-    if "json_schema" not in response_format:
-        raise bad_input(f"required properties at '{path}' are 'json_schema'")
-    schema: Mapping[str, Any] = check_type(f"{path}/json_schema", response_format["json_schema"], "object")
-    if "schema" in schema and "name" in schema:
-        schema = check_type(f"{path}/json_schema/schema", schema["schema"], "object")
+    if not looks_like_schema(schema):
+        raise bad_input(f"'{path}' is no JSON Schema: it has the keys {some_keys(schema)}, and no keyword with a rule")
     return schema
+
+
+def check_keys(path: str, value: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := [key for key in value if key not in known]:
+        raise bad_input(f"'{path}' has the unknown key {some_keys(unknown)}; expected {', '.join(sorted(known))}")
+
+
+def some_keys(keys: Iterable[Any]) -> str:
+    return ", ".join(repr(key)[:40] for key in list(keys)[:5])
 
 
 def check_type(path: str, value: Any, expected: str) -> Any:

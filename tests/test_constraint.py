@@ -111,40 +111,6 @@ def test_three_hundred_schemas_and_tools_of_a_random_model(llama, capsys):
     assert finished >= 0.9 * len(cases)
 
 
-def test_tools_may_have_definitions_of_their_own(llama):
-    """pydantic writes nested models as $defs. Two tools may use the same name for different definitions."""
-    tools = [
-        {
-            "name": name,
-            "parameters": {**closed(p={"$ref": "#/$defs/P"}), "$defs": {"P": closed(q={"$ref": "#/$defs/Q"}), "Q": q}},
-        }
-        for name, q in (("one", {"type": "boolean"}), ("two", {"const": "x"}))
-    ]
-    found = set()
-    for seed in range(8):
-        answer = llama.generate([1], grammar=tools_grammar(tools, must_call=True), max_tokens=300, seed=seed)
-        for call in read_calls(answer.text) if answer.finish_reason == "stop" else []:
-            (tool,) = (tool for tool in tools if tool["name"] == call.name)
-            jsonschema_rs.validator_for(tool["parameters"]).validate(call.arguments)
-            found.add(call.name)
-    assert found == {"one", "two"}
-
-
-def test_a_call_holds_the_listed_parameters_and_no_others(llama):
-    """A schema with further keywords than the list may accept others, as JSON Schema defines it."""
-    listed = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
-    for more, passes in (({}, False), ({"additionalProperties": True}, True), ({"patternProperties": {"x": {}}}, True)):
-        tool = {"name": "f", "parameters": {"type": "object", **listed, **more}}
-        constraint = Constraint(
-            llama.tokenizer, tools_grammar([tool], must_call=True), llama.checkpoint.stop_ids, llama.config.vocab_size
-        )
-        tokens = llama.tokenizer.encode('{"name":"f","parameters":{"city":"Rome"')
-        for i in range(len(tokens)):
-            assert constraint.allowed(tokens[:i])[tokens[i]]
-        allowed = constraint.allowed(tokens)
-        assert allowed[llama.tokenizer.encode(",")[0]] == passes and allowed[llama.tokenizer.encode("}")[0]]
-
-
 def test_every_token_that_is_allowed_can_be_taken_and_a_valid_text_passes(llama):
     schema, value = (
         closed(a={"type": "string"}, b={"type": "array", "items": {"type": "integer"}}),
@@ -213,6 +179,8 @@ def nested(levels):
     [
         ([], "is list; expected an object"),
         ({"type": "nothing"}, "cannot be enforced"),
+        ({"name": "x", "schema": {"type": "null"}}, "has the keys 'name', 'schema', and no keyword"),
+        ({"city": {"type": "string"}}, "has the keys 'city', and no keyword"),
         ({"not": {}}, "cannot be enforced"),
         ({"$ref": "file:///etc/passwd"}, "cannot be enforced"),
         ({"$ref": "http://localhost:1/x"}, "cannot be enforced"),
@@ -235,6 +203,9 @@ def test_a_schema_that_cannot_be_enforced_is_refused(llama, schema, says):
         constraint(llama, schema)
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value).count("JSON schema") == 1
+    with pytest.raises(RequestError, match="JSON schema"):
+        grammar = tools_grammar([{"name": "f", "parameters": schema}])
+        Constraint(llama.tokenizer, grammar, llama.checkpoint.stop_ids, llama.config.vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +232,6 @@ def test_a_hostile_schema_ends_in_an_answer_or_in_an_error(llama, schema):
     else:
         assert isinstance(text, str)
     assert llama.generate("x", json_schema={"type": "boolean"}, seed=1).text in ("true", "false")
-
-
-@pytest.mark.parametrize("definitions", [None, 5, [1], "x"])
-def test_definitions_of_a_tool_that_are_no_object_are_refused(definitions):
-    with pytest.raises(RequestError, match=r"schema of 'f': \$defs is \w+; expected an object"):
-        tools_grammar([{"name": "f", "description": "", "parameters": {"$defs": definitions}}])
 
 
 @pytest.mark.parametrize(("number", "text"), [(2**53, "9007199254740992"), (2**61 + 1, "2305843009213694000")])

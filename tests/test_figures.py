@@ -92,7 +92,7 @@ OF_CUDA = load(PARITY)["cuda_over_transformers_bf16"].values()
 REFERENCES, TOKENIZER = "tests/model/test_against_references.py", "tests/test_tokenizer.py"
 STORIES, DEMO = "tests/model/test_stories260k.py", "tests/weights/test_demo.py"
 KERNELS, SAMPLER = "tests/cuda/kernel_checks.py", "tests/cuda/test_sampler.py"
-CONTRACT = "tests/test_workers_ai.py"
+CONTRACT = "tests/test_workers_ai_input.py"
 WEIGHTS = memory.weight_bytes(LLAMA3_8B)
 CACHE = 2 * 4 * LLAMA3_8B.n_layers * LLAMA3_8B.n_kv_heads * LLAMA3_8B.head_dim * MAX_CONTEXT  # bytes, in float32
 CONTEXT = equals(MAX_CONTEXT)
@@ -186,6 +186,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     # ---- evidence: contract and server
     ("docs/evidence.md", "20,000 inputs, right and wrong", [in_file(CONTRACT, "range(20_000)")]),
     ("docs/evidence.md", "20,000 inputs that are wrong", [in_file(CONTRACT, "found < 20_000")]),
+    ("docs/evidence.md", "2,000 random schemas", [in_file("tests/test_tool_schemas.py", "2_000")]),
     ("docs/evidence.md", "20,000 random requests", [in_file("tests/server/test_app.py", "20_000")]),
     (
         "docs/evidence.md",
