@@ -16,7 +16,7 @@ from llama3.server.app import make_app
 from llama3.server.models import MODELS
 from llama3.server.service import Service
 from tests.server.asgi import RUN, call
-from tests.test_workers_ai import any_inputs
+from tests.test_workers_ai_input import any_inputs
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 JSON = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"a": {"type": "string"}}}}

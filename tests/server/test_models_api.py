@@ -17,7 +17,7 @@ from llama3.server.service import Service
 from llama3.workers_ai import validate
 from tests.schema_values import values_of
 from tests.server.asgi import Reply, call
-from tests.test_workers_ai import any_inputs, refused_on_purpose
+from tests.test_workers_ai_input import any_inputs, refused_on_purpose
 
 BASE = "/client/v4/accounts/me/ai/models"
 
