@@ -164,7 +164,10 @@ class Llama:
         stops = self.checkpoint.stop_ids | check_stop_ids(stop_ids, self.config.vocab_size)
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, stops, lora)
         request.adjust = adjustment(logit_bias, logits_processor, self.config.vocab_size)
-        grammar = schema_grammar(json_schema) if json_schema is not None else grammar
+        if json_schema is not None:
+            if grammar is not None:
+                raise RequestError("grammar cannot be combined with json_schema; expected one of them")
+            grammar = schema_grammar(json_schema)
         if grammar is not None:
             if not isinstance(grammar, str):
                 raise RequestError(f"grammar is {type(grammar).__name__}; expected text from llama3.constraint")
@@ -194,8 +197,12 @@ class Llama:
         "required": at least one call; or the name of the tool to call.
         """
         refuse_unknown(parameters, ("tools", "tool_choice"))
-        if tools is not None and len(tools):
-            messages, parameters["grammar"] = prepare(tools, messages, "auto" if tool_choice is None else tool_choice)
+        if tools is not None and tools not in ([], ()):
+            if parameters.get("grammar") is not None:
+                raise RequestError("grammar cannot be combined with tools, which bring their own; expected one of them")
+            messages, grammar = prepare(tools, messages, "auto" if tool_choice is None else tool_choice)
+            if parameters.get("json_schema") is None:  # with a schema, the answer is JSON and never a call
+                parameters["grammar"] = grammar
         elif tool_choice not in (None, "auto", "none"):
             raise RequestError(f"tool_choice is {tool_choice!r}, and there are no tools; expected tools, or 'auto'")
         return self.stream(self.encode_chat(messages), **parameters)

@@ -22,6 +22,7 @@ from llama3.sampler import SequenceSampler
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"enum": ["sky", "sea"]}}}}
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,9 @@ def test_without_a_tokenizer_ids_go_in_and_out(without_tokenizer):
         (lambda llama: llama.generate("x", grammar=5), "grammar is int; expected text"),
         (lambda llama: llama.generate("x", tools=[]), "no such parameter: tools"),
         (lambda llama: llama.chat(HELLO, tool=[]), "no such parameter: tool; there are tools, tool_choice, max_tokens"),
+        (lambda llama: llama.chat(HELLO, tools=5), "tools is int; expected a list"),
+        (lambda llama: llama.chat(HELLO, tools=[TOOL], grammar="x"), "grammar cannot be combined with tools"),
+        (lambda llama: llama.generate("x", json_schema={}, grammar="x"), "grammar cannot be combined with json_schema"),
         (lambda llama: llama.chat(HELLO, tool_choice="required"), "'required', and there are no tools"),
         (lambda llama: llama.generate([]), "the prompt is empty"),
         (lambda llama: llama.generate([TINY_VOCAB]), f"is {TINY_VOCAB}; expected an id"),

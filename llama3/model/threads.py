@@ -58,7 +58,11 @@ def fork_waits() -> Iterator[None]:
 
 
 def _before_fork() -> None:
-    """Wait until no other thread computes; until the fork is done, none begins to."""
+    """Wait until no other thread computes; until the fork is done, none begins to.
+
+    The hook that was registered last runs first: this one before that of ThreadPoolExecutor, which takes a lock that a
+    product needs.
+    """
     _idle.acquire()
     _idle.wait_for(lambda: not _computing.keys() - {threading.get_ident()})
 
