@@ -157,13 +157,13 @@ class Llama:
         for name, function in (("on_prompt", on_prompt), ("logits_processor", logits_processor)):
             if function is not None and not callable(function):
                 raise RequestError(f"{name} is {type(function).__name__}; expected a function")
-        if self.device != "cpu" and (logit_bias or logits_processor):
-            name = "logit_bias" if logit_bias else "logits_processor"
-            raise RequestError(f"{name} works on the device 'cpu' only, and this model is on {self.device!r}")
         text = TextStream(self.tokenizer, check_stops(stop))
         stops = self.checkpoint.stop_ids | check_stop_ids(stop_ids, self.config.vocab_size)
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, stops, lora)
         request.adjust = adjustment(logit_bias, logits_processor, self.config.vocab_size)
+        if request.adjust is not None and self.device != "cpu":
+            name = "logit_bias" if logits_processor is None else "logits_processor"
+            raise RequestError(f"{name} works on the device 'cpu' only, and this model is on {self.device!r}")
         if json_schema is not None:
             if grammar is not None:
                 raise RequestError("grammar cannot be combined with json_schema; expected one of them")
