@@ -16,7 +16,6 @@ from llama3.config import ModelConfig
 from llama3.errors import LogitsError, RequestError
 from llama3.logit_hooks import Adjust
 from llama3.model.batch import Batch
-from llama3.model.kv_cache import Slots
 from llama3.model.transformer import Trace
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams, whole_number
@@ -32,6 +31,18 @@ class Pending(Protocol):
     """The result of a step, which a GPU may still be computing."""
 
     def samples(self) -> list[Sample | LogitsError | None]: ...
+
+
+class Cache(Protocol):
+    """What the engine does with keys and values; `model/kv_cache.py` explains it."""
+
+    lengths: list[int]
+    dtype: np.dtype[Any]
+
+    def truncate(self, slot: int, length: int) -> None: ...
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+    def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None: ...
 
 
 class Model(Protocol):
@@ -102,7 +113,7 @@ class Scheduled:
 class Engine:
     """Only one thread at a time may call `step`. `submit` and `cancel` may be called from any thread at any moment.
 
-    The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Slots.lengths`) are the whole
+    The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Cache.lengths`) are the whole
     state; everything else is derived from them. So if Ctrl-C interrupts a step anywhere, the next step resumes it.
     """
 
@@ -111,7 +122,7 @@ class Engine:
         slots = at_least_1("slots", slots)
         self.model = model
         self.max_len = model.config.max_seq_len if max_len is None else max_len
-        self.cache: Slots = model.new_cache(slots, self.max_len)
+        self.cache: Cache = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
         self._all = range(slots)
         self.slot_requests: list[Request | None] = [None] * slots  # the request using each slot, or the last that did

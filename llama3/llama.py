@@ -16,11 +16,10 @@ from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import PREFILL_CHUNK, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.engine import PREFILL_CHUNK, Cache, Engine, Model, Request, at_least_1, checked_tokens
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
-from llama3.model.kv_cache import Slots
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
 from llama3.sampling_params import SamplingParams
@@ -248,12 +247,12 @@ class Llama:
         lora: str | None,
         keep: Callable[[int, np.ndarray], None] | None = None,
         trace: Trace | None = None,
-    ) -> Slots:
+    ) -> Cache:
         """Run tokens in chunks -> a cache of one slot, which holds their keys and values.
 
         keep(start, logits): called with the logits of each chunk; None: none are computed.
         """
-        cache: Slots = self.model.new_cache(1, len(ids))
+        cache: Cache = self.model.new_cache(1, len(ids))
 
         def run(start: int) -> None:
             batch = Batch.of([(0, ids[start : start + PREFILL_CHUNK])], [lora])

@@ -163,7 +163,7 @@ def answer_options(parser: Parser) -> None:
         "--max-tokens",
         metavar="N",
         type=positive,
-        help="end the answer after N tokens (default 256, or what the context window leaves)",
+        help="end the answer after N tokens (default 256); not given: also where the context window ends",
     )
     option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; repeatable")
     option(

@@ -29,9 +29,11 @@ class KVCache(Slots):
         return LayerCache(self.k[i], self.v[i])
 
     def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of a slot's filled positions, on the host: two (n_layers, n_kv_heads, length, head_dim)."""
         return self._download(self.k, slot), self._download(self.v, slot)
 
     def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Fill a slot with what `read` returned. What it held before is lost."""
         length = k.shape[2]
         assert k.shape == v.shape and k.dtype == v.dtype == bfloat16 and length <= self.max_len, (k.shape, k.dtype)
         self.lengths[slot] = 0
@@ -46,6 +48,7 @@ class KVCache(Slots):
         return self.device.download(whole)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the first `length` positions of slot `source`."""
         assert 0 <= length <= self.lengths[source], (length, self.lengths[source])
         for array in (self.k, self.v):
             self.device.copy(array[:, source, :, :length], array[:, target, :, :length])

@@ -1,7 +1,5 @@
 """The keys and values of all positions so far, so that a new token costs one row of work and not a whole pass."""
 
-from typing import Any
-
 import numpy as np
 
 from llama3.config import ModelConfig
@@ -10,24 +8,10 @@ from llama3.config import ModelConfig
 class Slots:
     """The slots of a cache: which are taken, and how many positions of each are filled, `lengths[slot]`."""
 
-    dtype: np.dtype[Any]  # of keys and values
-
     def __init__(self, slots: int, max_len: int):
         self.max_len = max_len
         self.lengths = [0] * slots
         self._free = list(range(slots))
-
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Give slot `target` the first `length` positions of slot `source`."""
-        raise NotImplementedError
-
-    def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values of a slot's filled positions, on the host: two (n_layers, n_kv_heads, length, head_dim)."""
-        raise NotImplementedError
-
-    def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None:
-        """Fill a slot with what `read` returned. What it held before is lost."""
-        raise NotImplementedError
 
     @property
     def free_slots(self) -> tuple[int, ...]:
@@ -70,16 +54,19 @@ class KVCache(Slots):
         self.v = np.zeros(shape, np.float32)  # (slots, n_layers, n_kv_heads, max_len, head_dim)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of slot `source` to slot `target`."""
         assert 0 <= length <= self.lengths[source], (length, self.lengths[source])
         self.k[target, :, :, :length] = self.k[source, :, :, :length]
         self.v[target, :, :, :length] = self.v[source, :, :, :length]
         self.lengths[target] = length
 
     def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of a slot's filled positions: two views (n_layers, n_kv_heads, length, head_dim)."""
         length = self.lengths[slot]
         return self.k[slot, :, :, :length], self.v[slot, :, :, :length]
 
     def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Fill a slot with what `read` returned. What it held before is lost."""
         length = k.shape[2]
         assert k.shape == v.shape and k.dtype == v.dtype == self.dtype and length <= self.max_len, (k.shape, k.dtype)
         self.lengths[slot] = 0
