@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         RequestError,
         TokenizerError,
     )
-    from llama3.llama import Llama, Stream
+    from llama3.llama import Llama
     from llama3.sampling_params import SamplingParams
+    from llama3.stream import Stream
     from llama3.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -46,7 +47,7 @@ __all__ = [
     "TokenizerError",
     "Usage",
 ]
-_MODULES = {"ModelConfig": "config", "SamplingParams": "sampling_params", "Tokenizer": "tokenizer"}
+_MODULES = {"ModelConfig": "config", "SamplingParams": "sampling_params", "Stream": "stream", "Tokenizer": "tokenizer"}
 _MODULES |= dict.fromkeys(("Completion", "Piece", "Usage"), "completion")
 _MODULES |= {name: "errors" for name in __all__ if name.endswith("Error")}
 

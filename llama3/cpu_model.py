@@ -6,10 +6,13 @@ The counterpart for a GPU is `cuda/transformer.py`, which draws on the device.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
-from llama3.model.transformer import Transformer
+from llama3.model.threads import fork_waits
+from llama3.model.transformer import Trace, Transformer
 from llama3.sampler import Sample, SequenceSampler, sample_rows
 
 
@@ -17,6 +20,10 @@ class CpuModel(Transformer):
     """A `Transformer` that also draws tokens: the CPU's implementation of `engine.Model`."""
 
     prefill_chunk = 512  # tokens; a longer chunk makes no product faster, and each step would take seconds
+
+    def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
+        with fork_waits():
+            return super().forward(batch, cache, logit_rows, trace)
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
         """Run the batch, then draw the next token of each sequence that has a sampler.

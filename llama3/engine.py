@@ -14,13 +14,14 @@ import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.errors import LogitsError, RequestError
+from llama3.logit_hooks import Adjust
 from llama3.model.batch import Batch
-from llama3.model.kv_cache import Slots
 from llama3.model.transformer import Trace
 from llama3.sampler import Sample, SequenceSampler
-from llama3.sampling_params import SamplingParams
+from llama3.sampling_params import SamplingParams, whole_number
 
-MAX_TOKENS = 256  # length of an answer unless the caller sets another: the default of Cloudflare Workers AI
+MAX_TOKENS = 256  # longest answer unless the caller sets another limit: the default of Cloudflare Workers AI
+MIN_COPY = 32  # tokens: to compute fewer is as quick as to copy their keys and values from another slot
 PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: enough for fast products, few enough for a short step
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -30,6 +31,18 @@ class Pending(Protocol):
     """The result of a step, which a GPU may still be computing."""
 
     def samples(self) -> list[Sample | LogitsError | None]: ...
+
+
+class Cache(Protocol):
+    """What the engine does with keys and values; `model/kv_cache.py` explains it."""
+
+    lengths: list[int]
+    dtype: np.dtype[Any]
+
+    def truncate(self, slot: int, length: int) -> None: ...
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+    def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None: ...
 
 
 class Model(Protocol):
@@ -50,11 +63,12 @@ class Request:
 
     prompt: Sequence[int]
     params: SamplingParams
-    max_tokens: int
+    max_tokens: int | None = None  # None: MAX_TOKENS, or what the context window leaves; `submit` sets it
     stop_ids: frozenset[int] = frozenset()
     adapter: str | None = None  # name of its LoRA adapter
     mask: Callable[[], np.ndarray | None] | None = None  # -> the tokens allowed next, (vocab_size,) bool; None: all
     forced: Callable[[], Sequence[int]] | None = None  # -> the tokens that must come next; they are not drawn
+    adjust: Adjust | None = None  # changes the raw logits before the penalties; on the CPU only
 
     samples: list[Sample] = field(default_factory=list, init=False)  # the answer so far, with its stop token
     finish_reason: FinishReason | None = field(default=None, init=False)
@@ -99,18 +113,18 @@ class Scheduled:
 class Engine:
     """Only one thread at a time may call `step`. `submit` and `cancel` may be called from any thread at any moment.
 
-    The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Slots.lengths`) are the whole
+    The tokens drawn so far (`Request.samples`) and the filled length of each slot (`Cache.lengths`) are the whole
     state; everything else is derived from them. So if Ctrl-C interrupts a step anywhere, the next step resumes it.
     """
 
     def __init__(self, model: Model, slots: int = 1, max_len: int | None = None):
         """At most `slots` sequences run at once, each of up to `max_len` tokens (default: the model's context)."""
-        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
-            raise RequestError(f"slots is {slots!r}; expected a whole number of at least 1")
+        slots = at_least_1("slots", slots)
         self.model = model
         self.max_len = model.config.max_seq_len if max_len is None else max_len
-        self.cache: Slots = model.new_cache(slots, self.max_len)
+        self.cache: Cache = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
+        self._all = range(slots)
         self.slot_requests: list[Request | None] = [None] * slots  # the request using each slot, or the last that did
         # Kept per slot and not per request, because each sampler holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
@@ -124,15 +138,21 @@ class Engine:
         return bool(self.running or any(not request.finish_reason for request in self.waiting))
 
     def submit(self, request: Request) -> None:
-        """Queue a request, and draw its seed if it has none. Raises RequestError if it can never run."""
-        n = len(request.prompt)
-        check_tokens(request.prompt, self.model.config.vocab_size)
-        if isinstance(request.max_tokens, bool) or not isinstance(request.max_tokens, int) or request.max_tokens < 1:
-            raise RequestError(f"max_tokens is {request.max_tokens!r}; expected a whole number of at least 1")
-        if n + request.max_tokens > self.max_len:
+        """Queue a request, and set its max_tokens and seed if it has none. Raises RequestError if it can never run."""
+        request.prompt = checked_tokens(request.prompt, self.model.config.vocab_size)
+        n, window = len(request.prompt), self.max_len
+        if n >= window:
+            raise RequestError(
+                f"the prompt has {n} tokens, and the context window holds {window}, the answer included; "
+                "shorten the prompt"
+            )
+        if request.max_tokens is None:
+            request.max_tokens = min(MAX_TOKENS, window - n)
+        request.max_tokens = at_least_1("max_tokens", request.max_tokens)
+        if n + request.max_tokens > window:
             raise RequestError(
                 f"{n} prompt tokens and max_tokens {request.max_tokens} make {n + request.max_tokens}, "
-                f"and the context window holds {self.max_len}; shorten the prompt or lower max_tokens"
+                f"and the context window holds {window}; shorten the prompt or lower max_tokens"
             )
         request.params = request.params.with_seed()
         self.waiting.append(request)
@@ -140,6 +160,27 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request now, whether it waits or runs. A request that has already ended stays as it ended."""
         request.finish_reason = request.finish_reason or "cancelled"
+
+    def restore(self, tokens: list[int], adapter: str | None, k: np.ndarray, v: np.ndarray) -> None:
+        """Fill a free slot with keys and values that were computed before, for the next prompt that begins with them.
+
+        k, v: as the cache's `read` returns them, of all the tokens. Raises RequestError if no slot is free.
+        """
+        slot = self._best_slot([_common_prefix(self._cached_tokens(slot, adapter), tokens) for slot in self._all])
+        if slot is None:
+            raise RequestError(
+                f"all {len(self._all)} slots are in use; wait until an answer ends, or load with more slots"
+            )
+        self.slot_requests[slot] = None  # Ctrl-C may come while the slot holds neither the old tokens nor the new
+        self.cache.restore(slot, k, v)
+        owner = Request(tokens, SamplingParams(), adapter=adapter)  # it tells which tokens the slot holds
+        owner.finish_reason = "stop"
+        self.slot_requests[slot] = owner
+
+    def abandon(self, error: Exception) -> None:
+        """End every request that waits or runs, with this error."""
+        for request in [*self.running, *self.waiting]:
+            _fail(request, error)
 
     def step(self) -> list[Event]:
         """One forward pass for all running requests. If the pass fails, the requests in it end, and no others."""
@@ -169,28 +210,39 @@ class Engine:
         while self.waiting:
             request = self.waiting[0]  # removed last, or Ctrl-C could lose it; so it may be in a slot already
             if request not in self.slot_requests and not request.finish_reason:
-                slot, reused = self._best_slot(request)
+                slot = self._take_slot(request)
                 if slot is None:
                     return
-                self.cache.truncate(slot, reused)
-                request.slot, request.prompt_done = slot, reused
-                vocab_size = self.model.config.vocab_size
-                self.samplers[slot] = SequenceSampler(request.params, request.prompt, vocab_size, request.mask)
+                request.slot, request.prompt_done = slot, self.cache.lengths[slot]
+                hooks, vocab_size = (request.mask, request.adjust), self.model.config.vocab_size
+                self.samplers[slot] = SequenceSampler(request.params, request.prompt, vocab_size, *hooks)
                 self.slot_requests[slot] = request
             self.waiting.popleft()
 
-    def _best_slot(self, request: Request) -> tuple[int | None, int]:
-        """The free slot that holds the longest beginning of the prompt, and its length; (None, 0) if none is free.
+    def _take_slot(self, request: Request) -> int | None:
+        """A free slot, filled with as much of the prompt as any slot holds; None if no slot is free.
 
         The prompt's last token is always run again: its logits are what the first draw needs.
         """
+        common = [_common_prefix(self._cached_tokens(slot, request.adapter), request.prompt[:-1]) for slot in self._all]
+        slot = self._best_slot(common)
+        if slot is None:
+            return None
+        source = max(self._all, key=common.__getitem__)
+        if common[source] >= common[slot] + MIN_COPY:
+            self.slot_requests[slot] = None  # Ctrl-C may come while the slot holds neither the old tokens nor the new
+            self.cache.copy_prefix(source, slot, common[source])
+        else:
+            self.cache.truncate(slot, common[slot])
+        return slot
+
+    def _best_slot(self, common: Sequence[int]) -> int | None:
+        """The free slot that loses the fewest tokens if all but its first `common[slot]` are overwritten.
+
+        Of equal ones it is the one with the most in common. None: no slot is free.
+        """
         free = [slot for slot, last in enumerate(self.slot_requests) if last is None or last.finish_reason]
-        if not free:
-            return None, 0
-        cached = {slot: self._cached_tokens(slot, request.adapter) for slot in free}
-        reused = {slot: _common_prefix(cached[slot], request.prompt[:-1]) for slot in free}
-        best = max(free, key=lambda slot: (reused[slot], -len(cached[slot])))  # of equal slots, the least filled one
-        return best, reused[best]
+        return min(free, key=lambda slot: (self.cache.lengths[slot] - common[slot], -common[slot]), default=None)
 
     def _cached_tokens(self, slot: int, adapter: str | None) -> list[int]:
         """The tokens whose keys and values a slot holds, if they were computed with the same adapter."""
@@ -258,13 +310,25 @@ def _fail(request: Request, error: Exception) -> Event:
     return Event(request, None, request.finish_reason)
 
 
-def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raises RequestError if there are no tokens, or if one, which it names, is not an id of the vocabulary."""
+def checked_tokens(tokens: Sequence[int], vocab_size: int) -> list[int]:
+    """The tokens as Python's ints. Raises RequestError if there are none, or if one, which it names, is not an id."""
     if len(tokens) == 0:
         raise RequestError("the prompt is empty; expected at least one token")
+    ids = []
     for i, token in enumerate(tokens):
-        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
+        id = whole_number(token)
+        if id is None or not 0 <= id < vocab_size:
             raise RequestError(f"token {i} of the prompt is {token!r}; expected an id from 0 to {vocab_size - 1}")
+        ids.append(id)
+    return ids
+
+
+def at_least_1(name: str, value: Any) -> int:
+    """The value as an int. Raises RequestError, naming the parameter, unless it is a whole number of at least 1."""
+    number = whole_number(value)
+    if number is None or number < 1:
+        raise RequestError(f"{name} is {value!r}; expected a whole number of at least 1")
+    return number
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,88 +1,38 @@
 """The Python API: `Llama` loads a checkpoint, then computes logits, generates, streams and chats."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 
+from llama3 import prefix as prefixes
 from llama3.chat import Message, encode_dialog
 from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
-from llama3.completion import Completion, Piece, Usage
+from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import MAX_TOKENS, PREFILL_CHUNK, Engine, FinishReason, Model, Request, check_tokens
-from llama3.errors import Llama3Error, RequestError
+from llama3.engine import PREFILL_CHUNK, Cache, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.errors import DeviceError, RequestError
+from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
 from llama3.sampling_params import SamplingParams
-from llama3.text import TextStream, check_stops
+from llama3.stream import Stream
+from llama3.text import TextStream, check_stop_ids, check_stops
 from llama3.tokenizer import Tokenizer
 from llama3.tools import prepare, render_messages
+from llama3.turns import Turns
 
-
-class Stream(Iterator[Piece]):
-    """An answer, token by token as it is generated. `close` ends it early, and so does dropping the last reference."""
-
-    def __init__(
-        self, llama: "Llama", request: Request, text: TextStream, on_prompt: Callable[[int, int], None] | None = None
-    ):
-        self._llama, self._request, self._text, self._on_prompt = llama, request, text, on_prompt
-        self._read = 0  # how many of the request's samples were read; steps for other streams may have drawn more
-        self.finish_reason: FinishReason | None = None
-        self.seed: int = request.params.seed  # type: ignore[assignment]  # `submit` has set it
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens that were read so far, without the stop token."""
-        tokens = [sample.token for sample in self._request.samples[: self._read]]
-        return tokens[:-1] if tokens and tokens[-1] in self._request.stop_ids else tokens
-
-    @property
-    def usage(self) -> Usage:
-        """The numbers of tokens so far."""
-        return Usage(len(self._request.prompt), len(self.tokens))
-
-    def __next__(self) -> Piece:
-        request = self._request
-        while self._read == len(request.samples) and not (self.finish_reason or request.finish_reason):
-            before = request.prompt_done
-            self._llama._step_or_wait(lambda: len(request.samples) > self._read or bool(request.finish_reason))
-            if self._on_prompt and request.prompt_done > before:
-                self._on_prompt(request.prompt_done, len(request.prompt))
-        if self.finish_reason:
-            raise StopIteration
-        if self._read == len(request.samples):
-            self.finish_reason = request.finish_reason
-            raise request.error or Llama3Error(f"the request ended: {request.finish_reason}")
-        sample = request.samples[self._read]
-        self._read += 1
-        stops = sample.token in request.stop_ids
-        text = "" if stops else self._text.push(sample.token)
-        if self._text.stopped:
-            self.close("stop")
-        elif stops or self._read == request.max_tokens:
-            text += self._text.flush()
-            self.finish_reason = "stop" if stops else "length"
-        return Piece(text, sample.token, sample.logprob, sample.top, self.finish_reason)
-
-    def close(self, reason: FinishReason = "cancelled") -> None:
-        """End the generation now and free its slot. Nothing happens if it has ended already."""
-        self.finish_reason = self.finish_reason or reason
-        self._llama._engine.cancel(self._request)
-
-    def __del__(self) -> None:
-        self.close()
-
-    def completion(self) -> Completion:
-        """Generate the rest, and return the whole answer."""
-        pieces = list(self)
-        assert self.finish_reason is not None
-        text = "".join(piece.text for piece in pieces)
-        return Completion(text, self.tokens, self.finish_reason, self.usage, self.seed, pieces)
+PARAMETERS = (
+    "max_tokens", "stop", "stop_ids", "json_schema", "grammar", "lora", "on_prompt", "logit_bias", "logits_processor",
+    *SamplingParams.__dataclass_fields__,
+)  # fmt: skip
 
 
 class Llama:
@@ -99,12 +49,25 @@ class Llama:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.tokenizer: Tokenizer | None = checkpoint.tokenizer
-        adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
-        self.adapters = tuple(adapters)  # names of the LoRA adapters
-        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, adapters)
-        self._engine = Engine(self.model, slots)
-        self._step_ended = threading.Condition()
-        self._stepping_thread: int | None = None  # identifier of the thread that runs a step now
+        slots = at_least_1("slots", slots)
+        self._adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
+        self.adapters = tuple(self._adapters)  # names of the LoRA adapters
+        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, self._adapters)
+        self._engine, self._turns = Engine(self.model, slots), Turns()
+        _llamas.add(self)
+
+    def __repr__(self) -> str:
+        slots = len(self._engine.slot_requests)
+        return (
+            f"<Llama: {self.checkpoint.path.absolute().name} on {self.device}, "
+            f"{self.checkpoint.parameters:,} parameters, {slots} slot{'s' * (slots != 1)}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a Llama cannot be pickled: it holds memory-mapped weights, threads' locks and a KV cache; "
+            f"call Llama.load({str(self.checkpoint.path)!r}) in the other process instead"
+        )
 
     @classmethod
     def load(
@@ -150,55 +113,72 @@ class Llama:
 
         A long text is computed in chunks. `trace` is called as in `Transformer.forward`, for each chunk anew.
         """
-        ids = self._ids(prompt)
-        check_tokens(ids, self.config.vocab_size)
-        if len(ids) > self.config.max_seq_len:
-            raise RequestError(f"the text has {len(ids)} tokens; the context window holds {self.config.max_seq_len}")
-        cache = self.model.new_cache(1, len(ids))
-        slot = cache.allocate()
+        ids = self._checked_ids(prompt)
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
-        for i in range(0, len(ids), PREFILL_CHUNK):
-            batch = Batch.of([(slot, ids[i : i + PREFILL_CHUNK])])
-            logits[i : i + PREFILL_CHUNK] = self.model.forward(batch, cache, np.arange(len(batch.tokens)), trace)
+
+        def keep(start: int, rows: np.ndarray) -> None:
+            logits[start : start + len(rows)] = rows
+
+        self._forward(ids, None, keep, trace)
         return logits
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int = MAX_TOKENS,
-        stop: str | Sequence[str] = (),
+        max_tokens: int | None = None,
+        stop: str | Collection[str] | None = None,
+        stop_ids: Collection[int] | None = None,
         json_schema: Mapping[str, Any] | None = None,
         grammar: str | None = None,
         lora: str | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        logits_processor: LogitsProcessor | None = None,
         **sampling: Any,
     ) -> Stream:
-        """Continue raw text, or token ids as they are, one token at a time.
+        """Continue raw text, or token ids as they are, one token at a time. None is the default of every parameter.
+
+        max_tokens: 256 by default, or what the context window leaves. stop: strings that end the answer. stop_ids:
+        tokens that end it, in addition to the model's. lora: a name in `adapters`. on_prompt(done, total): called while
+        the prompt is read. sampling: fields of `SamplingParams` (temperature, top_p, top_k, min_p, seed,
+        repetition_penalty, frequency_penalty, presence_penalty, logprobs).
 
         json_schema: the answer is JSON that this JSON Schema accepts ({}: any JSON), unless max_tokens cuts it short;
-        needs the extra `json`. grammar: the same with a grammar from `llama3.constraint`. lora: a name in `adapters`.
-        on_prompt(done, total): called while the prompt is read. sampling: fields of `SamplingParams` (temperature,
-        top_p, top_k, min_p, seed, repetition_penalty, frequency_penalty, presence_penalty, logprobs).
+        needs the extra `json`. grammar: the same with a grammar from `llama3.constraint`.
+
+        logit_bias {token id: number}: added to the raw logits; -inf forbids a token. logits_processor(tokens, logits):
+        called before each draw with the tokens of prompt and answer and the logits, (vocab_size,) float32, which it may
+        change; returns the logits to use. The bias comes first, then the processor, then the penalties. Neither changes
+        the reported log-probabilities. Both need the device "cpu".
 
         Raises RequestError before the first token if the prompt or a parameter is not acceptable.
         """
-        unknown = sampling.keys() - SamplingParams.__dataclass_fields__.keys()
-        if unknown:
-            known = ", ".join(["max_tokens", "stop", "json_schema", "lora", *SamplingParams.__dataclass_fields__])
-            raise RequestError(f"no such parameter: {', '.join(sorted(unknown))}; there are {known}")
-        if lora is not None and lora not in self.adapters:
-            raise RequestError(f"there is no adapter {lora!r}; loaded: {', '.join(self.adapters) or 'none'}")
+        refuse_unknown(sampling)
+        self._check_lora(lora)
+        for name, function in (("on_prompt", on_prompt), ("logits_processor", logits_processor)):
+            if function is not None and not callable(function):
+                raise RequestError(f"{name} is {type(function).__name__}; expected a function")
         text = TextStream(self.tokenizer, check_stops(stop))
-        request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, self.checkpoint.stop_ids, lora)
-        grammar = schema_grammar(json_schema) if json_schema is not None else grammar
+        stops = self.checkpoint.stop_ids | check_stop_ids(stop_ids, self.config.vocab_size)
+        request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, stops, lora)
+        request.adjust = adjustment(logit_bias, logits_processor, self.config.vocab_size)
+        if request.adjust is not None and self.device != "cpu":
+            name = "logit_bias" if logits_processor is None else "logits_processor"
+            raise RequestError(f"{name} works on the device 'cpu' only, and this model is on {self.device!r}")
+        if json_schema is not None:
+            if grammar is not None:
+                raise RequestError("grammar cannot be combined with json_schema; expected one of them")
+            grammar = schema_grammar(json_schema)
         if grammar is not None:
+            if not isinstance(grammar, str):
+                raise RequestError(f"grammar is {type(grammar).__name__}; expected text from llama3.constraint")
             constraint = Constraint(self._need_tokenizer(), grammar, self.checkpoint.stop_ids, self.config.vocab_size)
             samples = request.samples  # not `request`: a reference cycle would delay its release until a collection
             request.mask = lambda: constraint.allowed([sample.token for sample in samples])
             request.forced = lambda: constraint.forced([sample.token for sample in samples])
         self._engine.submit(request)
-        return Stream(self, request, text, on_prompt)
+        return Stream(request, text, self._step_or_wait, self._engine.cancel, on_prompt)
 
     def generate(self, prompt: str | Sequence[int], **parameters: Any) -> Completion:
         """`stream`, read to its end. Parameters as for `stream`."""
@@ -207,19 +187,26 @@ class Llama:
     def stream_chat(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        tool_choice: str = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
         **parameters: Any,
     ) -> Stream:
         """The assistant's answer to a dialogue, one token at a time. Parameters as for `stream`.
 
         tools: a list of {"name", "description", "parameters": a JSON Schema}, each alone or as the "function" of an
         object, as OpenAI has it. The answer is then text, or calls that `llama3.tools.read_calls` reads; a call always
-        names one of the tools, and its arguments fit the schema. tool_choice: "auto"; "none": text; "required": at
-        least one call; or the name of the tool to call.
+        names one of the tools, and its arguments fit the schema. tool_choice: "auto", the default; "none": text;
+        "required": at least one call; or the name of the tool to call.
         """
-        if tools or tool_choice not in ("auto", "none"):
-            messages, parameters["grammar"] = prepare(tools, messages, tool_choice)
+        refuse_unknown(parameters, ("tools", "tool_choice"))
+        if tools is not None and tools not in ([], ()):
+            if parameters.get("grammar") is not None:
+                raise RequestError("grammar cannot be combined with tools, which bring their own; expected one of them")
+            messages, grammar = prepare(tools, messages, "auto" if tool_choice is None else tool_choice)
+            if parameters.get("json_schema") is None:  # with a schema, the answer is JSON and never a call
+                parameters["grammar"] = grammar
+        elif tool_choice not in (None, "auto", "none"):
+            raise RequestError(f"tool_choice is {tool_choice!r}, and there are no tools; expected tools, or 'auto'")
         return self.stream(self.encode_chat(messages), **parameters)
 
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Completion:
@@ -232,12 +219,70 @@ class Llama:
 
         return run(self, inputs)
 
-    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def save_prefix(self, path: str | Path, prompt: str | Sequence[int], lora: str | None = None) -> None:
+        """Compute the keys and values of a prompt and write them to a file, for `load_prefix`.
+
+        lora: the adapter to compute them with. Raises RequestError for what `stream` refuses, too, and if the file
+        cannot be written.
+        """
+        self._check_lora(lora)
+        ids = self._checked_ids(prompt)
+        cache = self._forward(ids, lora)
+        adapter = self._adapters[lora] if lora is not None else None
+        k, v = cache.read(0)
+        prefixes.save(path, prefixes.Prefix(np.array(ids, np.int64), k, v, prefixes.identity(self.checkpoint, adapter)))
+
+    def load_prefix(self, path: str | Path) -> list[int]:
+        """Put a saved prompt into a free slot: the next prompts that begin with its tokens reuse it. -> these tokens
+
+        Raises CheckpointError for a file that another model, or another adapter, has made, and RequestError if no slot
+        is free.
+        """
+        prefix = prefixes.read(path)
+        prefixes.check(path, prefix, prefixes.identity(self.checkpoint, None), self.config, self._engine.cache.dtype)
+        adapter, tokens = prefixes.adapter_name(path, prefix, self._adapters), prefix.tokens.tolist()
+        self._turns.run(lambda: self._engine.restore(tokens, adapter, prefix.k, prefix.v))
+        return tokens
+
+    def _forward(
+        self,
+        ids: list[int],
+        lora: str | None,
+        keep: Callable[[int, np.ndarray], None] | None = None,
+        trace: Trace | None = None,
+    ) -> Cache:
+        """Run tokens in chunks -> a cache of one slot, which holds their keys and values.
+
+        keep(start, logits): called with the logits of each chunk; None: none are computed.
+        """
+        cache: Cache = self.model.new_cache(1, len(ids))
+
+        def run(start: int) -> None:
+            batch = Batch.of([(0, ids[start : start + PREFILL_CHUNK])], [lora])
+            rows = self.model.forward(batch, cache, np.arange(len(batch.tokens) if keep else 0), trace)
+            if keep:
+                keep(start, rows)
+
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            self._turns.run(partial(run, start))
+        return cache
+
+    def _check_lora(self, lora: str | None) -> None:
+        if lora is not None and lora not in self.adapters:
+            raise RequestError(f"there is no adapter {lora!r}; loaded: {', '.join(self.adapters) or 'none'}")
+
+    def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
             return self.encode(prompt)
-        if isinstance(prompt, list | tuple | np.ndarray):
+        if isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes | bytearray):
             return list(prompt)
         raise RequestError(f"the prompt is {type(prompt).__name__}; expected text or a list of token ids")
+
+    def _checked_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        ids = checked_tokens(self._ids(prompt), self.config.vocab_size)
+        if len(ids) > self.config.max_seq_len:
+            raise RequestError(f"the text has {len(ids)} tokens; the context window holds {self.config.max_seq_len}")
+        return ids
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -245,23 +290,33 @@ class Llama:
         return self.tokenizer
 
     def _step_or_wait(self, ready: Callable[[], bool]) -> None:
-        """Run one step for all requests. If another thread is running one, wait for its end.
+        """Run one step for all requests. If another thread has the turn, wait, and return when `ready()` is true."""
+        self._turns.run(self._engine.step, ready)
 
-        After the wait, return without a step if `ready()` is true.
-        """
-        me = threading.get_ident()
-        with self._step_ended:
-            while self._stepping_thread not in (None, me):  # `me`: Ctrl-C interrupted this thread's last step
-                self._step_ended.wait()
-                if ready():
-                    return
-            self._stepping_thread = me
-        try:
-            self._engine.step()
-        finally:
-            with self._step_ended:
-                self._stepping_thread = None
-                self._step_ended.notify_all()
+    def _after_fork(self) -> None:
+        """Begin anew in a forked child, where the threads that wait for answers do not exist."""
+        lost = DeviceError(f"the model on {self.device} was loaded before a fork; load it in the new process")
+        self._turns.after_fork(lost if self.device != "cpu" else None)
+        self._engine.abandon(RequestError("this answer was begun before a fork: it goes on in the parent process only"))
+
+
+_llamas: WeakSet[Llama] = WeakSet()
+
+
+def _after_fork() -> None:
+    for llama in list(_llamas):
+        llama._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def refuse_unknown(given: Collection[str], more: tuple[str, ...] = ()) -> None:
+    """Raises RequestError for a name that is not in PARAMETERS, and lists those that are, `more` included."""
+    known = (*more, *PARAMETERS)
+    if unknown := sorted(set(given) - set(known)):
+        raise RequestError(f"no such parameter: {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def open_model(

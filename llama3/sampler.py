@@ -1,5 +1,7 @@
 """From logits to a token: penalties, mask, temperature, top_k, top_p, min_p, and one draw; in this order.
 
+A request's bias and logits processor come before all of these (`logit_hooks.py`).
+
 A token's weight is exp((logit - highest logit) / temperature), in float64. Its probability is its weight divided by the
 sum of the weights that are left. For each filter the tokens are ordered by logit, highest first, ties by lowest id, and
 the filter keeps the first ones. The draw adds up the weights in the order of the ids.
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama3.errors import LogitsError, RequestError
+from llama3.logit_hooks import Adjust
 from llama3.philox import uniform
 from llama3.sampler_fast import draw, logprobs, min_p, top_k, top_p
 from llama3.sampling_params import SamplingParams
@@ -37,12 +40,18 @@ class SequenceSampler:
         prompt: Sequence[int],
         vocab_size: int,
         mask: Callable[[], np.ndarray | None] | None = None,
+        adjust: Adjust | None = None,
     ):
-        """mask: called before each draw; returns the allowed tokens, (vocab_size,) bool, or None if all are allowed."""
+        """mask: called before each draw; returns the allowed tokens, (vocab_size,) bool, or None if all are allowed.
+
+        adjust: called before each draw with the tokens so far and the raw logits; returns those to sample from.
+        """
         self.params = params.with_seed()
         self.seed: int = self.params.seed  # type: ignore[assignment]
         self.index = 0  # number of output tokens so far
-        self.mask = mask
+        self.mask, self.adjust = mask, adjust
+        self.tokens = list(prompt) if adjust is not None else []  # of prompt and output; kept for `adjust` only
+        self._n_prompt = len(self.tokens)
         self.seen = np.zeros(vocab_size, bool)  # is this token in the prompt or the output?
         self.counts = np.zeros(vocab_size, np.int32)  # how often is it in the output?
         for token in prompt:
@@ -52,6 +61,8 @@ class SequenceSampler:
         """Count a token of the output, drawn or forced."""
         self.seen[self._checked(token)] = True
         self.counts[token] += 1
+        if self.adjust is not None:
+            self.tokens[self._n_prompt + self.index :] = [token]
         self.index += 1
 
     def _checked(self, token: int) -> int:
@@ -62,14 +73,16 @@ class SequenceSampler:
     def sample(self, logits: np.ndarray) -> Sample:
         """Choose the next token from its raw logits, (vocab_size,) float32. Only `accept` changes the sampler.
 
-        Raises LogitsError if a logit is NaN or +inf, or if no token is left. A logit of -inf is never chosen.
+        Raises LogitsError if a logit is NaN or +inf, if no token is left, or if the logits processor fails. A logit of
+        -inf is never chosen.
         """
         assert logits.shape == self.seen.shape and logits.dtype == np.float32, (logits.shape, logits.dtype)
         if not logits.max() < np.inf:  # the maximum is NaN if any logit is
             token = int(np.flatnonzero(~(logits < np.inf))[0])
             raise bad_logit(token, logits[token])
+        adjusted = logits if self.adjust is None else self.adjust(self.tokens, logits)
         with np.errstate(over="ignore"):  # a tiny temperature makes all but the highest logits -inf
-            token = self._choose(penalised(logits, self.params, self.seen, self.counts))
+            token = self._choose(penalised(adjusted, self.params, self.seen, self.counts))
         if self.params.logprobs is None:
             return Sample(token)
         return Sample(token, *logprobs(logits, token, self.params.logprobs))

@@ -1,8 +1,11 @@
 """How the tokens of one request are chosen: the parameters, their ranges and their defaults."""
 
+import operator
 import secrets
 import sys
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,10 @@ HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest seed of Cloudflare Workers AI:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. Raises RequestError with the parameter's name, what was found and the range."""
+    """How tokens are chosen. Numbers may be NumPy's; None is the default of every parameter.
+
+    Raises RequestError with the parameter's name, what was found and the range.
+    """
 
     temperature: float = 0.6  # 0: always the most likely token
     top_p: float | None = None  # the fewest tokens whose probabilities sum to at least top_p; None or 1: all
@@ -41,14 +47,31 @@ class SamplingParams:
         return self if self.seed is not None else replace(self, seed=1 + secrets.randbelow(HIGHEST_DRAWN_SEED))
 
     def _check(self, name: str, kind: type[int] | type[float], low: int, high: int | None = None) -> None:
-        """Refuse a wrong type, NaN, infinity and values out of range; turn NumPy's numbers into Python's."""
-        value = getattr(self, name)
-        value = value.item() if isinstance(value, np.generic) else value
-        if value is None and type(self).__dataclass_fields__[name].default is None:
+        """Refuse a wrong type, NaN, infinity and values out of range; turn other kinds of numbers into Python's."""
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if value is None:
+            object.__setattr__(self, name, default)
             return
-        most = sys.float_info.max if high is None else high
-        if not isinstance(value, (int, kind)) or isinstance(value, bool) or not low <= value <= most:
+        number = whole_number(value) if kind is int else real_number(value)
+        if number is None or not low <= number <= (sys.float_info.max if high is None else high):
             limits = f"not below {low}" if high is None else f"from {low} to {high}"
             expected = f"a {'whole' if kind is int else 'finite'} number {limits}"
             raise RequestError(f"{name} is {value!r}: expected {expected}")
-        object.__setattr__(self, name, kind(value))
+        object.__setattr__(self, name, kind(number))
+
+
+def whole_number(value: Any) -> int | None:
+    """The value as an int if its type is one of whole numbers: int, NumPy's integers. None for others, and for bool."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def real_number(value: Any) -> Any:
+    """The value if its type is one of real numbers: int, float, Fraction, NumPy's. None for others, and for bool."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    return value if isinstance(value, Real) and not isinstance(value, bool) else None

@@ -1,15 +1,18 @@
 """Turns tokens into text that can be shown at once: whole characters, and no part of a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 
 from llama3.errors import RequestError
 from llama3.limits import LIMITS
+from llama3.sampling_params import whole_number
 from llama3.tokenizer import StreamDecoder, Tokenizer
 
 
-def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One stop string or several, as a tuple. Raises RequestError for an empty one, or for more than LIMITS.stops."""
-    if not isinstance(stop, (str, list, tuple)):
+def check_stops(stop: str | Collection[str] | None) -> tuple[str, ...]:
+    """One stop string, several or none, as a tuple. Raises RequestError for an empty one, or for too many."""
+    if stop is None:
+        return ()
+    if not isinstance(stop, Collection) or isinstance(stop, (bytes, bytearray, Mapping)):
         raise RequestError(f"stop is {type(stop).__name__}; expected a string or a list of them")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > LIMITS.stops:
@@ -18,6 +21,19 @@ def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(text, str) or not text:
             raise RequestError(f"stop holds {text!r}; expected strings of at least one character")
     return stops
+
+
+def check_stop_ids(stop_ids: Collection[int] | None, vocab_size: int) -> frozenset[int]:
+    """The ids as Python's ints. Raises RequestError for what is not a token id."""
+    if not isinstance(stop_ids, Collection | None) or isinstance(stop_ids, str | bytes):
+        raise RequestError(f"stop_ids is {type(stop_ids).__name__}; expected a list of token ids")
+    ids = []
+    for token in () if stop_ids is None else stop_ids:
+        id = whole_number(token)
+        if id is None or not 0 <= id < vocab_size:
+            raise RequestError(f"stop_ids holds {token!r}; expected ids from 0 to {vocab_size - 1}")
+        ids.append(id)
+    return frozenset(ids)
 
 
 class TextStream:

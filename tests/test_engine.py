@@ -27,10 +27,11 @@ def run(engine: Engine) -> list[engine_module.Event]:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_chunks():
-    """Make prefill chunks so small that prompts of a few tokens need several steps."""
-    before, engine_module.PREFILL_CHUNK = engine_module.PREFILL_CHUNK, 7
+    """Make prefill chunks so small that prompts of a few tokens need several steps, and copy also a few tokens."""
+    before = engine_module.PREFILL_CHUNK, engine_module.MIN_COPY
+    engine_module.PREFILL_CHUNK, engine_module.MIN_COPY = 7, 2
     yield
-    engine_module.PREFILL_CHUNK = before
+    engine_module.PREFILL_CHUNK, engine_module.MIN_COPY = before
 
 
 @given(st.lists(st.tuples(PROMPTS, st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 3))
@@ -122,12 +123,14 @@ TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def interrupted_at_line(n: int) -> tuple[bool, Request]:
-    """Run two requests, one after the other in one slot, with a Ctrl-C at the n-th line of the engine that runs.
+def interrupted_at_line(n: int, slots: int) -> tuple[bool, Request]:
+    """Run two requests with a Ctrl-C at the n-th line of the engine that runs.
+
+    In one slot they run one after the other; in two, the second gets a copy of what the first has in common with it.
 
     Both requests then run to their ends. Returns whether n lines were run, and the second request.
     """
-    engine = Engine(MockModel(), slots=1)
+    engine = Engine(MockModel(), slots)
     first, second = Request([1, 2, 3], GREEDY, 3), Request([1, 2, 4], GREEDY, 3)
     lines = 0
 
@@ -141,6 +144,8 @@ def interrupted_at_line(n: int) -> tuple[bool, Request]:
         return trace
 
     engine.submit(first)
+    if slots > 1:
+        engine.step()
     engine.submit(second)
     sys.settrace(trace)
     try:
@@ -155,12 +160,13 @@ def interrupted_at_line(n: int) -> tuple[bool, Request]:
     return lines >= n, second
 
 
-def test_ctrl_c_at_any_line_loses_neither_a_token_nor_a_slot():
+@pytest.mark.parametrize("slots", [1, 2])
+def test_ctrl_c_at_any_line_loses_neither_a_token_nor_a_slot(slots):
     n = 0
     there = True
     while there:
         n += 1
-        there, second = interrupted_at_line(n)
+        there, second = interrupted_at_line(n, slots)
         assert second.tokens == answer(second.prompt, 3) and second.finish_reason == "length", n
     assert n > 100
 
@@ -227,6 +233,111 @@ def test_the_next_turn_of_a_dialogue_runs_only_what_is_new():
     assert model.batches[0].counts == (3,)  # the first answer's last token had never been fed, and two are new
 
 
+def test_a_prompt_takes_its_beginning_from_a_slot_that_runs():
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    first, second = Request([1, 2, 3, 4, 5], GREEDY, 20), Request([1, 2, 3, 4, 6], GREEDY, 20)
+    engine.submit(first)
+    engine.step()
+    engine.submit(second)
+    model.batches.clear()
+    run(engine)
+    assert model.batches[0].counts == (1, 1)  # of the second prompt only the last token is new
+    assert first.tokens == answer(first.prompt, 20) and second.tokens == answer(second.prompt, 20)
+
+
+def test_a_prompt_goes_where_the_fewest_tokens_are_lost():
+    """A short beginning in common, such as <|begin_of_text|>, must not cost a long prompt its slot."""
+    model = MockModel()
+    engine = Engine(model, slots=2)
+    long, short = Request([1, *range(30)], GREEDY, 1), Request([1, 50], GREEDY, 1)
+    for request in (long, short, Request([1, 60], GREEDY, 1)):
+        engine.submit(request)
+        run(engine)
+    model.batches.clear()
+    again = Request([1, *range(30), 7], GREEDY, 1)
+    engine.submit(again)
+    run(engine)
+    assert model.batches[0].counts == (1,) and again.tokens == answer(again.prompt, 1)
+
+
+@given(PROMPTS, PROMPTS, st.lists(PROMPTS, max_size=3))
+def test_a_restored_prompt_is_reused_and_changes_no_answer(prefix, rest, others):
+    model = MockModel(max_seq_len=128)
+    engine = Engine(model, slots=2)
+    for other in others:
+        engine.submit(Request(other, GREEDY, 3))
+    run(engine)
+    k = np.broadcast_to(np.array(prefix, np.float32)[:, None], (1, 1, len(prefix), 2))
+    engine.restore(prefix, None, k, k)
+    request = Request([*prefix, *rest], GREEDY, 5)
+    engine.submit(request)
+    model.batches.clear()
+    run(engine)
+    assert request.tokens == answer(request.prompt, 5)
+    assert sum(batch.counts[0] for batch in model.batches) <= len(rest) + 4
+
+
+def test_a_prompt_is_restored_into_a_free_slot_only():
+    engine = Engine(MockModel(), slots=1)
+    engine.submit(Request([1, 2], GREEDY, 5))
+    engine.step()
+    k = np.zeros((1, 1, 1, 2), np.float32)
+    with pytest.raises(RequestError, match=r"^all 1 slots are in use"):
+        engine.restore([1], None, k, k)
+
+
+def test_abandoned_requests_end_with_the_error():
+    engine = Engine(MockModel(), slots=1)
+    requests = [Request([1, 2], GREEDY, 5), Request([3], GREEDY, 5)]
+    for request in requests:
+        engine.submit(request)
+    engine.step()
+    engine.abandon(error := RequestError("gone"))
+    assert not engine.busy and all(r.finish_reason == "error" and r.error is error for r in requests)
+
+
+@given(st.integers(1, 70))
+def test_a_max_tokens_that_nobody_set_is_what_the_window_leaves(n):
+    engine = Engine(MockModel(max_seq_len=64))
+    request = Request([1] * n, GREEDY)
+    if n >= 64:
+        with pytest.raises(
+            RequestError, match=f"^the prompt has {n} tokens, and the context window holds 64, the answer"
+        ):
+            engine.submit(request)
+        return
+    engine.submit(request)
+    assert request.max_tokens == 64 - n
+    run(engine)
+    assert len(request.tokens) == 64 - n and request.finish_reason == "length"
+
+
+def test_a_max_tokens_that_nobody_set_is_256_where_the_window_leaves_more():
+    engine = Engine(MockModel(max_seq_len=1000))
+    engine.submit(request := Request([1], GREEDY))
+    assert request.max_tokens == 256
+
+
+WHOLE = [int, np.int8, np.int64, np.uint16, np.array]
+
+
+@given(st.sampled_from(WHOLE), st.sampled_from(WHOLE), st.sampled_from([list, tuple, np.array]))
+def test_whole_numbers_of_any_type_are_taken(number, token, sequence):
+    engine = Engine(MockModel(), number(2))
+    request = Request(sequence([token(1), token(2)]), GREEDY, number(3))
+    engine.submit(request)
+    run(engine)
+    assert request.tokens == answer([1, 2], 3) and len(engine.samplers) == 2
+    assert {type(number) for number in (*request.prompt, request.max_tokens)} == {int}
+
+
+@pytest.mark.parametrize("slots", [0, 1.0, True, np.bool_(1), "1", None, [1]])
+def test_slots_are_a_whole_number(slots):
+    with pytest.raises(RequestError, match=r"^slots is .*; expected a whole number of at least 1$"):
+        Engine(MockModel(), slots)
+
+
 def test_a_mask_restricts_the_next_token():
     def only_even():
         mask = [token % 2 == 0 for token in range(VOCAB)]
@@ -255,6 +366,7 @@ def test_prompt_and_answer_may_fill_the_context_to_the_last_token():
         ([-1], 1, "token 0 of the prompt is -1"),
         ([True], 1, "token 0 of the prompt is True"),
         ([1.0], 1, "token 0 of the prompt is 1.0"),
+        ([np.bool_(1)], 1, "token 0 of the prompt is np.True_"),
         ([1], 0, "max_tokens is 0"),
         ([1], 1.5, "max_tokens is 1.5"),
         ([1], True, "max_tokens is True"),

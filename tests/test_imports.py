@@ -20,7 +20,7 @@ LAYERS = (
     "schema_check",
     "constraint",
     "tools",
-    "sampler_fast",
+    "sampler_fast logit_hooks",
     "sampler",
     "cpu_model",
     "checkpoint",
@@ -29,6 +29,7 @@ LAYERS = (
     "completion",
     "workers_ai_input",
     "workers_ai",
+    "prefix stream turns",
     "llama",
     "llama3",  # the public names
     "parity",

@@ -2,8 +2,11 @@
 
 import gc
 import itertools
+import json
 import threading
 import weakref
+from array import array
+from collections import deque
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 
 from llama3 import Llama, RequestError
 from llama3.engine import PREFILL_CHUNK
+from llama3.llama import PARAMETERS
 from llama3.philox import uniform
 from llama3.sampler import SequenceSampler
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"enum": ["sky", "sea"]}}}}
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +263,14 @@ def test_without_a_tokenizer_ids_go_in_and_out(without_tokenizer):
         (lambda llama: llama.generate("x", seed=-1), "seed"),
         (lambda llama: llama.generate("x", max_tokens=0), "max_tokens is 0"),
         (lambda llama: llama.generate("x", max_tokens=1024), "the context window holds 1024"),
+        (lambda llama: llama.generate([1] * 1024), "the prompt has 1024 tokens, and the context window holds 1024"),
+        (lambda llama: llama.generate("x", grammar=5), "grammar is int; expected text"),
+        (lambda llama: llama.generate("x", tools=[]), "no such parameter: tools"),
+        (lambda llama: llama.chat(HELLO, tool=[]), "no such parameter: tool; there are tools, tool_choice, max_tokens"),
+        (lambda llama: llama.chat(HELLO, tools=5), "tools is int; expected a list"),
+        (lambda llama: llama.chat(HELLO, tools=[TOOL], grammar="x"), "grammar cannot be combined with tools"),
+        (lambda llama: llama.generate("x", json_schema={}, grammar="x"), "grammar cannot be combined with json_schema"),
+        (lambda llama: llama.chat(HELLO, tool_choice="required"), "'required', and there are no tools"),
         (lambda llama: llama.generate([]), "the prompt is empty"),
         (lambda llama: llama.generate([TINY_VOCAB]), f"is {TINY_VOCAB}; expected an id"),
         (lambda llama: llama.generate(5), "the prompt is int"),
@@ -278,6 +291,35 @@ def test_bad_input_is_explained_in_one_line(llama, call, named):
     with pytest.raises(RequestError) as error:
         call(llama)
     assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_none_is_the_default_of_every_parameter(llama):
+    expected = llama.generate("Once", seed=1, max_tokens=5)
+    names = set(PARAMETERS) - {"seed", "max_tokens"}
+    assert llama.generate("Once", seed=1, max_tokens=5, **dict.fromkeys(names)) == expected
+    assert llama.chat(HELLO, seed=1, max_tokens=5, tools=None, tool_choice=None) == llama.chat(
+        HELLO, seed=1, max_tokens=5
+    )
+    assert len(llama.generate("Once", max_tokens=None, stop_ids=None).tokens) <= 256
+
+
+def test_a_max_tokens_that_nobody_set_is_cut_to_the_window(llama):
+    stream = llama.stream([1] * 1000)
+    assert stream.max_tokens == 24 and stream.completion().usage.total_tokens <= 1024
+    assert llama.stream([1] * 100).max_tokens == 256
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array])
+def test_numbers_of_numpy_are_taken_wherever_pythons_are(llama, number):
+    ids = llama.encode("Once")
+    given = {"max_tokens": 5, "seed": 1, "top_k": 9, "logprobs": 2, "temperature": 2, "top_p": 1, "presence_penalty": 1}
+    expected = llama.generate(ids, **given)
+    of_numpy = {name: number(value) for name, value in given.items()}
+    for prompt in (np.array(ids), [*map(np.int32, ids)], tuple(ids), array("i", ids), deque(ids)):
+        found = llama.generate(prompt, stop_ids=[number(3)], logit_bias={4: number(0)}, **of_numpy)
+        assert found == expected and json.dumps(found.as_dict())
+        assert np.array_equal(llama.logits(prompt), llama.logits(ids))
+    assert {type(token) for token in found.tokens} == {int} and type(found.seed) is int
 
 
 def test_a_failing_step_raises_and_the_next_request_works(llama, monkeypatch):

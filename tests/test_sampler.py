@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -510,23 +511,39 @@ def test_logprobs_of_a_whole_vocabulary():
 @pytest.mark.parametrize(
     "name, good, bad",
     [
-        ("temperature", [0, 1e-300, 1, 5, np.float32(0.5), np.int64(2)], [-0.1, None]),
+        ("temperature", [None, 0, 1e-300, 1, 5, np.float32(0.5), np.int64(2), np.array(0.5), Fraction(1, 2)], [-0.1]),
         ("top_p", [None, 0, 1e-9, 1], [-0.1, 1.01]),
-        ("top_k", [None, 1, 50, 10**30, np.int32(3)], [0, -1, 1.0, "3"]),
+        ("top_k", [None, 1, 50, 10**30, np.int32(3), np.array(3)], [0, -1, 1.0, "3"]),
         ("min_p", [None, 0, 1], [-0.1, 1.05]),
         ("seed", [None, 0, 9_999_999_999, 2**64 - 1, np.uint64(2**64 - 1)], [-1, 2**64, 1.0]),
-        ("repetition_penalty", [0, 1, 2, 100], [-0.1, 101, None]),
-        ("frequency_penalty", [-100, -2, 0, 2, 100], [-101, 101, None]),
-        ("presence_penalty", [-100, -2, 0, 2, 100], [-101, 101, None]),
+        ("repetition_penalty", [None, 0, 1, 2, 100], [-0.1, 101]),
+        ("frequency_penalty", [None, -100, -2, 0, 2, 100], [-101, 101]),
+        ("presence_penalty", [None, -100, -2, 0, 2, 100], [-101, 101]),
         ("logprobs", [None, 0, 20], [-1, 1.0]),
     ],
 )
 def test_a_parameter_out_of_range_or_of_the_wrong_type_is_refused_by_name(name, good, bad):
     for value in good:
         stored = getattr(SamplingParams(**{name: value}), name)
-        assert stored == value and type(stored) in (int, float, type(None))
+        assert stored == (getattr(SamplingParams(), name) if value is None else value) and type(stored) in (
+            int,
+            float,
+            type(None),
+        )
     huge = [10**400] if name not in ("top_k", "logprobs") else []
-    never = [True, math.nan, math.inf, -math.inf, "1", [1], 1j, np.bool_(1), np.float32(np.nan)]
+    never = [
+        True,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "1",
+        [1],
+        1j,
+        np.bool_(1),
+        np.float32(np.nan),
+        np.array(True),
+        np.ones(2),
+    ]
     for value in [*bad, *huge, *never]:
         with pytest.raises(
             RequestError, match=f"^{name} is .*: expected a (finite|whole) number (from|not below) -?[0-9]+"

@@ -1,5 +1,6 @@
 """Text is shown as early as possible, but never part of a character, nor anything from a stop string on."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +63,12 @@ def test_without_a_tokenizer_there_is_no_text():
         TextStream(None, ("x",))
 
 
-@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1], ["x"] * 17, 5, None])
+@pytest.mark.parametrize("stop", [None, "ab", ["a", "b"], ("a",), {"a"}, {"a": 1}.keys(), np.array(["a", "b"])[0], []])
+def test_stop_strings_may_come_in_any_collection(stop):
+    assert set(check_stops(stop)) == ({stop} if isinstance(stop, str) else set(stop or ()))
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1], ["x"] * 17, 5, b"x", {"x": 1}])
 def test_stop_strings_that_make_no_sense_are_refused(stop):
     with pytest.raises(RequestError, match=r"^stop "):
         check_stops(stop)

@@ -9,15 +9,18 @@ from llama3.cli.terminal import per_second, progress, show
 
 if TYPE_CHECKING:
     from llama3.completion import Piece
-    from llama3.llama import Stream
+    from llama3.stream import Stream
 
 
 class Answer:
     """One answer while it is generated. If Ctrl-C ends `write`, `text` and the figures cover what was shown."""
 
-    def __init__(self, quiet: bool, silent: bool = False):
-        """quiet: show no progress bar while the prompt is read. silent: write no text to standard output."""
-        self.quiet, self.silent = quiet, silent
+    def __init__(self, quiet: bool, window: int, silent: bool = False):
+        """quiet: show no progress bar while the prompt is read. silent: write no text to standard output.
+
+        window: tokens in the model's context.
+        """
+        self.quiet, self.window, self.silent = quiet, window, silent
         self.text = ""
         self.pieces: list[Piece] = []
         self.started = self.first = self.last = perf_counter()
@@ -58,19 +61,26 @@ class Answer:
         """Tokens per second. The first token is left out, since its time is spent on reading the prompt."""
         return per_second(len(self.pieces) - 1, self.last - self.first)
 
+    @property
+    def window_is_full(self) -> bool:
+        return self.stream.usage.total_tokens == self.window
+
     def short_figures(self) -> str:
         """One line for `chat`. It leaves out the prompt, most of which is already in the KV cache."""
         rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
-        ended = {"length": "; cut off by max_tokens", "cancelled": "; stopped"}.get(str(self.stream.finish_reason), "")
+        cut_off = "; the context window is full" if self.window_is_full else "; cut off by max_tokens"
+        ended = {"length": cut_off, "cancelled": "; stopped"}.get(str(self.stream.finish_reason), "")
         return f"({self.stream.usage.completion_tokens} tokens{rate}, seed {self.stream.seed}{ended})"
 
     def figures(self, model: str) -> str:
         """Two lines for standard error: token counts and speeds; then finish reason, seed and model."""
         usage, first = self.stream.usage, self.first - self.started
         rate = f", {self.answer_rate}" if len(self.pieces) > 1 else ""
-        reason = self.stream.finish_reason
+        reason = str(self.stream.finish_reason)
+        if reason == "length":
+            reason += " (the context window is full)" if self.window_is_full else " (--max-tokens)"
         return (
             f"prompt {usage.prompt_tokens} tokens, {per_second(usage.prompt_tokens, first)}; "
             f"answer {usage.completion_tokens} tokens{rate}; first token after {first:.2f} s\n"
-            f"finished: {reason}{' (--max-tokens)' if reason == 'length' else ''}; seed {self.stream.seed}; {model}"
+            f"finished: {reason}; seed {self.stream.seed}; {model}"
         )

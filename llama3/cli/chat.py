@@ -109,13 +109,12 @@ class Chat:
         turn = [{"role": "user", "content": message}]
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         prompt = self.llama.encode_chat([*system, *self.dialogue, *turn])
-        answer = Answer(self.quiet)
+        answer = Answer(self.quiet, self.llama.config.max_seq_len)
         try:
             stream = self.llama.stream(prompt, on_prompt=answer.on_prompt, **self.parameters)
         except RequestError as error:
-            raise RequestError(
-                f"{error} (/clear forgets the dialogue; /set max_tokens N shortens the answer)"
-            ) from None
+            shorter = "; /set max_tokens N shortens the answer" if "max_tokens" in self.parameters else ""
+            raise RequestError(f"{error} (/clear forgets the dialogue{shorter})") from None
         try:
             answer.write(stream)
         except KeyboardInterrupt:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     messages, parameters["grammar"] = prepare_chat(prompt, args)
     llama = load(args)
     ids = llama.encode(prompt) if args.raw else llama.encode_chat(messages)
-    answer = Answer(args.quiet, silent=args.json)
+    answer = Answer(args.quiet, llama.config.max_seq_len, silent=args.json)
     answer.write(llama.stream(ids, on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters))
     if args.json:
         print_json(as_dict(llama, answer, args))
@@ -119,16 +119,12 @@ def as_dict(llama: "Llama", answer: Answer, args: argparse.Namespace) -> dict[st
     """The object that --json prints."""
     from llama3.tools import read_calls
 
-    stream, usage = answer.stream, answer.stream.usage
+    stream = answer.stream
     result: dict[str, Any] = {
         "text": answer.text,
         "tokens": stream.tokens,
         "finish_reason": stream.finish_reason,
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        },
+        "usage": stream.usage.as_dict(),
         "seed": stream.seed,
         "model": str(llama.checkpoint.path),
         "device": llama.device,

@@ -159,7 +159,12 @@ def output_options(parser: Parser, json: str | None = None) -> Callable[..., Non
 def answer_options(parser: Parser) -> None:
     """Add the options that control how tokens are chosen and where the answer ends."""
     option = parser.group("answer")
-    option("--max-tokens", metavar="N", type=positive, help="end the answer after N tokens (default 256)")
+    option(
+        "--max-tokens",
+        metavar="N",
+        type=positive,
+        help="end the answer after N tokens (default 256); not given: also where the context window ends",
+    )
     option("--stop", metavar="TEXT", repeat=True, help="end the answer before TEXT; repeatable")
     option(
         "--lora",

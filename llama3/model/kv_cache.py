@@ -45,6 +45,8 @@ class KVCache(Slots):
     it is first written.
     """
 
+    dtype = np.dtype(np.float32)
+
     def __init__(self, config: ModelConfig, slots: int, max_len: int):
         super().__init__(slots, max_len)
         shape = (slots, config.n_layers, config.n_kv_heads, max_len, config.head_dim)
@@ -57,6 +59,19 @@ class KVCache(Slots):
         self.k[target, :, :, :length] = self.k[source, :, :, :length]
         self.v[target, :, :, :length] = self.v[source, :, :, :length]
         self.lengths[target] = length
+
+    def read(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of a slot's filled positions: two views (n_layers, n_kv_heads, length, head_dim)."""
+        length = self.lengths[slot]
+        return self.k[slot, :, :, :length], self.v[slot, :, :, :length]
+
+    def restore(self, slot: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Fill a slot with what `read` returned. What it held before is lost."""
+        length = k.shape[2]
+        assert k.shape == v.shape and k.dtype == v.dtype == self.dtype and length <= self.max_len, (k.shape, k.dtype)
+        self.lengths[slot] = 0
+        self.k[slot, :, :, :length], self.v[slot, :, :, :length] = k, v
+        self.lengths[slot] = length
 
     def write(self, slot: int, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Store one layer's new rows behind the filled positions, and return all of its keys and values so far.

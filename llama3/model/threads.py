@@ -1,17 +1,20 @@
-"""Run one function on as many Python threads as BLAS would use, while BLAS itself is held to one thread.
+"""Threads and BLAS: one function on as many Python threads as BLAS would use, and no fork during a product.
 
 NumPy releases Python's lock during conversions and products, so the threads run side by side.
 """
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()  # the number of BLAS threads belongs to the process: one caller at a time may change it
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
+_idle = threading.Condition()  # guards _computing
+_computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it is in
 
 
 def run_on_blas_threads(work: Callable[[], None]) -> None:
@@ -34,11 +37,47 @@ def run_on_blas_threads(work: Callable[[], None]) -> None:
             other.result()  # raises what the thread raised
 
 
-def _forget_workers() -> None:
-    """A forked child has none of its parent's threads, and its copy of the lock may be held forever."""
-    global _lock, _workers
-    _lock, _workers = threading.Lock(), None
+@contextmanager
+def fork_waits() -> Iterator[None]:
+    """While the `with` block runs, `os.fork` of another thread waits for its end.
+
+    Before a fork OpenBLAS ends its threads, in the middle of another thread's product: parent or child then wait for
+    ever. And the child would keep the one BLAS thread of `run_on_blas_threads`.
+    """
+    me = threading.get_ident()
+    with _idle:
+        _computing[me] = _computing.get(me, 0) + 1
+    try:
+        yield
+    finally:
+        with _idle:
+            _computing[me] -= 1
+            if not _computing[me]:
+                del _computing[me]
+            _idle.notify_all()
+
+
+def _before_fork() -> None:
+    """Wait until no other thread computes; until the fork is done, none begins to.
+
+    The hook that was registered last runs first: this one before that of ThreadPoolExecutor, which takes a lock that a
+    product needs.
+    """
+    _idle.acquire()
+    _idle.wait_for(lambda: not _computing.keys() - {threading.get_ident()})
+
+
+def _after_fork_in_parent() -> None:
+    _idle.release()
+
+
+def _after_fork_in_child() -> None:
+    """A forked child has none of its parent's threads, and its copies of the locks may be held forever."""
+    global _lock, _workers, _idle, _computing
+    me = threading.get_ident()
+    _lock, _workers, _idle = threading.Lock(), None, threading.Condition()
+    _computing = {me: _computing[me]} if me in _computing else {}
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -114,6 +114,16 @@ def test_what_is_wrong_is_explained_and_the_dialogue_goes_on(
     assert len(complaints) == 1 and says in complaints[0]
 
 
+def test_a_length_that_nobody_set_is_what_the_window_leaves_and_is_not_blamed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_stdin(monkeypatch, "x" * 1900 + "\n/clear\n" + "x" * 2100)
+    assert main(["chat", "--temperature", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert len(out) > 1
+    assert "the context window holds 2048, the answer included; shorten the prompt (/clear forgets the dialogue)" in err
+
+
 def test_an_interrupted_dialogue_in_a_pipe_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,21 @@ def test_logprobs_leave_out_the_stop_token(llama: Llama, capsys: pytest.CaptureF
     assert [token["token"] for token in found["logprobs"]] == found["tokens"]
 
 
+def test_a_length_that_nobody_set_is_what_the_window_leaves(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a" * 1900
+    left = llama.config.max_seq_len - len(llama.encode(prompt))
+    assert main(["--raw", prompt, "--temperature", "0"]) == 0
+    assert f"; answer {left} tokens" in (err := capsys.readouterr().err)
+    assert "finished: length (the context window is full); seed" in err
+    assert main(["--raw", prompt, "--max-tokens", "256"]) == 2
+    assert "shorten the prompt or lower max_tokens" in capsys.readouterr().err
+    assert main(["--raw", "a" * 2100]) == 2
+    assert "the prompt has 2101 tokens, and the context window holds 2048" in (err := capsys.readouterr().err)
+    assert "max_tokens" not in err and err.count("\n") == 1
+
+
 def test_as_a_program_too(llama: Llama) -> None:
     done = run("--temperature", "0", "--max-tokens", "9", input=b"hi\n", stdin=None)
     assert done.returncode == 0
