@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import Response
+
 from llama3.errors import ContractError
 from llama3.llama import Llama
 from llama3.server.responses import JsonResponse, binding_error, rest_error, success_response
@@ -18,16 +20,17 @@ from llama3.workers_ai_input import bad_input
 class ApiFormat:
     """How the requests of one kind of client are read, and how they are answered.
 
-    The dict that `start` returns beside the stream holds the validated parameters of the request; the other functions
-    take it as their second argument.
+    `start` returns the generation: a `Stream`, or an object with a stream's finish_reason, usage and `close`. The dict
+    beside it holds the validated parameters of the request. The other functions take both.
     """
 
-    start: Callable[[Llama, Any], tuple[Stream, dict[str, Any]]]  # request body -> generation; raises ContractError
-    result: Callable[[Stream, dict[str, Any]], dict[str, Any]]  # the whole answer
-    chunks: Callable[[Stream, dict[str, Any]], Iterator[dict[str, Any]]]  # the answer in chunks, while it is generated
+    start: Callable[[Llama, Any], tuple[Any, dict[str, Any]]]  # request body -> generation; raises ContractError
+    result: Callable[[Any, dict[str, Any]], dict[str, Any]]  # the whole answer
+    chunks: Callable[[Any, dict[str, Any]], Iterator[dict[str, Any]]]  # the answer in chunks, while it is generated
     error_chunk: Callable[[ContractError], dict[str, Any]]  # the last chunk of an answer that an error has ended
     response: Callable[[dict[str, Any]], JsonResponse]  # result -> response
-    error_response: Callable[[ContractError], JsonResponse]
+    error_response: Callable[[ContractError], Response]
+    named_events: bool = False  # a chunk's "type" is the name of its event, and no [DONE] follows the last one
 
 
 def start_from_binding(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:

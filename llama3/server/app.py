@@ -22,7 +22,7 @@ from llama3.server.auth import BINDING_RUN, Auth
 from llama3.server.chat_completions import CHAT_COMPLETIONS
 from llama3.server.completions import COMPLETIONS
 from llama3.server.cors import Cors
-from llama3.server.models import MODELS, unknown_model
+from llama3.server.models import ALIASES, MODELS, openai_names, unknown_model
 from llama3.server.responses import JsonResponse, binding_error, error_response, rest_error
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
 from llama3.workers_ai_input import bad_input, check_type
@@ -68,9 +68,16 @@ class Routes:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def models(self, request: Request) -> Response:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "meta"} for name in MODELS]
         llama = self.service.llama
+        data = [openai_model(name) for name in MODELS]
         return JsonResponse({"object": "list", "data": data, "adapters": llama.adapters if llama else []})
+
+    async def model(self, request: Request) -> Response:
+        name, llama = request.path_params["model"], self.service.llama
+        unknown = unknown_model(name, openai_names(llama) if llama else (*MODELS, *ALIASES))
+        if unknown is None:
+            return JsonResponse(openai_model(name))
+        return error_response(str(unknown), unknown.code, 404, {})
 
     async def health(self, request: Request) -> Response:
         loaded = self.service.llama is not None
@@ -105,6 +112,7 @@ def make_app(
             *(Route(f"{base}/v1/completions", routes.completions, methods=["POST"]) for base in OPENAI_BASES),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             *(Route(f"{base}/v1/models", routes.models) for base in OPENAI_BASES),
+            *(Route(f"{base}/v1/models/{{model:path}}", routes.model) for base in OPENAI_BASES),
             *(Route(base + "/models/search", models_api.search) for base in (ACCOUNT, "/ai-api")),
             Route(ACCOUNT + "/models/schema", models_api.schema),
             Route("/health", routes.health),
@@ -121,6 +129,10 @@ def make_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def openai_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "meta"}
 
 
 def tokens_object(llama: Llama, text: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from llama3.server.models import MODELS, unknown_model
-from llama3.server.responses import JsonResponse, rest_error, success_response
+from llama3.server.responses import rest_error, success_response
 from llama3.workers_ai_input import BOOLEANS, JSON_MODES, NUMBERS, bad_input
 
 TASK = {"id": "c329a1f9-323d-4e91-b2aa-582dd4188d34", "name": "Text Generation", "description": "Text from a prompt"}
@@ -18,7 +19,7 @@ MODEL_IDS = (
 DEFAULTS = {"max_tokens": 256, "temperature": 0.6}
 
 
-async def search(request: Request) -> JsonResponse:
+async def search(request: Request) -> Response:
     """The models whose name contains ?search= and whose task is ?task=. There is only one ?page=."""
     text, task, page = (request.query_params.get(name, "").casefold() for name in ("search", "task", "page"))
     if task not in ("", TASK["name"].casefold(), TASK["id"]) or page not in ("", "1"):
@@ -27,7 +28,7 @@ async def search(request: Request) -> JsonResponse:
     return success_response([model_object(id, name) for id, name in found])
 
 
-async def schema(request: Request) -> JsonResponse:
+async def schema(request: Request) -> Response:
     """The JSON Schemas of the input and the output of the model ?model=."""
     name = request.query_params.get("model")
     if name is None:

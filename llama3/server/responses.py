@@ -1,13 +1,19 @@
 """JSON responses: Cloudflare's envelope around results and errors, and the errors that the server itself adds."""
 
 import json
+import re
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from llama3.errors import ContractError
 
 NO_CAPACITY = 3040  # Cloudflare's error code
+OPENAI_PATH = re.compile(r"(/client/v4/accounts/[^/]+/ai)?/v1(/|$)")
+PARAMETER = re.compile(r"'(/[^' ]+)'")  # how Workers AI's messages name the place of a wrong value
+# JSON allows these three in a string, but many readers of event streams take them for the end of a line.
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class JsonResponse(Response):
@@ -17,10 +23,29 @@ class JsonResponse(Response):
         super().__init__(encode_json(content), status, {"content-type": "application/json", **(headers or {})})
 
 
+class ErrorResponse(Response):
+    """An error in Cloudflare's envelope. On OpenAI's routes it has OpenAI's "error" object beside it: OpenAI's clients
+    read nothing else.
+
+    The path decides, and not who refuses the request: the authentication and the router refuse requests for all routes.
+    """
+
+    def __init__(self, message: str, code: int, status: int, result: Any, headers: dict[str, str] | None):
+        errors = [{"message": message, "code": code}]
+        envelope = {"errors": errors, "success": False, "result": result, "messages": []}
+        self.plain = JsonResponse(envelope, status, headers)
+        self.for_openai = JsonResponse({"error": openai_error(message, code, status), **envelope}, status, headers)
+        super().__init__(self.plain.body, status, dict(self.plain.headers))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = self.for_openai if OPENAI_PATH.match(scope["path"]) else self.plain
+        await response(scope, receive, send)
+
+
 def encode_json(content: Any) -> bytes:
-    """Compact JSON in UTF-8. Lone surrogates, which UTF-8 cannot encode, become "?"."""
+    """Compact JSON in UTF-8, on one line for every reader. Lone surrogates, which UTF-8 cannot encode, become "?"."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
+    return text.translate(LINE_ENDS).encode("utf-8", "replace")
 
 
 def success_response(result: Any) -> JsonResponse:
@@ -29,13 +54,21 @@ def success_response(result: Any) -> JsonResponse:
 
 def error_response(
     message: str, code: int, status: int, result: Any = None, headers: dict[str, str] | None = None
-) -> JsonResponse:
+) -> ErrorResponse:
     """The envelope of an error. Workers AI sends the result {} for an error of the model, else null."""
-    errors = [{"message": message, "code": code}]
-    return JsonResponse({"errors": errors, "success": False, "result": result, "messages": []}, status, headers)
+    return ErrorResponse(message, code, status, result, headers)
 
 
-def rest_error(error: ContractError) -> JsonResponse:
+def openai_error(message: str, code: int, status: int) -> dict[str, Any]:
+    """The object that OpenAI's clients raise an exception for. Its "param" is the parameter that the message names."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    named = PARAMETER.search(message)
+    param = re.sub(r"\.(\d+)", r"[\1]", named[1][1:].replace("/", ".")) if named else None  # /a/0/b -> a[0].b
+    return {"message": message, "type": kind, "code": code, "param": param}
+
+
+def rest_error(error: ContractError) -> ErrorResponse:
     return error_response(str(error), error.code, error.status, {}, retry_after(error))
 
 

@@ -14,6 +14,11 @@ from llama3.workers_ai import Stream
 
 InThread = Callable[..., Coroutine[Any, Any, Any]]
 CHUNKS_AHEAD = 16  # how many chunks may be generated before the client has taken them
+HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would collect the events, and pass them on together
+}
 
 
 async def result_unless_disconnected(
@@ -38,7 +43,8 @@ async def result_unless_disconnected(
 
 
 class EventStream(Response):
-    """The chunks of an answer as server-sent events, each `data: ` and JSON, with `data: [DONE]` at the end.
+    """The chunks of an answer as server-sent events, each `data: ` and JSON, with `data: [DONE]` at the end. Formats
+    with `named_events` have a line `event: ` in front of each instead of [DONE].
 
     A thread of its own generates the chunks, at most CHUNKS_AHEAD more than the client has taken: the next token is
     computed while the last one is sent, and a client that does not read blocks only its own answer. When the client
@@ -55,10 +61,10 @@ class EventStream(Response):
         on_end: Callable[[], None],
     ):
         """is_stopping: whether the server is shutting down. on_end: called once, when the response has ended."""
-        super().__init__(None, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
+        super().__init__(None, 200, HEADERS)
         del self.headers["content-length"]
         self.stream, self.chunks = stream, api_format.chunks(stream, parameters)
-        self.error_chunk = api_format.error_chunk
+        self.api_format = api_format
         self.in_thread, self.is_stopping, self.on_end = in_thread, is_stopping, on_end
         self.free_places, self.closed = threading.Semaphore(CHUNKS_AHEAD), False
 
@@ -71,7 +77,7 @@ class EventStream(Response):
                 self.free_places.acquire()
                 if self.closed:
                     break
-                loop.call_soon_threadsafe(queue.put_nowait, event(chunk))
+                loop.call_soon_threadsafe(queue.put_nowait, event(chunk, self.api_format))
 
         watcher = on_disconnect(receive, self._close)
         generating = asyncio.ensure_future(self.in_thread(generate))
@@ -82,11 +88,12 @@ class EventStream(Response):
                 await send(message)  # returns at once, and sends nothing, after the client has disconnected
                 self.free_places.release()
                 if self.is_stopping():
-                    await send(event(self.error_chunk(server_stopping())))
+                    await send(event(self.api_format.error_chunk(server_stopping()), self.api_format))
                     break
             self._close()
             await generating  # raises the exception of the thread, if there was one
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            end = b"" if self.api_format.named_events else b"data: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": end})
         finally:
             self._close()
             watcher.cancel()
@@ -101,9 +108,10 @@ class EventStream(Response):
         self.free_places.release()  # the thread may be waiting for a free place
 
 
-def event(chunk: dict[str, Any]) -> dict[str, Any]:
+def event(chunk: dict[str, Any], api_format: ApiFormat) -> dict[str, Any]:
     """A chunk as an ASGI message."""
-    return {"type": "http.response.body", "body": b"data: " + encode_json(chunk) + b"\n\n", "more_body": True}
+    name = f"event: {chunk['type']}\n".encode() if api_format.named_events else b""
+    return {"type": "http.response.body", "body": name + b"data: " + encode_json(chunk) + b"\n\n", "more_body": True}
 
 
 def on_disconnect(receive: Receive, function: Callable[[], None]) -> "asyncio.Task[None]":
