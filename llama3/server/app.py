@@ -1,7 +1,7 @@
 """The routes of the server.
 
 `POST /client/v4/accounts/{account}/ai/run/{model}` is the REST route, `POST /run` the route that a Worker's AI binding
-calls, and `.../v1/chat/completions` and `.../v1/completions` are OpenAI's.
+calls, and `.../v1/chat/completions`, `.../v1/completions` and `.../v1/responses` are OpenAI's.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ from llama3.server.completions import COMPLETIONS
 from llama3.server.cors import Cors
 from llama3.server.models import ALIASES, MODELS, openai_names, unknown_model
 from llama3.server.responses import JsonResponse, binding_error, error_response, rest_error
+from llama3.server.responses_api import RESPONSES
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
 from llama3.workers_ai_input import bad_input, check_type
 
@@ -51,6 +52,9 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         return await self.service.answer(request, COMPLETIONS)
+
+    async def responses(self, request: Request) -> Response:
+        return await self.service.answer(request, RESPONSES)
 
     async def tokenize(self, request: Request) -> Response:
         """{"text": ...} -> {"tokens": [{"id": ..., "text": ...}, ...]}"""
@@ -110,6 +114,7 @@ def make_app(
             *(Route(path, routes.run_binding, methods=["POST"]) for path in BINDING_RUN),
             *(Route(f"{base}/v1/chat/completions", routes.chat_completions, methods=["POST"]) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/completions", routes.completions, methods=["POST"]) for base in OPENAI_BASES),
+            *(Route(f"{base}/v1/responses", routes.responses, methods=["POST"]) for base in OPENAI_BASES),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             *(Route(f"{base}/v1/models", routes.models) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/models/{{model:path}}", routes.model) for base in OPENAI_BASES),

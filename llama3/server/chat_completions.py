@@ -40,10 +40,14 @@ def start_chat(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
         body["max_tokens"] = body["max_completion_tokens"]
     messages = check_type("/messages", body.get("messages"), "array")
     parameters = check_shared(llama, body)
-    parameters["messages"] = check_messages([plain_message(i, message) for i, message in enumerate(messages)])
+    parameters["messages"] = check_messages(
+        [plain_message(f"/messages/{i}", message) for i, message in enumerate(messages)]
+    )
     parameters["tools"] = check_tools(body.get("tools"))
     if check_type("/logprobs", body.get("logprobs", False), "boolean"):
         parameters["logprobs"] = check_top("/top_logprobs", body.get("top_logprobs", 0))
+    elif body.get("top_logprobs"):
+        raise bad_input("'/top_logprobs' needs '/logprobs' to be true")
     choice = tool_choice_of(body.get("tool_choice", "auto"))
     parallel = check_type("/parallel_tool_calls", body.get("parallel_tool_calls", True), "boolean")
     if choice not in ("auto", "none"):  # a call is no content, so it need not be the JSON that response_format asks for
@@ -55,12 +59,11 @@ def start_chat(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
         raise to_bad_input(error) from error
 
 
-def plain_message(i: int, message: Any) -> dict[str, str]:
+def plain_message(path: str, message: Any) -> dict[str, str]:
     """A message whose content is one string: parts are joined, and tool calls are written as the model writes them.
 
     "refusal" and "function_call" are older or rarer names of an assistant's text and of its call.
     """
-    path = f"/messages/{i}"
     check_type(path, message, "object")
     content = joined_parts(f"{path}/content", message.get("content"))
     legacy_call = [message["function_call"]] if message.get("function_call") else []

@@ -138,9 +138,7 @@ class LogprobsWriter:
         for i, (token, logprob, top) in enumerate(tokens):
             raw, name = token_bytes(self.tokenizer, token), self.name(token)
             if self.decoder.getstate()[0] and raw[:1] and not 0x80 <= raw[0] < 0xC0:
-                self.offset += len(
-                    self.decoder.decode(b"", final=True)
-                )  # no byte of this token ends the last character
+                self.offset += len(self.decoder.decode(b"", final=True))  # the last character stays incomplete
             names: dict[str, float] = {}
             for other, its_logprob in top:
                 names.setdefault(self.name(other), its_logprob)

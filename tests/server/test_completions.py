@@ -1,11 +1,17 @@
 """OpenAI's older completions: every form of a prompt, and the log-probabilities of the prompt's own tokens."""
 
+import asyncio
+import json
+
 import numpy as np
 import pytest
 
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
+from llama3.server.app import make_app
+from llama3.server.service import Service
+from tests.server.asgi import call
 from tests.server.served import message_of, post
 
 PATH = "/v1/completions"
@@ -84,6 +90,27 @@ def test_the_loglikelihood_of_a_prompt_is_that_of_its_logits(demo: Llama, length
         assert max(top.values()) == pytest.approx(expected[i].max(), abs=1e-5)
         is_greedy = expected[i].argmax() == ids[i + 1]
         assert (found["token_logprobs"][i + 1] == max(top.values())) == is_greedy
+
+
+def test_prompts_are_measured_while_answers_are_generated(tiny: Llama):
+    """A model computes one thing at a time, and each request gets what it gets alone."""
+    measured = {"prompt": [list(range(65, 185)) * 9, [66] * 700], "max_tokens": 0, "echo": True, "logprobs": 1}
+    generated = {"prompt": "the cat", "max_tokens": 60, "temperature": 2, "seed": 4}
+    alone = [post(tiny, PATH, body)[0].json()["choices"] for body in (measured, generated)]
+
+    async def run():
+        service = Service(lambda: tiny, 4, 8)
+        service.llama = tiny
+        app = make_app(service)
+        bodies = [json.dumps(body).encode() for body in (measured, generated) * 3]
+        return await asyncio.gather(*(call(app, PATH, body) for body in bodies))
+
+    for i, reply in enumerate(asyncio.run(run())):
+        for choice, expected in zip(reply.json()["choices"], alone[i % 2], strict=True):
+            assert choice["text"] == expected["text"]
+            if i % 2 == 0:
+                found, right = (one["logprobs"]["token_logprobs"][1:] for one in (choice, expected))
+                np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
 
 
 def test_an_answer_that_is_a_stop_token_still_counts_as_a_token(demo: Llama):
