@@ -30,7 +30,7 @@ def prompt_logprobs(
         slot = cache.allocate()
         for start in range(0, len(ids), PREFILL_CHUNK):
             batch = Batch.of([(slot, ids[start : start + PREFILL_CHUNK])], [lora])
-            with llama.no_step():
+            with llama._no_step():
                 if closed():
                     return
                 logits = llama.model.forward(batch, cache, np.arange(len(batch.tokens)))
