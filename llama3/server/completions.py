@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from llama3.completion import Usage
-from llama3.engine import FinishReason, check_tokens
+from llama3.engine import FinishReason
 from llama3.errors import RequestError
-from llama3.llama import Llama, Stream
+from llama3.llama import Llama
 from llama3.sampling_params import SamplingParams
 from llama3.server.api_formats import ApiFormat
 from llama3.server.openai_input import (
@@ -27,8 +27,8 @@ from llama3.server.openai_output import error_chunk, last_chunks, object_header,
 from llama3.server.prompt_logprobs import prompt_logprobs
 from llama3.server.responses import JsonResponse, rest_error
 from llama3.tokenizer import BOS
-from llama3.workers_ai import output_limit, usage_object
-from llama3.workers_ai_input import bad_input, check_type, json_type, to_contract_error
+from llama3.workers_ai import Stream, output_limit, usage_object
+from llama3.workers_ai_input import bad_input, check_number, check_type, json_type, to_contract_error
 
 MAX_PROMPTS = 128  # of one request
 Top = Sequence[tuple[int, float]]  # (token, logprob) of the most likely tokens
@@ -93,7 +93,6 @@ def start_completion(llama: Llama, body: Any) -> tuple[CompletionStream, dict[st
     try:
         prompts = check_prompts(llama, body.get("prompt"))
         for prompt in prompts:
-            check_tokens(prompt.ids, llama.config.vocab_size)
             if parameters["generates"]:
                 answer_length(llama, len(prompt.ids), parameters)
             else:
@@ -115,7 +114,10 @@ def check_prompts(llama: Llama, prompt: Any) -> list[Prompt]:
 
 def check_prompt(llama: Llama, path: str, prompt: Any) -> Prompt:
     if json_type(prompt) == "array":
-        return Prompt([check_type(f"{path}/{i}", token, "integer") for i, token in enumerate(prompt)])
+        if not prompt:
+            raise bad_input(f"'{path}' must not be empty")
+        highest = llama.config.vocab_size - 1
+        return Prompt([int(check_number(f"{path}/{i}", token, True, 0, highest)) for i, token in enumerate(prompt)])
     if not check_type(path, prompt, "string"):
         raise bad_input(f"'{path}' must not be shorter than 1 character")
     return Prompt(llama.encode(prompt), n_hidden=0 if prompt.startswith(BOS) else 1)
