@@ -6,6 +6,7 @@ engine's steps.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -28,11 +29,16 @@ def prompt_logprobs(
     with _one_prompt:
         cache = llama.model.new_cache(1, len(ids))
         slot = cache.allocate()
-        for start in range(0, len(ids), PREFILL_CHUNK):
+        logits: np.ndarray = np.empty((0, 0), np.float32)
+
+        def forward(start: int) -> None:
+            nonlocal logits
             batch = Batch.of([(slot, ids[start : start + PREFILL_CHUNK])], [lora])
-            with llama._no_step():
-                if closed():
-                    return
-                logits = llama.model.forward(batch, cache, np.arange(len(batch.tokens)))
+            logits = llama.model.forward(batch, cache, np.arange(len(batch.tokens)))  # (rows, vocab_size)
+
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            if closed():
+                return
+            llama._turns.run(partial(forward, start))  # between two steps of the engine
             for row, token in zip(logits, ids[start + 1 :]):  # row i predicts token i + 1
                 yield logprobs(row, token, top)
