@@ -1,11 +1,17 @@
 """Runs programs for node: `LLAMA3_NODE_MODULES` names a folder with the packages of `clients/node/package.json`."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.server.running import ROOT
@@ -41,3 +47,27 @@ def copy_project(source: Path, to: Path) -> Path:
     folder = shutil.copytree(source, to, ignore=shutil.ignore_patterns("node_modules"))
     (folder / "node_modules").symlink_to(MODULES)
     return folder
+
+
+@contextlib.contextmanager
+def wrangler_dev(project: Path, **variables: str) -> Iterator[httpx2.Client]:
+    """A client of the Worker that `wrangler dev --env local` runs in this folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["wrangler", "dev", "--env", "local", "--ip", "127.0.0.1", "--port", str(port), "--inspector-port", "0"]
+    log = project / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=project, env={**ENVIRONMENT, **variables}, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while f"Ready on http://127.0.0.1:{port}" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            yield client
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # workerd, too
+        process.wait()

@@ -1,26 +1,18 @@
 """`docs/worker/wrangler/`: `wrangler dev` and vitest run its Worker against the server, without Cloudflare."""
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from llama3 import Llama
 from tests.pages import blocks
-from tests.server.clients.conftest import TOKEN
-from tests.server.node import ENVIRONMENT, PACKAGES, copy_project, needs_node, run_node
+from tests.server.clients.conftest import QUESTION, TOKEN, TOO_HOT
+from tests.server.node import PACKAGES, copy_project, needs_node, run_node, wrangler_dev
 from tests.server.running import ROOT, RunningServer
 
 WORKER = Path(ROOT) / "docs" / "worker"
-ASK = {"messages": [{"role": "user", "content": "What is RoPE?"}], "temperature": 0}
 
 
 @pytest.fixture
@@ -32,37 +24,13 @@ def project(server: RunningServer, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def worker(project: Path) -> Iterator[httpx2.Client]:
-    """A client of the Worker that `wrangler dev` runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["wrangler", "dev", "--env", "local", "--ip", "127.0.0.1", "--port", str(port), "--inspector-port", "0"]
-    log = project / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=project, env={**ENVIRONMENT, "LLAMA3_TOKEN": TOKEN}, stdout=out, stderr=out,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while f"Ready on http://127.0.0.1:{port}" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield client
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # workerd, too
-        process.wait()
-
-
 @needs_node
-def test_wrangler_dev_gives_the_answers_streams_and_errors_of_the_server(worker: httpx2.Client):
-    assert worker.get("/").json() == Llama.load().run(ASK)
-    chunks = re.findall(r"^data: (.*)$", worker.get("/stream", params={"q": "What is RoPE?"}).text, re.M)
-    assert chunks[-1] == "[DONE]" and json.loads(chunks[-2])["usage"]["completion_tokens"] > 5
-    assert worker.get("/?t=9").json() == {"error": "AiError: 5006: Error: '/temperature' must be <= 5"}
+def test_wrangler_dev_gives_the_answers_streams_and_errors_of_the_server(project: Path):
+    with wrangler_dev(project, LLAMA3_TOKEN=TOKEN) as worker:
+        assert worker.get("/").json() == Llama.load().run({"messages": QUESTION, "temperature": 0})
+        chunks = re.findall(r"^data: (.*)$", worker.get("/stream", params={"q": "What is RoPE?"}).text, re.M)
+        assert chunks[-1] == "[DONE]" and json.loads(chunks[-2])["usage"]["completion_tokens"] > 5
+        assert worker.get("/?t=9").json() == {"error": f"AiError: 5006: Error: {TOO_HOT}"}
 
 
 @needs_node
