@@ -1,4 +1,4 @@
-"""The AI SDK with Cloudflare's provider: by REST, and in a Worker by its binding and through an AI Gateway.
+"""The AI SDK: with Cloudflare's provider by REST, by a Worker's binding and through an AI Gateway; with OpenAI's.
 
 `node/ai_sdk.mjs` asks, and these tests judge what it got.
 """
@@ -19,17 +19,21 @@ SCRIPTS = Path(PACKAGES).parent
 
 
 @pytest.fixture(scope="module")
-def rest(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def in_node(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The results by the provider's name."""
     folder = copy_project(SCRIPTS, tmp_path_factory.mktemp("node") / "clients")
-    with the_rest_is_not_generated(address):
-        ran = run_node(folder, "node", "ai_sdk_rest.mjs", address, TOKEN)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    found = {}
+    for provider in ("REST", "OpenAI chat", "OpenAI responses"):
+        with the_rest_is_not_generated(address):
+            ran = run_node(folder, "node", "ai_sdk_node.mjs", address, TOKEN, provider)
+        assert ran.returncode == 0, ran.stderr
+        found[provider] = json.loads(ran.stdout)
+    return found
 
 
 @pytest.fixture(scope="module")
 def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The results by the binding, at "/", and through a gateway, at "/gateway"."""
+    """The results by the binding, at the path "/", and through a gateway, at "/gateway"."""
     folder = copy_project(Path(ROOT) / "docs" / "worker" / "wrangler", tmp_path_factory.mktemp("node") / "worker")
     for script in SCRIPTS.glob("*.mjs"):
         shutil.copy(script, folder)
@@ -43,11 +47,9 @@ def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return found
 
 
-@pytest.fixture(params=["REST", "the binding", "a gateway"])
+@pytest.fixture(params=["REST", "OpenAI chat", "OpenAI responses", "/", "/gateway"])
 def found(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if request.param == "REST":
-        return request.getfixturevalue("rest")
-    return request.getfixturevalue("worker")["/" if request.param == "the binding" else "/gateway"]
+    return request.getfixturevalue("worker" if "/" in request.param else "in_node")[request.param]
 
 
 def result(found: dict[str, Any], check: str) -> Any:

@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.tasks import TaskManager
 
 from llama3 import Llama
 from tests.server.clients.conftest import MODEL, QUESTION, TOKEN
@@ -60,29 +61,30 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
 
 
-def log_probabilities(llama: Llama, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each token of a text behind <|begin_of_text|>: its log probability, and whether it is the likeliest."""
-    ids = np.array(llama.tokenizer.encode(text))
-    logits = llama.logits(text)[:-1].astype(np.float64)
+def log_probabilities(llama: Llama, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token but the first: its log probability behind those before it, and whether it is the likeliest."""
+    logits = llama.logits(ids)[:-1].astype(np.float64)
     logits -= logits.max(1, keepdims=True)
     logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return logprobs[np.arange(len(ids)), ids], logits.argmax(1) == ids
+    following = np.array(ids[1:])
+    return logprobs[np.arange(len(following)), following], logits.argmax(1) == following
 
 
 def test_generate_until_gives_the_texts_of_the_python_api(completions: LocalCompletionsAPI, llama: Llama):
-    prompts = [TEXT[:12], "RoPE", TEXT[:28], "Grouped-query attention"]
+    prompts = [TEXT[:12], "RoPE", TEXT[:27], "Grouped-query attention"]
     found = completions.generate_until(
         requests("generate_until", *((p, {**OPTIONS, "until": [" keys"]}) for p in prompts))
     )
-    assert found == [llama.generate(p, temperature=0, max_tokens=20, stop=[" keys"]).text for p in prompts]
+    ids = [llama.tokenizer.encode(prompt) for prompt in prompts]  # what lm_eval sends: no <|begin_of_text|>
+    assert found == [llama.generate(prompt, temperature=0, max_tokens=20, stop=[" keys"]).text for prompt in ids]
 
 
 def test_loglikelihood_is_that_of_the_models_logits(completions: LocalCompletionsAPI, llama: Llama):
-    pairs = [(TEXT[:12], TEXT[12:]), (TEXT[:12], " is a sampler"), (TEXT[:33], TEXT[33:]), ("RoPE", " rotates")]
+    pairs = [(TEXT[:12], TEXT[12:]), (TEXT[:12], " is a sampler"), (TEXT[:27], TEXT[27:]), ("RoPE", " rotates")]
     found = completions.loglikelihood(requests("loglikelihood", *pairs))
     for (context, continuation), (total, is_greedy) in zip(pairs, found, strict=True):
-        start = len(llama.tokenizer.encode(context))
-        logprobs, likeliest = log_probabilities(llama, context + continuation)
+        start = len(llama.tokenizer.encode(context)) - 1
+        logprobs, likeliest = log_probabilities(llama, llama.tokenizer.encode(context + continuation))
         assert total == pytest.approx(logprobs[start:].sum(), rel=1e-5)
         assert is_greedy == likeliest[start:].all()
 
@@ -90,7 +92,8 @@ def test_loglikelihood_is_that_of_the_models_logits(completions: LocalCompletion
 def test_loglikelihood_rolling_is_that_of_the_whole_text(completions: LocalCompletionsAPI, llama: Llama):
     texts = [TEXT, "RoPE rotates queries and keys", "A text"]
     found = completions.loglikelihood_rolling(requests("loglikelihood_rolling", *((text,) for text in texts)))
-    expected = [log_probabilities(llama, text)[0].sum() for text in texts]
+    bos = llama.tokenizer.bos_id  # lm_eval's prefix
+    expected = [log_probabilities(llama, [bos, *llama.tokenizer.encode(text)])[0].sum() for text in texts]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -119,5 +122,6 @@ def test_a_task_of_multiple_choice_has_the_models_choices(
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }
     )
-    found = lm_eval.simple_evaluate(completions, tasks=[task], bootstrap_iters=0)
+    no_others = TaskManager(include_defaults=False)  # it would read thousands of files
+    found = lm_eval.simple_evaluate(completions, tasks=[task], task_manager=no_others, bootstrap_iters=0)
     assert found["results"]["cache"]["acc,none"] == 0.5
