@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cloudflare
 import httpx2
@@ -13,6 +15,7 @@ import pytest
 
 from llama3 import Llama
 from llama3.server.models import MODELS
+from tests.server.node import PACKAGES, copy_project
 from tests.server.running import LONG, ROOT, RunningServer
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # importing LiteLLM downloads nothing
@@ -97,3 +100,13 @@ def the_rest_is_not_generated(address: str) -> Iterator[None]:
         assert time.monotonic() < deadline, "a request whose client has left is still in flight"
         time.sleep(0.05)
     assert metric('llama3_tokens_total{kind="generated"}') - before < LONG["max_tokens"]
+
+
+def worker_project(address: str, folder: Path, script: str) -> Path:
+    """A copy of `docs/worker/wrangler/` whose Worker is a script of `node/`, and which calls this server."""
+    copy_project(Path(ROOT) / "docs" / "worker" / "wrangler", folder)
+    for file in PACKAGES.parent.glob("*.mjs"):
+        shutil.copy(file, folder)
+    config = (folder / "wrangler.jsonc").read_text().replace("../worker.js", script)
+    (folder / "wrangler.jsonc").write_text(config.replace("127.0.0.1:8000", address.removeprefix("http://")))
+    return folder

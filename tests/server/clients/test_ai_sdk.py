@@ -4,24 +4,28 @@
 """
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.clients.conftest import RESULT, SCHEMA, TOKEN, TOO_HOT, TOO_LONG, the_rest_is_not_generated
+from tests.server.clients.conftest import (
+    RESULT,
+    SCHEMA,
+    TOKEN,
+    TOO_HOT,
+    TOO_LONG,
+    the_rest_is_not_generated,
+    worker_project,
+)
 from tests.server.node import PACKAGES, copy_project, needs_node, run_node, wrangler_dev
-from tests.server.running import ROOT
 
 pytestmark = needs_node
-SCRIPTS = Path(PACKAGES).parent
 
 
 @pytest.fixture(scope="module")
 def in_node(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The results by the provider's name."""
-    folder = copy_project(SCRIPTS, tmp_path_factory.mktemp("node") / "clients")
+    folder = copy_project(PACKAGES.parent, tmp_path_factory.mktemp("node") / "clients")
     found = {}
     for provider in ("REST", "OpenAI chat", "OpenAI responses"):
         with the_rest_is_not_generated(address):
@@ -34,11 +38,7 @@ def in_node(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.fixture(scope="module")
 def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The results by the binding, at the path "/", and through a gateway, at "/gateway"."""
-    folder = copy_project(Path(ROOT) / "docs" / "worker" / "wrangler", tmp_path_factory.mktemp("node") / "worker")
-    for script in SCRIPTS.glob("*.mjs"):
-        shutil.copy(script, folder)
-    config = (folder / "wrangler.jsonc").read_text().replace("../worker.js", "ai_sdk_worker.mjs")
-    (folder / "wrangler.jsonc").write_text(config.replace("127.0.0.1:8000", address.removeprefix("http://")))
+    folder = worker_project(address, tmp_path_factory.mktemp("node") / "worker", "ai_sdk_worker.mjs")
     with wrangler_dev(folder, LLAMA3_TOKEN=TOKEN) as client:
         found = {}
         for path in ("/", "/gateway"):

@@ -98,7 +98,7 @@ def test_a_tool_is_called_and_its_result_sent_back(cloudflare_client, prompt_aft
     assert found["tool_calls"] == [{"name": "get_weather", "arguments": {"city": "Paris"}}]
     history = [*WEATHER, {"role": "assistant", "content": "", "tool_calls": found["tool_calls"]}]
     history.append({"role": "tool", "name": "get_weather", "content": RESULT})
-    answer = run(cloudflare_client, messages=history, tools=[tool], max_tokens=20)
+    answer = run(cloudflare_client, messages=history, tools=[tool], temperature=0)
     assert answer["usage"]["prompt_tokens"] == prompt_after_a_call
 
 

@@ -1,6 +1,7 @@
 """LiteLLM calls the server as `openai/`, `text-completion-openai/` and `cloudflare/`."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -87,13 +88,14 @@ def test_a_stream_that_is_left_ends_its_request(ask: Ask, address: str):
         stream.completion_stream.close()
 
 
-def test_a_raw_text_is_continued(address: str):
-    found = litellm.text_completion(
-        model=f"text-completion-openai/{MODEL}",
-        api_base=f"{address}/v1",
-        api_key=TOKEN,
-        prompt="The KV cache",
-        temperature=0,
-        max_tokens=9,
-    )
-    assert found.choices[0].text == Llama.load().generate("The KV cache", temperature=0, max_tokens=9).text
+def test_a_raw_text_is_continued_whole_and_streamed(address: str):
+    def ask(**more: Any) -> Any:
+        base = {"model": f"text-completion-openai/{MODEL}", "api_base": f"{address}/v1", "api_key": TOKEN}
+        return litellm.text_completion(**{**base, "prompt": "The KV cache", "temperature": 0, "max_tokens": 9, **more})
+
+    expected = Llama.load().generate("The KV cache", temperature=0, max_tokens=9).text
+    whole = ask()
+    assert whole.choices[0].text == expected and whole.usage.completion_tokens == 9
+    assert "".join(choice.text or "" for chunk in ask(stream=True) for choice in chunk.choices) == expected
+    with pytest.raises(openai.APIError, match=re.escape(TOO_HOT)):
+        ask(temperature=9)

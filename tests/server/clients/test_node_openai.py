@@ -1,7 +1,6 @@
 """OpenAI's package for node calls the server; `node/openai.mjs` asks, and these tests judge what it got."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ pytestmark = needs_node
 
 @pytest.fixture(scope="module")
 def found(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = copy_project(Path(PACKAGES).parent, tmp_path_factory.mktemp("node") / "clients")
+    folder = copy_project(PACKAGES.parent, tmp_path_factory.mktemp("node") / "clients")
     with the_rest_is_not_generated(address):  # of the checks that abort
         ran = run_node(folder, "node", "openai.mjs", address, TOKEN)
     assert ran.returncode == 0, ran.stderr

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import openai
 import pytest
@@ -146,10 +147,17 @@ def test_a_wrong_token_is_refused(server):
 
 
 def test_a_stream_that_is_closed_ends_its_request(openai_client, address):
-    with the_rest_is_not_generated(address):
-        stream = ask(openai_client, max_tokens=LONG["max_tokens"], temperature=LONG["temperature"], seed=1, stream=True)
-        next(stream)
-        stream.close()
+    sampling = {"model": MODEL, "temperature": LONG["temperature"], "stream": True, "extra_body": {"seed": 1}}
+    requests = [
+        partial(openai_client.chat.completions.create, messages=ASK, max_tokens=LONG["max_tokens"]),
+        partial(openai_client.completions.create, prompt="Go on", max_tokens=LONG["max_tokens"]),
+        partial(openai_client.responses.create, input="Go on", max_output_tokens=LONG["max_tokens"]),
+    ]
+    for request in requests:
+        with the_rest_is_not_generated(address):
+            stream = request(**sampling)
+            next(stream)
+            stream.close()
 
 
 def test_a_request_that_times_out_ends(openai_client, address):
