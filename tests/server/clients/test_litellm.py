@@ -89,6 +89,8 @@ def test_a_stream_that_is_left_ends_its_request(ask: Ask, address: str):
 
 
 def test_a_raw_text_is_continued_whole_and_streamed(address: str):
+    """A stream of raw text that is left keeps its connection open, so nothing about it is asserted."""
+
     def ask(**more: Any) -> Any:
         base = {"model": f"text-completion-openai/{MODEL}", "api_base": f"{address}/v1", "api_key": TOKEN}
         return litellm.text_completion(**{**base, "prompt": "The KV cache", "temperature": 0, "max_tokens": 9, **more})

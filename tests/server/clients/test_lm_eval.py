@@ -18,7 +18,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lm_eval.tasks import TaskManager
 
 from llama3 import Llama
-from tests.server.clients.conftest import MODEL, QUESTION, TOKEN
+from tests.server.clients.conftest import MODEL, QUESTION, TOKEN, TOO_LONG
 from tests.server.running import ROOT
 
 TEXT = "The KV cache keeps the keys and values of all earlier tokens"
@@ -101,6 +101,13 @@ def test_chat_completions_generate_the_answer(chat: LocalChatCompletion, llama: 
     ask = (JsonChatStr(json.dumps(QUESTION)), {**OPTIONS, "until": [" tokens"]})
     expected = llama.chat(QUESTION, temperature=0, max_tokens=20, stop=[" tokens"]).text
     assert chat.generate_until(requests("generate_until", ask)) == [expected]
+
+
+def test_the_log_says_what_is_wrong_with_a_request(chat: LocalChatCompletion, caplog: pytest.LogCaptureFixture):
+    ask = (JsonChatStr(json.dumps(QUESTION)), {"max_gen_toks": 100_000})
+    with pytest.raises(Exception, match="413"):
+        chat.generate_until(requests("generate_until", ask))
+    assert TOO_LONG in caplog.text
 
 
 def test_a_task_of_multiple_choice_has_the_models_choices(
