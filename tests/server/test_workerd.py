@@ -1,29 +1,27 @@
 """Workers in workerd, their runtime, whose AI binding calls the server: the shipped one, and the model page's."""
 
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 pytest.importorskip("uvicorn")  # the extra `server`
 
 from llama3 import Llama
-from tests.server.running import ROOT, RunningServer, read_all
+from tests.server.node import MODULES, needs_node
+from tests.server.running import ROOT, RunningServer
 
-WORKERD = os.environ.get("LLAMA3_WORKERD") or shutil.which("workerd")
+WORKERD = MODULES / ".bin" / "workerd"
 CONFIG = Path(ROOT) / "docs" / "worker" / "config.capnp"
 ASK = {"messages": [{"role": "user", "content": "What is RoPE?"}], "temperature": 0}
 
-pytestmark = pytest.mark.skipif(
-    WORKERD is None, reason="workerd is not installed: npm install workerd, and set LLAMA3_WORKERD to its path"
-)
+pytestmark = needs_node
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,6 @@ class Worker:
         config = CONFIG.read_text().replace(":8000", f":{server.port}").replace(":8787", f":{self.port}")
         (folder / "config.capnp").write_text(config)
         (folder / "worker.js").write_text(code)
-        assert WORKERD is not None
         self.process = subprocess.Popen([WORKERD, "serve", "--experimental", str(folder / "config.capnp")])
         for _ in range(200):
             try:
@@ -52,9 +49,7 @@ class Worker:
         raise AssertionError("workerd did not start to listen within 20 seconds")
 
     def get(self, path: str) -> str:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-            return read_all(connection).decode().partition("\r\n\r\n")[2]
+        return httpx2.get(f"http://127.0.0.1:{self.port}{path}", timeout=60, trust_env=False).text
 
     def close(self) -> None:
         self.process.kill()

@@ -7,8 +7,16 @@ import pytest
 
 from llama3 import Llama
 from llama3.server.models import MODELS
-
-MODEL = MODELS[0]
+from tests.server.clients.conftest import (
+    MODEL,
+    RESULT,
+    TOO_HOT,
+    TOO_LONG,
+    TOOL,
+    WEATHER,
+    the_rest_is_not_generated,
+)
+from tests.server.running import LONG
 
 
 def run(client, **inputs):
@@ -82,3 +90,31 @@ def test_the_models_and_their_schemas_are_listed(cloudflare_client):
     assert [model["name"] for model in found] == list(MODELS)
     schemas = cloudflare_client.ai.models.schema.get(account_id="me", model=MODELS[0])
     assert schemas.input and schemas.output
+
+
+@pytest.mark.parametrize("tool", [TOOL, TOOL["function"]], ids=["OpenAI's form", "flat"])
+def test_a_tool_is_called_and_its_result_sent_back(cloudflare_client, prompt_after_a_call, tool):
+    found = run(cloudflare_client, messages=WEATHER, tools=[tool], temperature=0)
+    assert found["tool_calls"] == [{"name": "get_weather", "arguments": {"city": "Paris"}}]
+    history = [*WEATHER, {"role": "assistant", "content": "", "tool_calls": found["tool_calls"]}]
+    history.append({"role": "tool", "name": "get_weather", "content": RESULT})
+    answer = run(cloudflare_client, messages=history, tools=[tool], temperature=0)
+    assert answer["usage"]["prompt_tokens"] == prompt_after_a_call
+
+
+@pytest.mark.parametrize(("wrong", "text"), [({"temperature": 9}, TOO_HOT), ({"max_tokens": 100_000}, TOO_LONG)])
+def test_an_error_says_what_is_wrong(cloudflare_client, wrong, text):
+    with pytest.raises(cloudflare.APIStatusError) as caught:
+        run(cloudflare_client, prompt="a", **wrong)
+    assert text in str(caught.value) and text in caught.value.errors[0].message
+
+
+def test_a_stream_that_is_closed_ends_its_request(cloudflare_client, address):
+    streaming = cloudflare_client.ai.with_streaming_response
+    with the_rest_is_not_generated(address), streaming.run(MODEL, account_id="me", **LONG) as reply:
+        next(reply.iter_lines())
+
+
+def test_a_request_that_times_out_ends(cloudflare_client, address):
+    with the_rest_is_not_generated(address), pytest.raises(cloudflare.APITimeoutError):
+        run(cloudflare_client, **{**LONG, "stream": False}, timeout=0.3)

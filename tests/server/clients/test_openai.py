@@ -2,12 +2,15 @@
 
 import json
 import math
+from functools import partial
 
 import openai
 import pytest
 
 from llama3 import Llama
 from llama3.server.models import MODELS
+from tests.server.clients.conftest import the_rest_is_not_generated
+from tests.server.running import LONG
 
 MODEL = MODELS[0]
 ASK = [{"role": "user", "content": "What is RoPE?"}]
@@ -141,3 +144,22 @@ def test_a_wrong_token_is_refused(server):
     client = openai.OpenAI(api_key="wrong", base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         ask(client)
+
+
+def test_a_stream_that_is_closed_ends_its_request(openai_client, address):
+    sampling = {"model": MODEL, "temperature": LONG["temperature"], "stream": True, "extra_body": {"seed": 1}}
+    requests = [
+        partial(openai_client.chat.completions.create, messages=ASK, max_tokens=LONG["max_tokens"]),
+        partial(openai_client.completions.create, prompt="Go on", max_tokens=LONG["max_tokens"]),
+        partial(openai_client.responses.create, input="Go on", max_output_tokens=LONG["max_tokens"]),
+    ]
+    for request in requests:
+        with the_rest_is_not_generated(address):
+            stream = request(**sampling)
+            next(stream)
+            stream.close()
+
+
+def test_a_request_that_times_out_ends(openai_client, address):
+    with the_rest_is_not_generated(address), pytest.raises(openai.APITimeoutError):
+        ask(openai_client, max_tokens=LONG["max_tokens"], temperature=LONG["temperature"], seed=1, timeout=0.3)
