@@ -35,7 +35,6 @@ NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "suffix": ("",),
-    "logit_bias": ({}, []),
     "functions": ([],),
     "function_call": ("auto", "none"),
     "web_search_options": (),
@@ -67,6 +66,15 @@ def check_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_logit_bias(bias: Any) -> dict[int, float]:
+    """{"token id": number} -> the same with whole numbers as ids."""
+    check_type("/logit_bias", bias, "object")
+    for token in bias:
+        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            raise bad_input(f"'/logit_bias' has the key {token[:40]!r}; expected token ids")
+    return {int(token): check_number(f"/logit_bias/{token}", value, False, -100, 100) for token, value in bias.items()}
+
+
 def check_top(path: str, value: Any) -> int:
     """How many alternatives to report for each token."""
     return int(check_number(path, value, True, 0, MAX_TOP_LOGPROBS))
@@ -87,6 +95,7 @@ def check_shared(llama: Llama, body: Mapping[str, Any]) -> dict[str, Any]:
         "stream": check_type("/stream", body.get("stream", False), "boolean"),
         "include_usage": stream_options.get("include_usage") is True,
         "stop": stop,
+        "logit_bias": check_logit_bias(body.get("logit_bias", {})),
         "logprobs": None,
         "lora": check_lora(llama, body.get("lora")),
         "tokenizer": llama.tokenizer,
@@ -107,6 +116,7 @@ def start_stream(llama: Llama, ids: Sequence[int], grammar: str | None, paramete
         grammar=grammar,
         json_schema=parameters.get("response_format"),
         stop=parameters["stop"],
+        logit_bias=parameters["logit_bias"],
         logprobs=parameters["logprobs"],
         lora=parameters["lora"],
         **sampling,

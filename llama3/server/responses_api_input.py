@@ -27,7 +27,7 @@ OTHER_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
 }
-SHARED = ("model", "stream", "stop", "lora", *(NUMBERS.keys() - {"max_tokens"}))
+SHARED = ("model", "stream", "stop", "lora", "logit_bias", *(NUMBERS.keys() - {"max_tokens"}))
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 LOGPROBS = "message.output_text.logprobs"  # what "include" calls them
 

@@ -119,7 +119,9 @@ def test_only_one_call_is_made_where_calls_may_not_be_parallel(tiny: Llama):
         {"n": 2},
         {"best_of": 3},
         {"suffix": "x"},
-        {"logit_bias": {"5": -100}},
+        {"logit_bias": {"a": -100}},
+        {"logit_bias": {"5": 101}},
+        {"logit_bias": {"5000000": 1}},
         {"functions": [WEATHER]},
         {"guided_json": {}},
         {"modalities": ["text", "audio"]},
@@ -199,6 +201,16 @@ def test_the_developer_role_is_the_system_role(demo: Llama):
     dialogs = [[{"role": role, "content": "Answer in one word."}, *ASK] for role in ("developer", "system")]
     a, b = post(demo, PATH, *({"messages": dialog, "max_tokens": 6, "seed": 1} for dialog in dialogs))
     assert a.json()["choices"] == b.json()["choices"] and a.json()["usage"] == b.json()["usage"]
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/completions"])
+def test_a_logit_bias_forbids_or_favours_a_token(tiny: Llama, path):
+    asked = {"messages": ASK, "prompt": "a", "max_tokens": 8, "temperature": 0}
+    plain, favoured, both = post(
+        tiny, path, *({**asked, "logit_bias": bias} for bias in ({}, {"65": 100}, {"65": 100, "66": 100.0, "67": -100}))
+    )
+    texts = [json.dumps(reply.json()["choices"]) for reply in (plain, favoured, both)]
+    assert "A" * 8 in texts[1] and "A" * 8 not in texts[0] and "C" not in texts[2]
 
 
 def test_a_json_schema_without_a_schema_is_any_object(demo: Llama):
