@@ -117,4 +117,4 @@ def test_a_stream_that_is_closed_ends_its_request(cloudflare_client, address):
 
 def test_a_request_that_times_out_ends(cloudflare_client, address):
     with the_rest_is_not_generated(address), pytest.raises(cloudflare.APITimeoutError):
-        run(cloudflare_client, **{**LONG, "stream": False}, timeout=0.3)
+        run(cloudflare_client, **{**LONG, "stream": False}, timeout=0.1)

@@ -11,11 +11,13 @@ import jsonschema_rs
 import openai
 import pytest
 
+from llama3 import Llama
 from llama3.server.models import MODELS
 from tests.server.running import LONG, RunningServer, post_request
 
 MODEL = MODELS[0]
 ASK = [{"role": "user", "content": "What is RoPE?"}]
+GO_ON = [{"role": "user", "content": LONG["prompt"]}]
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -34,6 +36,11 @@ def wait_for(running: RunningServer, requests: float) -> None:
     while running.in_flight() != requests:
         assert time.monotonic() < deadline, f"{running.in_flight()} requests in flight; expected {requests}"
         time.sleep(0.05)
+
+
+def test_the_long_request_does_not_end_by_itself():
+    """The tests of clients that leave rest on this."""
+    assert Llama.load().run({**LONG, "stream": False})["usage"]["completion_tokens"] == LONG["max_tokens"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ import sys, openai
 client = openai.OpenAI(api_key="any", base_url=sys.argv[1], max_retries=0)
 messages = [{"role": "user", "content": "Go on"}]
 for chunk in client.chat.completions.create(
-    model=sys.argv[2], messages=messages, max_tokens=1500, temperature=5, seed=1, stream=True
+    model=sys.argv[2], messages=messages, max_tokens=1500, temperature=5, seed=14, stream=True
 ):
     print(chunk.choices[0].delta.content, flush=True)
 """
@@ -96,7 +103,7 @@ def start_long_stream(running: RunningServer) -> tuple[openai.OpenAI, openai.Str
     """A client and its long stream, from which one chunk has been read."""
     client = openai.OpenAI(api_key="any", base_url=f"http://127.0.0.1:{running.port}/v1", max_retries=0)
     stream = client.chat.completions.create(
-        model=MODEL, messages=ASK, max_tokens=1500, temperature=5, seed=1, stream=True
+        model=MODEL, messages=GO_ON, max_tokens=1500, temperature=5, seed=14, stream=True
     )
     next(stream)
     return client, stream

@@ -88,7 +88,7 @@ def test_an_error_has_its_class_and_says_what_is_wrong(chat: ChatOpenAI, llm: Op
 def test_a_chat_that_is_left_ends_its_request(chat: ChatOpenAI, address: str):
     """The class `OpenAI` keeps its connection open instead."""
     with the_rest_is_not_generated(address):
-        stream = chat.stream(ASK, **{name: LONG[name] for name in ("max_tokens", "temperature", "seed")})
+        stream = chat.stream(LONG["prompt"], **{name: LONG[name] for name in ("max_tokens", "temperature", "seed")})
         next(stream)
         stream.close()
 

@@ -83,7 +83,8 @@ def test_a_wrong_token_is_an_authentication_error(ask: Ask):
 
 def test_a_stream_that_is_left_ends_its_request(ask: Ask, address: str):
     with the_rest_is_not_generated(address):
-        stream = ask(**{name: LONG[name] for name in ("max_tokens", "temperature", "seed")}, stream=True)
+        sampling = {name: LONG[name] for name in ("max_tokens", "temperature", "seed")}
+        stream = ask(messages=[{"role": "user", "content": LONG["prompt"]}], **sampling, stream=True)
         next(stream)
         stream.completion_stream.close()
 

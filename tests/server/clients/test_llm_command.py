@@ -80,9 +80,11 @@ def test_an_error_says_what_is_wrong():
 
 
 def test_ctrl_c_ends_the_request(address: str):
-    ask = [sys.executable, "-m", "llm", "-m", "demo", "Go on", "-o", "temperature", "2", "-o", "max_tokens", "1500"]
+    without_end = json.dumps({str(Llama.load().tokenizer.encode("The")[0]): 100})
+    options = ["-o", "max_tokens", "1500", "-o", "logit_bias", without_end]
+    ask = [sys.executable, "-m", "llm", "-m", "demo", "Go on", *options]
     with the_rest_is_not_generated(address):
-        process = subprocess.Popen([*ask, "-o", "seed", "1"], stdout=subprocess.PIPE)
+        process = subprocess.Popen(ask, stdout=subprocess.PIPE)
         assert process.stdout and process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

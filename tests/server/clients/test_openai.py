@@ -14,6 +14,7 @@ from tests.server.running import LONG
 
 MODEL = MODELS[0]
 ASK = [{"role": "user", "content": "What is RoPE?"}]
+GO_ON = [{"role": "user", "content": LONG["prompt"]}]
 TOOL = {
     "type": "function",
     "function": {
@@ -147,12 +148,12 @@ def test_a_wrong_token_is_refused(server):
 
 
 def test_a_stream_that_is_closed_ends_its_request(openai_client, address):
-    sampling = {"model": MODEL, "temperature": LONG["temperature"], "stream": True, "extra_body": {"seed": 1}}
-    requests = [
-        partial(openai_client.chat.completions.create, messages=ASK, max_tokens=LONG["max_tokens"]),
-        partial(openai_client.completions.create, prompt="Go on", max_tokens=LONG["max_tokens"]),
-        partial(openai_client.responses.create, input="Go on", max_output_tokens=LONG["max_tokens"]),
-    ]
+    sampling = {"model": MODEL, "temperature": LONG["temperature"], "stream": True}
+    chat = partial(openai_client.chat.completions.create, messages=GO_ON, max_tokens=LONG["max_tokens"])
+    responses = partial(openai_client.responses.create, input="Go on", max_output_tokens=LONG["max_tokens"])
+    raw = partial(openai_client.completions.create, prompt="Go on", max_tokens=LONG["max_tokens"])
+    seeds = [LONG["seed"], LONG["seed"], 1]  # with which the demo does not stop by itself
+    requests = [partial(one, extra_body={"seed": seed}) for one, seed in zip((chat, responses, raw), seeds)]
     for request in requests:
         with the_rest_is_not_generated(address):
             stream = request(**sampling)
@@ -162,4 +163,6 @@ def test_a_stream_that_is_closed_ends_its_request(openai_client, address):
 
 def test_a_request_that_times_out_ends(openai_client, address):
     with the_rest_is_not_generated(address), pytest.raises(openai.APITimeoutError):
-        ask(openai_client, max_tokens=LONG["max_tokens"], temperature=LONG["temperature"], seed=1, timeout=0.3)
+        openai_client.chat.completions.create(
+            model=MODEL, messages=GO_ON, max_tokens=LONG["max_tokens"], temperature=5, seed=LONG["seed"], timeout=0.1
+        )

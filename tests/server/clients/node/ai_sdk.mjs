@@ -45,7 +45,7 @@ export const run = (provider) => {
     too_long: () => thrown(() => ask({ maxOutputTokens: 100000 })),
     abort: () => {
       const abort = new AbortController();
-      setTimeout(() => abort.abort(), 200);
+      setTimeout(() => abort.abort(), 100);
       const { max_tokens, ...more } = LONG;
       return thrown(() => ask({ ...more, maxOutputTokens: max_tokens, abortSignal: abort.signal }));
     },

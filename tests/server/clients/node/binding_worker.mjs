@@ -30,7 +30,7 @@ export default {
         await reader.read();
         await reader.cancel();
         const abort = new AbortController();
-        setTimeout(() => abort.abort(), 200);
+        setTimeout(() => abort.abort(), 100);
         return thrown(() => ask(LONG, { signal: abort.signal }));
       },
     };

@@ -2,7 +2,8 @@
 export const MODEL = "@hf/meta-llama/meta-llama-3-8b-instruct";
 export const QUESTION = [{ role: "user", content: "What is RoPE?" }];
 export const WEATHER = [{ role: "user", content: "What is the weather in Paris?" }]; // makes the demo call the tool
-export const LONG = { max_tokens: 1500, temperature: 5, seed: 1 }; // the demo does not stop before max_tokens
+// With these the demo does not stop before max_tokens.
+export const LONG = { messages: [{ role: "user", content: "Go on" }], max_tokens: 1500, temperature: 5, seed: 14 };
 export const RESULT = "12 degrees, sunny";
 
 export const SCHEMA = {

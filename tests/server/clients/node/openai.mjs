@@ -53,7 +53,7 @@ const checks = {
     const stream = await ask({ ...LONG, stream: true });
     for await (const _ of stream) break; // leaves the loop, which ends the request
     const abort = new AbortController();
-    setTimeout(() => abort.abort(), 200);
+    setTimeout(() => abort.abort(), 100);
     return thrown(() => ask(LONG, { signal: abort.signal }));
   },
 };
