@@ -96,7 +96,7 @@ class Service:
                 result["response"] = read_json(result["response"])
             return api_format.response(result)
         except Exception as error:  # for example a failed step: it ends the requests in it, and the server goes on
-            cancelled = stream is not None and stream.finish_reason == "cancelled"
+            cancelled = self.stopping and stream is not None and stream.finish_reason == "cancelled"
             return api_format.error_response(server_stopping() if cancelled else to_contract_error(error))
         finally:
             if not streaming:

@@ -234,6 +234,16 @@ def test_a_finished_request_leaves_no_stream_in_memory(llama, path, more, discon
         gc.enable()
 
 
+def test_a_fault_while_an_answer_is_written_is_an_internal_error_and_not_a_stop(llama, monkeypatch):
+    def fail(usage):
+        raise AttributeError("no such name")
+
+    monkeypatch.setattr("llama3.workers_ai.usage_object", fail)
+    (reply,) = send(llama, (RUN, body(prompt="a", max_tokens=2)))
+    (error,) = reply.json()["errors"]
+    assert (reply.status, error["code"]) == (500, 3043) and "no such name" in error["message"]
+
+
 def test_a_failed_step_ends_its_requests_and_no_others(llama, monkeypatch):
     step = llama.model.step
 
