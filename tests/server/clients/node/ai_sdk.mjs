@@ -46,7 +46,7 @@ export const run = (provider) => {
     abort: async () => {
       const { max_tokens, ...more } = LONG;
       let found = {};
-      // On a busy machine the abort may come before the request has left, and the SDK returns an empty answer then.
+      // On a busy machine the SDK once returned without an error; the cause is not known. The server did stop.
       for (let attempt = 0; attempt < 3 && !found.message; attempt++) {
         const abort = new AbortController();
         setTimeout(() => abort.abort(), 100 * 2 ** attempt);
