@@ -84,8 +84,8 @@ class Tokenizer:
                 raise TokenizerError(LFS_POINTER)
             is_json = Path(path).suffix == ".json"
             vocabulary = read_tokenizer_json(data) if is_json else read_tiktoken(data, special)
-            ranks, special, whole_chunks, added = vocabulary
-            return cls(ranks, special, added=added, whole_chunks=whole_chunks, fast=fast)
+            ranks, names, whole_chunks, added = vocabulary
+            return cls(ranks, names, added=added, whole_chunks=whole_chunks, fast=fast)
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
         except TokenizerError as error:
@@ -103,6 +103,11 @@ class Tokenizer:
         if doubt := self._added.by_name[name].doubt:
             raise TokenizerError(doubt)
         return self.special[name]
+
+    def flags(self, name: str) -> list[str]:
+        """The fields of an added token that make it depend on the text beside it: lstrip, rstrip, single_word."""
+        token = self._added.by_name[name]
+        return [field for field in ("lstrip", "rstrip", "single_word") if getattr(token, field)]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Text -> token ids, without <|begin_of_text|>.

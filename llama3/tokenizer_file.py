@@ -123,12 +123,12 @@ def read_tokenizer_json(data: bytes) -> Vocabulary:
     vocab = _without_control_tokens(vocab, added, merges)
     ranks: dict[bytes, int] = {}
     for token, rank in vocab.items():
-        data = _bytes_of(token)
-        if type(rank) is not int or data is None:
+        letters = _bytes_of(token)
+        if type(rank) is not int or letters is None:
             raise TokenizerError(
                 f"model.vocab has {token!r}: {rank!r}, expected GPT-2's letters and a rank; {NOT_LLAMA3}"
             )
-        ranks[data] = rank
+        ranks[letters] = rank
     _check_merges(merges, vocab)
     special = {token.content: token.id for token in added if token.special}
     more = tuple(token for token in added if token != AddedToken(token.content, token.id))
@@ -171,7 +171,8 @@ def _without_control_tokens(vocab: dict[str, Any], added: list[AddedToken], merg
 
     A token that a merge makes is one of text. So is one that is not special, if a chunk of text may be equal to it.
     """
-    made = {merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(map(str, merge or ())) for merge in merges}
+    made = {merge.replace(" ", "", 1) for merge in merges if isinstance(merge, str)}
+    made |= {"".join(map(str, merge)) for merge in merges if isinstance(merge, list)}
     listed = {token.content: token for token in added if vocab.get(token.content) == token.id}
 
     def is_text(name: str) -> bool:

@@ -21,8 +21,9 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
     ):
         if c.get(name):
             raise CheckpointError(f"{name} is {repr(c[name])[:60]}; expected none: {reason}")
-    if any(kind != "full_attention" for kind in _or(c.get("layer_types"), ())):
-        raise CheckpointError(f"layer_types is {repr(c['layer_types'])[:60]}; Llama 3 has 'full_attention' only")
+    kinds = _or(c.get("layer_types"), [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise CheckpointError(f"layer_types is {repr(kinds)[:60]}; Llama 3 has 'full_attention' only")
     rope = _rope(c)
     return ModelConfig(
         dim=dim,

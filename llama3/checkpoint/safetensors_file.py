@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llama3.errors import CheckpointError
+from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -29,6 +30,9 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if is_lfs_pointer(file.read(64)):
+                raise CheckpointError(f"{path}: {LFS_POINTER}")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise CheckpointError(f"{path}: {_cut_short(size)}: it ends inside its header")
@@ -66,7 +70,7 @@ def _tensors(
     path: Path, header: dict[str, Any], size: int
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]]:
     """(dtype, shape, begin, end) of each tensor. Raises CheckpointError unless they fill the `size` bytes exactly."""
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ in the header must map names to strings")
     tensors = {}

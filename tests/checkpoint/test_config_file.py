@@ -93,7 +93,7 @@ def test_the_length_before_scaling_may_stand_outside_or_be_the_context():
 def test_two_places_that_disagree_about_rope_theta_are_refused(place, other):
     config = HF_8B | ({other: {"rope_type": "default"}} if other else {})
     config[place] = {"rope_type": "default", "rope_theta": 10000.0}
-    with pytest.raises(CheckpointError, match="rope_theta is .*, but transformers reads"):
+    with pytest.raises(CheckpointError, match=r"rope_theta is .*, but transformers reads"):
         config_from_hf(config)
 
 

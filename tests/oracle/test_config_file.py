@@ -30,7 +30,13 @@ ROPE = [
     {"rope_scaling": scaling, "rope_parameters": parameters, "rope_theta": theta}
     for scaling, parameters, theta in itertools.product(
         [NOT_GIVEN, None, {}, DEFAULT, SHORT, SHORT | {"rope_theta": 500_000.0}, {**LLAMA3, "type": "linear"}],
-        [NOT_GIVEN, {}, DEFAULT | {"rope_theta": 500_000.0}, SHORT | {"rope_theta": 500_000.0}, SHORT | {"factor": 2.0}],
+        [
+            NOT_GIVEN,
+            {},
+            DEFAULT | {"rope_theta": 500_000.0},
+            SHORT | {"rope_theta": 500_000.0},
+            SHORT | {"factor": 2.0},
+        ],
         [NOT_GIVEN, 10_000.0, 500_000],
     )
 ]
@@ -118,7 +124,16 @@ def test_the_logits_are_transformers_or_the_field_is_named(change: dict[str, Any
     try:
         checkpoint = load_folder(folder)
     except CheckpointError as error:
-        named = [*change, "rope scaling", "norm_eps", "max_seq_len", "dim", "the config", "n_kv_heads", "of this config"]
+        named = [
+            *change,
+            "rope scaling",
+            "norm_eps",
+            "max_seq_len",
+            "dim",
+            "the config",
+            "n_kv_heads",
+            "of this config",
+        ]
         assert any(name in str(error) for name in named), error
         return
     ours = Transformer(checkpoint.config, checkpoint.weights)
