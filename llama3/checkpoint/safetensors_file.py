@@ -76,15 +76,16 @@ def _tensors(
     tensors = {}
     for name, entry in header.items():
         where = f"{path}: tensor {name!r}"
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CheckpointError(f"{where}: expected exactly the fields dtype, shape and data_offsets")
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+            raise CheckpointError(f"{where}: expected the fields dtype, shape and data_offsets")
         if entry["dtype"] not in list(DTYPES):
             raise CheckpointError(
                 f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(DTYPES)}: weights must not be quantised"
             )
         dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if not _naturals(shape) or 0 in shape:
-            raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of positive integers")
+        # An empty array, too, has a shape that NumPy can hold.
+        if not _naturals(shape) or (0 in shape and math.prod(n or 1 for n in shape) >= 2**60):
+            raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of natural numbers below 2^60")
         if not _naturals(offsets) or len(offsets) != 2:
             raise CheckpointError(f"{where}: data_offsets is {_short(offsets)}; expected [begin, end]")
         needed = math.prod(shape) * dtype.itemsize
@@ -93,10 +94,10 @@ def _tensors(
                 f"{where}: data_offsets is {offsets}, but {entry['dtype']} {shape} takes {needed} bytes"
             )
         tensors[name] = (dtype, tuple(shape), *offsets)
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
+    if not any(end for _, _, _, end in tensors.values()):
+        raise CheckpointError(f"{path}: holds no tensors, or only empty ones")
     filled = 0
-    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2]):
+    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != filled:
             fault = "there is a gap before it" if begin > filled else "it overlaps another tensor"
             raise CheckpointError(f"{path}: tensor {name!r}: data_offsets begin at {begin}, expected {filled}: {fault}")
