@@ -183,7 +183,9 @@ def _tokenizer_for(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> "LLTokeniz
             engine = _llguidance()
             _tokenizers[tokenizer] = engine.LLTokenizer.from_tiktoken(
                 encoder=tokenizer.ranks,
-                special_tokens=tokenizer.special,
+                special_tokens={
+                    token.content: token.id for token in tokenizer.added if token.id >= len(tokenizer.ranks)
+                },
                 pattern=PATTERN,
                 eos_token=sorted(id for id in stop_ids if id < tokenizer.vocab_size),
                 n_vocab=None,

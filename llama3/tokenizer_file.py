@@ -1,11 +1,15 @@
 """Vocabulary files: Meta's `tokenizer.model` (tiktoken's format) and Hugging Face's `tokenizer.json`."""
 
 import base64
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from llama3.byte_pair import PATTERN
+from llama3.added_tokens import AddedToken
+from llama3.byte_pair import PATTERN, split
 from llama3.errors import TokenizerError
 
 # `tokenizer.model` does not name the special tokens. Their ids follow the last rank, in this order.
@@ -37,9 +41,12 @@ LLAMA3_1_SPECIAL = (
 
 
 class Vocabulary(NamedTuple):
+    """What a vocabulary file holds: the arguments of `Tokenizer`."""
+
     ranks: dict[bytes, int]
     special: dict[str, int]
     whole_chunks: bool  # a chunk that is a token becomes that token, even if merges would not lead to it
+    added: tuple[AddedToken, ...] = ()  # the added tokens that are not just control tokens with a name and an id
 
 
 def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocabulary:
@@ -68,11 +75,9 @@ def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocab
 
 
 def _expected(data: bytes) -> str:
-    """The end of an error message: what is expected, what to do, and whether this is a Llama 2 or a Git LFS file."""
+    """The end of an error message: what is expected, what to do, and whether this is a Llama 2 file."""
     if b"<unk>" in data[:100] or "▁".encode() in data[:10_000]:
         return "this is a SentencePiece model, as Llama 2 had: take the tokenizer.model of a Llama 3 checkpoint"
-    if data.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
     return "expected base64, a space and a rank on each line (tiktoken's format): fetch the file again"
 
 
@@ -112,23 +117,71 @@ def read_tokenizer_json(data: bytes) -> Vocabulary:
     for field, expected in EXPECTED.items():
         if (found := _field(content, field)) != expected:
             raise TokenizerError(f"{field} is {_short(found)}, expected {expected!r}; {NOT_LLAMA3}")
-    special = {
-        _typed(content, f"added_tokens.{i}.content", str): _typed(content, f"added_tokens.{i}.id", int)
-        for i in range(len(_typed(content, "added_tokens", list)))
-    }
     vocab = _typed(content, "model.vocab", dict)
-    # Some files list the special tokens here, too.
-    vocab = {token: rank for token, rank in vocab.items() if special.get(token) != rank}
-    byte_of = _bytes_of_gpt2()
+    merges = _typed(content, "model.merges", list)
+    added = _read_added(content, vocab)
+    vocab = _without_control_tokens(vocab, added, merges)
     ranks: dict[bytes, int] = {}
     for token, rank in vocab.items():
-        if type(rank) is not int or not byte_of.keys() >= set(token):
+        letters = _bytes_of(token)
+        if type(rank) is not int or letters is None:
             raise TokenizerError(
                 f"model.vocab has {token!r}: {rank!r}, expected GPT-2's letters and a rank; {NOT_LLAMA3}"
             )
-        ranks[bytes(byte_of[letter] for letter in token)] = rank
-    _check_merges(_typed(content, "model.merges", list), vocab)
-    return Vocabulary(ranks, special, _field(content, "model.ignore_merges") is True)
+        ranks[letters] = rank
+    _check_merges(merges, vocab)
+    special = {token.content: token.id for token in added if token.special}
+    more = tuple(token for token in added if token != AddedToken(token.content, token.id))
+    return Vocabulary(ranks, special, _field(content, "model.ignore_merges") is True, more)
+
+
+def _read_added(content: Any, vocab: dict[str, Any]) -> list[AddedToken]:
+    """The entries of `added_tokens`. A flag that is missing is false; if `special` is, the token is a control token.
+
+    The package `tokenizers` ignores the ids of the file and counts for itself. Where the two disagree, it is not clear
+    which id the model was trained with, and the token is marked so.
+    """
+    tokens: dict[str, AddedToken] = {}
+    field_of: dict[str, str] = {}
+    for i in range(len(_typed(content, "added_tokens", list))):
+        field = f"added_tokens.{i}"
+        name, token = _typed(content, f"{field}.content", str), _typed(content, f"{field}.id", int)
+        flags = {flag: _field(content, f"{field}.{flag}") for flag in AddedToken._fields[2:7]}
+        for flag, value in flags.items():
+            if value is not None and type(value) is not bool:
+                raise TokenizerError(f"{field}.{flag} is {_short(value)}, expected true or false")
+        found = AddedToken(name, token, **{flag: value for flag, value in flags.items() if value is not None})
+        if tokens.setdefault(name, found) != found:
+            raise TokenizerError(f"{field}.content repeats {_short(name)} with another id or other flags")
+        field_of.setdefault(name, field)
+    tokens.pop("", None)  # `tokenizers` skips it
+    new = itertools.count(len(vocab))
+    counted = {name: vocab[name] if name in vocab else next(new) for name in tokens}
+    uses = Counter(map(str, counted.values()))  # as text, for the file may hold anything
+    for name, token in counted.items():
+        if token != tokens[name].id or uses[str(token)] > 1:
+            also = " and to another token" * (uses[str(token)] > 1)
+            doubt = f"{field_of[name]}.id is {tokens[name].id}, but the package `tokenizers` gives it {token}{also}"
+            tokens[name] = tokens[name]._replace(doubt=doubt)
+    return list(tokens.values())
+
+
+def _without_control_tokens(vocab: dict[str, Any], added: list[AddedToken], merges: list[Any]) -> dict[str, Any]:
+    """The tokens of text. Some files list the added tokens in `model.vocab`, too; others list tokens of text as added.
+
+    A token that a merge makes is one of text. So is one that is not special, if a chunk of text may be equal to it.
+    """
+    made = {merge.replace(" ", "", 1) for merge in merges if isinstance(merge, str)}
+    made |= {"".join(map(str, merge)) for merge in merges if isinstance(merge, list)}
+    listed = {token.content: token for token in added if vocab.get(token.content) == token.id}
+
+    def is_text(name: str) -> bool:
+        if name not in listed or name in made or name in _bytes_of_gpt2():
+            return True
+        text = (_bytes_of(name) or b"").decode(errors="ignore")
+        return not listed[name].special and split(text) == [text]
+
+    return {name: rank for name, rank in vocab.items() if is_text(name)}
 
 
 def _field(content: Any, path: str) -> Any:
@@ -175,6 +228,13 @@ def _check_merges(merges: list[Any], vocab: dict[str, int]) -> None:
         raise TokenizerError(f"model.merges has {len(merges)} pairs, but {pairs} form a token; {NOT_LLAMA3}")
 
 
+def _bytes_of(token: str) -> bytes | None:
+    """The bytes of a token that is written in GPT-2's letters; None if it holds other letters."""
+    byte_of = _bytes_of_gpt2()
+    return bytes(byte_of[letter] for letter in token) if byte_of.keys() >= set(token) else None
+
+
+@cache
 def _bytes_of_gpt2() -> dict[str, int]:
     """Character -> byte, inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 is itself, other bytes U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

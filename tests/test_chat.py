@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 
-from llama3.chat import encode_dialog, encode_message
+from llama3.added_tokens import AddedToken
+from llama3.chat import encode_dialog, encode_message, other_chat_format
 from llama3.errors import RequestError, TokenizerError
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_SPECIAL
@@ -120,4 +121,45 @@ def test_a_vocabulary_without_the_chat_s_special_tokens_says_which(missing: str)
     special = {name: 256 + i for i, name in enumerate(LLAMA3_SPECIAL) if name != missing}
     tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, special)
     with pytest.raises(TokenizerError, match=missing.replace("|", r"\|")):
+        encode_dialog(tokenizer, [{"role": "user", "content": "Hello"}])
+
+
+HEADER = "<|start_header_id|>{{ role }}<|end_header_id|>"
+TEMPLATES = {
+    None: None,
+    HEADER + "\n\n{{ content }}<|eot_id|>": None,
+    HEADER + "' + '\\n\\n' + content + '<|eot_id|>": None,
+    HEADER + "\n\n<|python_tag|>{{ content }}<|eom_id|><|eot_id|>": None,
+    HEADER + "\n{{ content }}<|eot_id|>": "not followed by an empty line",
+    HEADER + "\n\n{{ content }}": "lacks <|eot_id|>",
+    HEADER + "\n\n{{ content }}<|eot_id|><|im_end|>": "has <|im_end|>",
+    "<s>[INST] {{ content }} [/INST]": "has <s>, [INST], [/INST]",
+    "<｜User｜>{{ content }}<｜Assistant｜>": "has <｜User｜>, <｜Assistant｜>",
+    "<|header_start|>{{ role }}<|header_end|>\n\n{{ content }}<|eot|>": "has <|header_start|>",
+    "### Instruction:\n{{ content }}": "lacks <|start_header_id|>, <|end_header_id|>, <|eot_id|>",
+    "": "lacks <|start_header_id|>",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_is_told_by_its_control_tokens_and_its_header(template: str | None) -> None:
+    found, expected = other_chat_format(template), TEMPLATES[template]
+    assert found == expected or (expected is not None and found is not None and expected in found)
+
+
+def test_an_added_token_that_takes_white_space_along_takes_the_empty_line_after_the_header() -> None:
+    special = {name: 256 + i for i, name in enumerate(LLAMA3_SPECIAL)}
+    think = AddedToken("<think>", 512, special=False, lstrip=True)
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, special, added=[think])
+    end, eot = tokenizer.special_id("<|end_header_id|>"), tokenizer.special_id("<|eot_id|>")
+    assert encode_message(tokenizer, "user", "<think>a")[-4:] == [end, 512, 97, eot]
+    assert encode_message(tokenizer, "user", "a <think>")[-6:] == [end, 10, 10, 97, 512, eot]
+
+
+@pytest.mark.parametrize("field", ["lstrip", "rstrip", "single_word"])
+def test_a_control_token_that_changes_the_text_beside_it_is_refused(field: str) -> None:
+    special = {name: 256 + i for i, name in enumerate(LLAMA3_SPECIAL)}
+    end = AddedToken("<|end_header_id|>", special["<|end_header_id|>"], **{field: True})
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, special, added=[end])
+    with pytest.raises(RequestError, match=rf"gives <\|end_header_id\|> the field {field}"):
         encode_dialog(tokenizer, [{"role": "user", "content": "Hello"}])

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top, as docs/architecture.md explains it. A name is a module or a package of llama3; each may
 # import what stands before it.
 LAYERS = (
-    "errors limits resources philox",
+    "errors limits resources philox added_tokens lfs_pointer",
     "config sampling_params byte_pair json_text",
     "model",
     "plain",

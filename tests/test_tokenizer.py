@@ -3,6 +3,8 @@
 The oracle is the tokenizer in Meta's package llama-models.
 """
 
+import copy
+import pickle
 import random
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama3.added_tokens import AddedToken
 from llama3.errors import RequestError, TokenizerError
 from llama3.tokenizer import LONGEST_SPACE, StreamDecoder, Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
@@ -262,6 +265,47 @@ BAD_IDS: dict[str, Callable[[], Tokenizer]] = {
 def test_ids_that_clash_or_are_missing_are_an_error(message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         BAD_IDS[message]()
+
+
+@both
+@pytest.mark.parametrize("copied", [lambda t: pickle.loads(pickle.dumps(t)), copy.deepcopy, copy.copy])
+def test_a_tokenizer_can_be_pickled_and_copied_without_its_caches(
+    fast: bool, copied: Callable[[Tokenizer], Tokenizer]
+) -> None:
+    added = [AddedToken("<tool_call>", 300, special=False, lstrip=True)]
+    tokenizer = Tokenizer(BYTES, {"<|eot_id|>": 256}, added=added, fast=fast)
+    tokenizer.rows, tokenizer.chat_template = 400, "{{ messages }}"
+    text = "Hello  <tool_call>, <|eot_id|> world"
+    ids = tokenizer.encode(text)  # fills the caches
+    other = copied(tokenizer)
+    assert other.encode(text) == ids and other.encode(text, allow_special=True) == tokenizer.encode(text, True)
+    assert other.decode([*ids, 399]) == tokenizer.decode(ids)
+    assert {n: v for n, v in vars(other).items() if n in ("added", "rows", "chat_template", "stop_ids", "special")} == {
+        n: getattr(tokenizer, n) for n in ("added", "rows", "chat_template", "stop_ids", "special")
+    }
+    assert len(pickle.dumps(tokenizer)) < 20_000
+
+
+def test_added_tokens_that_are_not_special_are_always_found() -> None:
+    added = [AddedToken("<tool_call>", 300, special=False)]
+    tokenizer = Tokenizer(BYTES, {"<|eot_id|>": 256}, added=added)
+    assert tokenizer.encode("a<tool_call><|eot_id|>") == [97, 300, *b"<|eot_id|>"]
+    assert tokenizer.encode("a<tool_call><|eot_id|>", allow_special=True) == [97, 300, 256]
+    assert tokenizer.decode([97, 300, 256]) == "a<tool_call><|eot_id|>"
+    assert tokenizer.special == {"<|eot_id|>": 256} and 299 not in tokenizer
+
+
+def test_a_token_whose_id_is_in_doubt_is_refused_when_it_is_used() -> None:
+    added = [
+        AddedToken("<a>", 300, special=False, doubt="added_tokens.0.id is 300"),
+        AddedToken("<b>", 301, doubt="no"),
+    ]
+    tokenizer = Tokenizer(BYTES, {}, added=added)
+    assert tokenizer.encode("<b> a") == list(b"<b> a") and tokenizer.decode([300]) == "<a>"
+    with pytest.raises(RequestError, match=r"holds '<a>', which cannot be used: added_tokens\.0\.id is 300"):
+        tokenizer.encode("a <a>")
+    with pytest.raises(TokenizerError, match="no"):
+        tokenizer.special_id("<b>")
 
 
 def test_neither_tiktoken_nor_regex_is_loaded_before_it_is_needed() -> None:

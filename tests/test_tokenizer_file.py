@@ -56,7 +56,7 @@ def as_json() -> dict[str, Any]:
 
 
 def test_a_tiktoken_file_gives_its_ranks_and_special_tokens_after_them() -> None:
-    ranks, special, whole_chunks = read_tiktoken(as_tiktoken())
+    ranks, special, whole_chunks, _ = read_tiktoken(as_tiktoken())
     assert ranks == RANKS
     assert list(special) == list(LLAMA3_SPECIAL)
     assert list(special.values()) == list(range(261, 261 + 256))
@@ -94,7 +94,7 @@ def test_special_tokens_that_are_in_the_vocab_too_are_no_ranks() -> None:
 def test_a_file_that_does_not_ignore_merges_gets_merges_only(fast: bool) -> None:
     content = as_json()
     content["model"]["ignore_merges"] = False
-    ranks, special, whole_chunks = read_tokenizer_json(json.dumps(content).encode())
+    ranks, special, whole_chunks, _ = read_tokenizer_json(json.dumps(content).encode())
     tokenizer = Tokenizer(ranks, special, whole_chunks=whole_chunks, fast=fast)
     assert tokenizer.encode("xyz abc") == [87, 88, 89, 255, 258]
 
@@ -157,7 +157,7 @@ BAD_JSON = {
     "no added tokens": (change("added_tokens", None), "added_tokens is missing, expected a list"),
     "added token": (change("added_tokens.1", {"id": 5}), "added_tokens.1.content is missing, expected a str"),
     "added id": (change("added_tokens.1.id", "262"), "added_tokens.1.id is '262', expected a int"),
-    "added id taken": (change("added_tokens.1.id", 7), "special tokens share an id, or have one below 261"),
+    "added id taken": (change("added_tokens.1.id", 7), "added token .<.eot_id.>. has the id 7, below 261"),
     "no vocab": (change("model.vocab", []), r"model.vocab is \[\], expected a dict"),
     "rank": (change("model.vocab.ab", "256"), "model.vocab has 'ab': '256', expected GPT-2's letters and a rank"),
     "letter": (change("model.vocab.▁the", 261), "model.vocab has '▁the': 261, expected GPT-2's letters"),

@@ -15,9 +15,16 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
         if c.get(name, expected) != expected:
             raise CheckpointError(f"{name} is {c[name]!r}; Llama 3 has {expected!r}")
     dim, n_heads = _get(c, "hidden_size"), _get(c, "num_attention_heads")
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}  # transformers 5 writes rope_parameters
-    if not isinstance(rope, Mapping):
-        raise CheckpointError(f"rope_scaling is {rope!r}; expected an object")
+    for name, reason in (
+        ("quantization_config", "weights must not be quantised"),
+        ("per_layer_config", "all layers of Llama 3 are alike"),
+    ):
+        if c.get(name):
+            raise CheckpointError(f"{name} is {repr(c[name])[:60]}; expected none: {reason}")
+    kinds = _or(c.get("layer_types"), [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise CheckpointError(f"layer_types is {repr(kinds)[:60]}; Llama 3 has 'full_attention' only")
+    rope = _rope(c)
     return ModelConfig(
         dim=dim,
         n_layers=_get(c, "num_hidden_layers"),
@@ -27,9 +34,9 @@ def config_from_hf(c: Mapping[str, Any]) -> ModelConfig:
         hidden_dim=_get(c, "intermediate_size"),
         vocab_size=_get(c, "vocab_size"),
         norm_eps=c.get("rms_norm_eps", 1e-6),  # the default of Hugging Face's LlamaConfig
-        rope_theta=rope.get("rope_theta", c.get("rope_theta", 10_000.0)),  # also LlamaConfig's default
+        rope_theta=_rope_theta(c, rope),
         max_seq_len=_limit_context(c.get("max_position_embeddings", 2048)),
-        rope_scaling=_rope_scaling(rope),
+        rope_scaling=_rope_scaling(c, rope),
         tied_embeddings=c.get("tie_word_embeddings", False),
     )
 
@@ -42,8 +49,6 @@ def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
     # As in Meta's FeedForward: 2/3 of 4 dim, times ffn_dim_multiplier, rounded up to a multiple of multiple_of.
     hidden_dim = int(2 * (4 * dim) / 3)
     hidden_dim = int(check_number("ffn_dim_multiplier", _or(p.get("ffn_dim_multiplier"), 1)) * hidden_dim)
-    fields = {"factor": "rope_scaling_factor", "high_freq_factor": "rope_high_freq_factor"}
-    scaling = {ours: p[theirs] for ours, theirs in fields.items() if p.get(theirs)}
     return ModelConfig(
         dim=dim,
         n_layers=_get(p, "n_layers"),
@@ -55,7 +60,7 @@ def config_from_meta(p: Mapping[str, Any]) -> ModelConfig:
         norm_eps=p.get("norm_eps", 1e-5),
         rope_theta=p.get("rope_theta", 500_000.0),
         max_seq_len=_limit_context(p.get("max_seq_len", MAX_CONTEXT)),
-        rope_scaling=RopeScaling(**scaling) if p.get("use_scaled_rope") else None,
+        rope_scaling=_meta_rope_scaling(p),
     )
 
 
@@ -82,16 +87,65 @@ def _limit_context(length: Any) -> int:
     return min(length, MAX_CONTEXT) if isinstance(length, int) else length
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object that describes RoPE: rope_scaling or, if that is absent or empty, rope_parameters.
+
+    transformers 5 writes the latter, but where a file has both, it reads the former, as transformers 4 does.
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        found = c.get(name)
+        if found is not None and not isinstance(found, Mapping):
+            raise CheckpointError(f"{name} is {found!r}; expected an object")
+        for key, value in (found or {}).items():
+            if isinstance(value, Mapping):
+                raise CheckpointError(f"{name}.{key} is an object; expected one RoPE for all layers, as Llama 3 has")
+        for place, fields in (("", c), (f"{name}.", found or {})):
+            if fields.get("partial_rotary_factor") not in (None, 1):
+                factor = fields["partial_rotary_factor"]
+                raise CheckpointError(f"{place}partial_rotary_factor is {factor!r}; Llama 3 rotates the whole head: 1")
+    return c.get("rope_scaling") or c.get("rope_parameters") or {}
+
+
+def _rope_theta(c: Mapping[str, Any], rope: Mapping[str, Any]) -> Any:
+    """The base of RoPE's frequencies. Raises CheckpointError if another place than the one that counts has another."""
+    theta = rope.get("rope_theta", c.get("rope_theta", 10_000.0))  # the default of LlamaConfig
+    for name in ("rope_theta", "rope_scaling.rope_theta", "rope_parameters.rope_theta"):
+        place, _, key = name.rpartition(".")
+        found = (c.get(place) or {}).get(key) if place else c.get(key)
+        if found is not None and found != theta:
+            raise CheckpointError(
+                f"{name} is {found!r}, but transformers reads {theta!r} from this file: give the same rope_theta "
+                "everywhere"
+            )
+    return theta
+
+
+def _rope_scaling(c: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
         raise CheckpointError(f"rope scaling of type {kind!r} is not supported; expected 'llama3' or 'default'")
-    fields = {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_seq_len": "original_max_position_embeddings",
-    }
-    return RopeScaling(**{ours: _get(rope, theirs) for ours, theirs in fields.items()})
+    fields = {name: _get(rope, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    name = "original_max_position_embeddings"  # at the top of the file, in rope, or the length of the context
+    outside, inside = c.get(name), rope.get(name)
+    if outside is not None and inside is not None and outside != inside:
+        raise CheckpointError(f"{name} is {outside!r}, but inside the RoPE parameters {inside!r}: give it once")
+    length = _or(outside, _or(inside, c.get("max_position_embeddings", 2048)))
+    return RopeScaling(**fields, original_max_seq_len=length)
+
+
+def _meta_rope_scaling(p: Mapping[str, Any]) -> RopeScaling | None:
+    """The scaling by Meta's names. Raises CheckpointError if the factor is missing: Meta's models differ in it."""
+    scaled = _or(p.get("use_scaled_rope"), False)
+    if not isinstance(scaled, bool):
+        raise CheckpointError(f"use_scaled_rope is {scaled!r}; expected true or false")
+    if not scaled:
+        return None
+    if p.get("rope_scaling_factor") is None:
+        raise CheckpointError(
+            "use_scaled_rope is true, but rope_scaling_factor is missing: add it (Llama 3.1 and 3.3 have 8, Llama 3.2 "
+            "has 32), or take the model in Hugging Face's form"
+        )
+    high = p.get("rope_high_freq_factor")
+    return RopeScaling(factor=p["rope_scaling_factor"], **({} if high is None else {"high_freq_factor": high}))

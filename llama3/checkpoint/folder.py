@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama3.checkpoint.chat_template import read_chat_template
 from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.checkpoint.json_file import read_json_file
 from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
@@ -18,7 +19,7 @@ from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
 
 CONFIGS = ("config.json", "params.json")  # Hugging Face's and Meta's
-TOKENIZERS = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")  # the first one present is read
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")  # the first one present is read
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def load_folder(path: str | Path) -> Checkpoint:
         weights = to_weights(config, tensors, layout)
     tokenizer = _read_tokenizer(folder, config)
     stop_ids = _read_stop_ids(folder, config) | (tokenizer.stop_ids if tokenizer else frozenset())
+    stop_ids &= frozenset(range(config.vocab_size))
     return Checkpoint(folder, config, weights, tokenizer, stop_ids, layout, files, _dtypes(config, weights))
 
 
@@ -94,49 +96,32 @@ def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     file = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
     if file is None:
         return None
-    # tokenizer.model does not name the special tokens, but a tokenizer.json beside it does. Without one, scaled RoPE
-    # shows that the model is Llama 3.1 or later.
-    special = _added_tokens(folder / "tokenizer.json")
-    default = LLAMA3_1_SPECIAL if config.rope_scaling else LLAMA3_SPECIAL
-    tokenizer = Tokenizer.from_file(file, sorted(special, key=special.__getitem__) or default)
-    if special and tokenizer.special != special:
+    # tokenizer.json names the special tokens, and tokenizer.model does not: there, scaled RoPE shows that the model is
+    # Llama 3.1 or later.
+    tokenizer = Tokenizer.from_file(file, LLAMA3_1_SPECIAL if config.rope_scaling else LLAMA3_SPECIAL)
+    # An added token may have an id without a row in the embedding. It is refused when it is used.
+    if len(tokenizer.ranks) > config.vocab_size:
         raise CheckpointError(
-            f"{file}: it has {len(tokenizer.ranks)} tokens, and the ids of the special tokens in tokenizer.json do not "
-            "follow them: take both files from one checkpoint"
+            f"{file}: {len(tokenizer.ranks)} tokens of text, but the model's embedding has {config.vocab_size} rows: "
+            "this file belongs to another model"
         )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{file}: token ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary has {config.vocab_size} "
-            "tokens: this file belongs to another model"
-        )
+    tokenizer.rows = config.vocab_size
+    tokenizer.chat_template = read_chat_template(folder)
     return tokenizer
-
-
-def _added_tokens(file: Path) -> dict[str, int]:
-    """The special tokens that tokenizer.json names, each with its id. Empty if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        added = [(token["content"], token["id"]) for token in read_json_file(file)["added_tokens"]]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: added_tokens: expected objects with content and id") from error
-    if not all(type(content) is str and type(token) is int for content, token in added):
-        raise CheckpointError(f"{file}: added_tokens: expected a text as content and a whole number as id")
-    return dict(added)
 
 
 def _read_stop_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
     """The values of `eos_token_id` in both config files: in each an id or a list of ids. Instruct models give the id of
     <|eot_id|> in only one of the two.
+
+    Ids beyond the embedding are accepted: the model never gives them.
     """
     found: set[int] = set()
     for file in (folder / "generation_config.json", folder / "config.json"):
         value: Any = read_json_file(file).get("eos_token_id") if file.is_file() else None
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
-            raise CheckpointError(
-                f"{file}: eos_token_id is {value!r}; expected token ids from 0 to {config.vocab_size - 1}"
-            )
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise CheckpointError(f"{file}: eos_token_id is {value!r}; expected token ids")
         found.update(ids)
     return frozenset(found)
 

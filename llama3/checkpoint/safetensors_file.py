@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llama3.errors import CheckpointError
+from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -29,6 +30,9 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if is_lfs_pointer(file.read(64)):
+                raise CheckpointError(f"{path}: {LFS_POINTER}")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise CheckpointError(f"{path}: {_cut_short(size)}: it ends inside its header")
@@ -66,21 +70,22 @@ def _tensors(
     path: Path, header: dict[str, Any], size: int
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]]:
     """(dtype, shape, begin, end) of each tensor. Raises CheckpointError unless they fill the `size` bytes exactly."""
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ in the header must map names to strings")
     tensors = {}
     for name, entry in header.items():
         where = f"{path}: tensor {name!r}"
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CheckpointError(f"{where}: expected exactly the fields dtype, shape and data_offsets")
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+            raise CheckpointError(f"{where}: expected the fields dtype, shape and data_offsets")
         if entry["dtype"] not in list(DTYPES):
             raise CheckpointError(
                 f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(DTYPES)}: weights must not be quantised"
             )
         dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if not _naturals(shape) or 0 in shape:
-            raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of positive integers")
+        # An empty array, too, has a shape that NumPy can hold.
+        if not _naturals(shape) or (0 in shape and math.prod(n or 1 for n in shape) >= 2**60):
+            raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of natural numbers below 2^60")
         if not _naturals(offsets) or len(offsets) != 2:
             raise CheckpointError(f"{where}: data_offsets is {_short(offsets)}; expected [begin, end]")
         needed = math.prod(shape) * dtype.itemsize
@@ -89,10 +94,10 @@ def _tensors(
                 f"{where}: data_offsets is {offsets}, but {entry['dtype']} {shape} takes {needed} bytes"
             )
         tensors[name] = (dtype, tuple(shape), *offsets)
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
+    if not any(end for _, _, _, end in tensors.values()):
+        raise CheckpointError(f"{path}: holds no tensors, or only empty ones")
     filled = 0
-    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2]):
+    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != filled:
             fault = "there is a gap before it" if begin > filled else "it overlaps another tensor"
             raise CheckpointError(f"{path}: tensor {name!r}: data_offsets begin at {begin}, expected {filled}: {fault}")

@@ -43,6 +43,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy does n
     tqdm,
 )
 
+from llama3.checkpoint.chat_template import TEMPLATE
 from llama3.checkpoint.folder import CONFIGS, TOKENIZERS
 from llama3.checkpoint.shards import find_weights, weight_files
 from llama3.errors import CheckpointError, DownloadError
@@ -90,7 +91,8 @@ def needed_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
         found = ", ".join(names[:6]) + ", ..." * (len(names) > 6) or "nothing"
         raise DownloadError(f"{repo}: expected config.json and *.safetensors, the Hugging Face form; it holds {found}")
     vocabulary = [name for name in TOKENIZERS if name in names and not name.endswith(".json")][:1]
-    return str(info.sha), [name for name in top if name.endswith(".json")] + vocabulary + weights
+    small = [name for name in top if name.endswith(".json") or name == TEMPLATE]
+    return str(info.sha), small + vocabulary + weights
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The object that --json prints. Sizes are in bytes; parameters are counted, not measured."""
+    from llama3.chat import other_chat_format
     from llama3.model.kv_cache import KVCache
 
     config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
@@ -56,6 +57,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         parts["norms"] += layer.attention_norm.size + layer.ffn_norm.size
     if not config.tied_embeddings:
         parts["output"] = weights.output.size
+    template = tokenizer.chat_template if tokenizer else None
     one_token = KVCache(config, slots=1, max_len=1)
     cache_bytes = one_token.k.nbytes + one_token.v.nbytes
     return {
@@ -72,8 +74,10 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
             "text_tokens": tokenizer and len(tokenizer.ranks),
             "special_tokens": tokenizer and len(tokenizer.special),
             "special": tokenizer and {name: i for name, i in tokenizer.special.items() if "reserved" not in name},
+            "added": tokenizer and {token.content: token.id for token in tokenizer.added if not token.special},
         },
         "stop_ids": sorted(checkpoint.stop_ids),
+        "chat_template": {"found": bool(template), "not_llama_3s": other_chat_format(template)},
     }
 
 
@@ -106,6 +110,9 @@ def as_text(facts: dict[str, Any]) -> str:
         reserved = vocabulary["special_tokens"] - len(special)
         rows.append(("special", ", ".join(f"{i} {name}" for i, name in names.items()) + f"; {reserved} reserved"))
         rows.append(("stops at", ", ".join(names.get(i, str(i)) for i in facts["stop_ids"]) or "nothing"))
+        if added := vocabulary["added"]:
+            rows.append(("added", ", ".join(f"{i} {name}" for name, i in added.items()) + "; found in any text"))
+        rows.append(("chat", show_chat(facts["chat_template"])))
     return columns(rows)
 
 
@@ -115,6 +122,12 @@ def show_vocabulary(vocabulary: dict[str, Any]) -> str:
         return f"{rows:,} ids; there is no tokenizer, so the model takes and gives token ids only"
     surplus = f"; the embedding has {rows:,} rows" if rows != text + special else ""
     return f"{text:,} text tokens, {special:,} special tokens{surplus}"
+
+
+def show_chat(template: dict[str, Any]) -> str:
+    if found := template["not_llama_3s"]:
+        return f"refused: the chat template is not Llama 3's ({found}); raw prompts and token ids work"
+    return "Llama 3's format" + ("" if template["found"] else "; the folder has no chat template")
 
 
 def show_scaling(scaling: dict[str, Any]) -> str:

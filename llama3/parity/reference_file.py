@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
+from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
 
 FORMAT, VERSION = "llama3-reference", "1"
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # in which a reference can be computed
@@ -113,6 +114,9 @@ def read_reference(path: str | Path) -> Reference:
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with path.open("rb") as stream:
+        if is_lfs_pointer(stream.read(64)):
+            raise CheckpointError(LFS_POINTER)
     with safe_open(path, "np") as file:  # raises SafetensorError for a header that does not fit the file
         metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:

@@ -83,7 +83,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(tmp_path: Path, name: str)
     file.unlink()
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
         load_adapter(tmp_path, CONFIG)
-    with pytest.raises(CheckpointError, match="no such folder; an adapter is a folder"):
+    with pytest.raises(CheckpointError, match="no such folder; an adapter is a folder with"):
         load_adapter(tmp_path / "nowhere", CONFIG)
 
 
@@ -100,3 +100,11 @@ def test_unknown_fields_of_newer_versions_are_accepted(tmp_path: Path):
     folder = write_adapter(tmp_path, random_adapter(CONFIG), peft_version="9.9", auto_mapping=None, runtime_config={})
     assert json.loads((folder / "adapter_config.json").read_text())["peft_version"] == "9.9"
     load_adapter(folder, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path, name: str):
+    write_adapter(tmp_path, random_adapter(CONFIG))
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(CheckpointError, match=f"{name}: this is a Git LFS pointer"):
+        load_adapter(tmp_path, CONFIG)

@@ -67,7 +67,34 @@ def test_rope_scaling_is_read_under_its_old_and_its_new_name():
     new |= {"rope_parameters": LLAMA3_SCALING | {"rope_theta": 500000.0}}
     assert config_from_hf(old) == config_from_hf(new)
     assert config_from_hf(old).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
-    assert config_from_meta(META_8B | {"use_scaled_rope": True}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    scaled = {"use_scaled_rope": True, "rope_scaling_factor": 32}
+    assert config_from_meta(META_8B | scaled).rope_scaling == RopeScaling(32, 1.0, 4.0, 8192)
+
+
+def test_rope_scaling_counts_before_rope_parameters_as_in_transformers():
+    default = {"rope_type": "default", "rope_theta": 500000.0}
+    both = HF_8B | {"rope_scaling": LLAMA3_SCALING, "rope_parameters": default}
+    assert config_from_hf(both).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    other = HF_8B | {"rope_scaling": default, "rope_parameters": LLAMA3_SCALING}
+    assert config_from_hf(other).rope_scaling is None
+    assert config_from_hf(HF_8B | {"rope_scaling": {}, "rope_parameters": LLAMA3_SCALING}).rope_scaling
+
+
+def test_the_length_before_scaling_may_stand_outside_or_be_the_context():
+    scaling = {k: v for k, v in LLAMA3_SCALING.items() if k != "original_max_position_embeddings"}
+    config = HF_8B | {"rope_scaling": scaling, "max_position_embeddings": 131072}
+    assert config_from_hf(config).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 131072)
+    config["original_max_position_embeddings"] = 8192
+    assert config_from_hf(config).rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("other", [None, "rope_scaling", "rope_parameters"])
+def test_two_places_that_disagree_about_rope_theta_are_refused(place, other):
+    config = HF_8B | ({other: {"rope_type": "default"}} if other else {})
+    config[place] = {"rope_type": "default", "rope_theta": 10000.0}
+    with pytest.raises(CheckpointError, match=r"rope_theta is .*, but transformers reads"):
+        config_from_hf(config)
 
 
 def test_a_longer_context_is_limited_to_8192_tokens():
@@ -107,6 +134,15 @@ def test_head_dim_need_not_be_dim_over_heads():
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
         ({"rope_scaling": [8.0]}, "rope_scaling is [8.0]"),
+        ({"rope_parameters": 8.0}, "rope_parameters is 8.0"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "llama3"}}}, "rope_parameters.full_attention is an obj"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor is 0.5"),
+        (
+            {"rope_scaling": LLAMA3_SCALING, "original_max_position_embeddings": 4096},
+            "original_max_position_embeddings is 4096, but inside",
+        ),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config is {'quant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -129,6 +165,9 @@ def test_a_missing_field_is_named(name):
         ({"ffn_dim_multiplier": float("nan")}, "ffn_dim_multiplier is nan"),
         ({"multiple_of": True}, "multiple_of True"),
         ({"use_scaled_rope": True, "rope_scaling_factor": "8"}, "factor is '8'"),
+        ({"use_scaled_rope": True, "rope_scaling_factor": 0}, "factor=0"),
+        ({"use_scaled_rope": True}, "rope_scaling_factor is missing: add it (Llama 3.1 and 3.3 have 8"),
+        ({"use_scaled_rope": "false"}, "use_scaled_rope is 'false'"),
         ({"dim": "4096"}, "dim is '4096'"),
     ],
 )

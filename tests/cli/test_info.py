@@ -10,7 +10,7 @@ import pytest
 from llama3.cli import main
 from llama3.llama import Llama
 from tests.published import LLAMA_3_8B
-from tests.tiny import random_tensors, tiny_config, write_hf, write_meta
+from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 
 def facts(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
@@ -53,6 +53,31 @@ def test_a_model_without_a_tokenizer_is_described_too(tmp_path: Path, capsys: py
     folder = write_hf(tmp_path / "m", config, random_tensors(config))
     assert main(["info", "--model", str(folder)]) == 0
     assert "there is no tokenizer" in capsys.readouterr().out
+
+
+CHATML = "<|im_start|>{{ role }}\n{{ content }}<|im_end|>"
+LLAMA3 = "<|start_header_id|>{{ role }}<|end_header_id|>\n\n{{ content }}<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "Llama 3's format; the folder has no chat template."),
+        (LLAMA3, "Llama 3's format."),
+        (CHATML, "refused: the chat template is not Llama 3's (it has <|im_start|>, <|im_end|>); raw prompts"),
+    ],
+)
+def test_whether_chats_work_is_said(
+    template: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(vocab_size=TINY_VOCAB)
+    folder = write_tokenizer(write_hf(tmp_path, config, random_tensors(config)))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    assert main(["info", str(folder)]) == 0
+    assert f"chat {says}" in " ".join(capsys.readouterr().out.split()) + "."
+    found = facts(capsys, str(folder))["chat_template"]
+    assert found["found"] == (template is not None) and bool(found["not_llama_3s"]) == (template == CHATML)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux has /proc, which tells a process's peak memory")

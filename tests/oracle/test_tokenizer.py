@@ -17,7 +17,7 @@ from tests.oracle.hugging_face import tokenizer, tokenizer_json
 
 @cache
 def ours() -> Tokenizer:
-    ranks, special, whole_chunks = read_tokenizer_json(tokenizer_json().encode())
+    ranks, special, whole_chunks, _ = read_tokenizer_json(tokenizer_json().encode())
     return Tokenizer(ranks, special, whole_chunks=whole_chunks, fast=False)
 
 
@@ -72,7 +72,7 @@ def test_decoding_gives_the_same_text(tokens: list[int]) -> None:
 
 def test_a_file_that_does_not_ignore_merges_is_followed() -> None:
     merging = tokenizer_json().replace('"ignore_merges":true', '"ignore_merges":false')
-    ranks, special, whole_chunks = read_tokenizer_json(merging.encode())
+    ranks, special, whole_chunks, _ = read_tokenizer_json(merging.encode())
     ours_merging, theirs_merging = Tokenizer(ranks, special, whole_chunks=whole_chunks), HuggingFace.from_str(merging)
     texts = [" Việt", *(ours().token_bytes(token).decode(errors="replace") for token in range(0, 128_000, 7))]
     ids = [ours_merging.encode(text) for text in texts]
