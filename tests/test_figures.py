@@ -112,6 +112,14 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("README.md", "at most 8,192 tokens", [CONTEXT]),
     # ---- the real model
     ("docs/models.md", "3,672,320 parameters", [equals(demo_parameters())]),
+    (
+        "docs/models.md",
+        "8 for Llama 3.1 and 32 for Llama 3.2",
+        [
+            in_file("tests/published.py", "rope_factor=8.0"),
+            in_file("tests/published.py", "rope_factor=32.0"),
+        ],
+    ),
     ("docs/models.md", "in 7.3 MB", [equals((ROOT / "weights/demo/model.safetensors").stat().st_size / MEGABYTE)]),
     ("docs/models.md", "fetch them, 16 GB", [equals(WEIGHTS / GIGABYTE)]),
     ("docs/models.md", "runs with 8,192 tokens", [CONTEXT]),
