@@ -1,7 +1,8 @@
-"""Added tokens: tokens beside the byte-pair vocabulary. They are found in a text by their names, before all else.
+"""Added tokens: tokens outside the byte-pair vocabulary, found in a text by their names before the text is split.
 
-The fields of such a token have the meaning that the package `tokenizers` gives them. Llama 3's own are control tokens
-with a plain name; a fine-tune may add others, such as <tool_call>, which are text.
+The fields of such a token have the meaning that the package `tokenizers` gives them. Llama 3's own added tokens are
+control tokens, and all their other flags are false. A fine-tune may add tokens that are not control tokens, such as
+<tool_call>: these are recognised in any text.
 """
 
 import re
@@ -15,11 +16,11 @@ class AddedToken(NamedTuple):
     content: str  # the text that becomes this token
     id: int
     special: bool = True  # a control token: text becomes it only if the caller allows that
-    normalized: bool = False  # looked for after all tokens that are not normalized, in the text between these
+    normalized: bool = False  # found after the tokens that are not normalized, in the text between them
     single_word: bool = False  # only where neither the character before it nor the one after it belongs to a word
-    lstrip: bool = False  # takes the white space before it along
-    rstrip: bool = False  # takes the white space after it along
-    doubt: str = ""  # why it is not certain which id is meant; such a token can be decoded, but not used in a prompt
+    lstrip: bool = False  # the white space before it becomes part of it
+    rstrip: bool = False  # the white space after it becomes part of it
+    doubt: str = ""  # why its id is uncertain, else empty; with a doubt it can be decoded, but not used in a prompt
 
 
 class AddedTokens:
@@ -34,7 +35,7 @@ class AddedTokens:
         ]
 
     def split(self, text: str, allow_special: bool) -> Iterator[str | AddedToken]:
-        """The text as a sequence of added tokens and of the text between them, which is never empty.
+        """Yield the added tokens of a text and the pieces of text between them. No piece is empty.
 
         Without `allow_special`, the name of a control token remains text.
         """
@@ -49,7 +50,7 @@ class AddedTokens:
                 yield part
 
     def _find(self, pattern: re.Pattern[str], text: str, allow_special: bool) -> Iterator[str | AddedToken]:
-        done = 0  # all before this position has been yielded
+        done = 0  # everything before this position has been yielded
         for match in pattern.finditer(text):
             token, (start, stop) = self.by_name[match.group()], match.span()
             if token.special and not allow_special:
@@ -57,7 +58,7 @@ class AddedTokens:
             if token.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[stop : stop + 1])):
                 continue
             if token.lstrip:
-                start = max(start, done)  # the token before it may have taken the white space of its own name
+                start = max(start, done)  # the white space that a name begins with may belong to the token before it
                 while start > done and _is_space(text[start - 1]):
                     start -= 1
             while token.rstrip and stop < len(text) and _is_space(text[stop]):
@@ -72,17 +73,17 @@ class AddedTokens:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for one of the names; where several fit, for the longest."""
+    """A pattern that matches any of the names, and the longest one where several match."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
 
 def _is_space(character: str) -> bool:
-    """Unicode's White_Space. Python's `isspace` has U+001C to U+001F, too."""
+    """Whether a character has Unicode's property White_Space. `str.isspace` is also true for U+001C to U+001F."""
     return character.isspace() and not "\x1c" <= character <= "\x1f"
 
 
 def _is_word(character: str) -> bool:
-    r"""Unicode's definition of \w (UTS 18), which `re` does not follow. False for no character."""
-    import regex  # here, because few vocabularies have such a token
+    r"""Whether \w matches a character by Unicode's definition (UTS 18), which `re` does not follow. False for ""."""
+    import regex  # here, because few vocabularies have a token with single_word
 
     return bool(regex.match(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]", character))

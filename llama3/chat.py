@@ -17,7 +17,7 @@ from llama3.errors import RequestError
 from llama3.tokenizer import BOS, Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
 
-HEADER_NAMES = {"tool": "ipython", "developer": "system"}  # Llama 3's names for roles that other formats have
+HEADER_NAMES = {"tool": "ipython", "developer": "system"}  # a role in other chat formats -> Llama 3's name for it
 START, END, EOT = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 Message = Mapping[str, Any]  # "role" and "content"; other keys are ignored
 
@@ -26,10 +26,10 @@ CONTROL_TOKEN = re.compile(r"<[|｜][^<>|｜\s'\"]{1,60}[|｜]>|</?s>|\[/?INST\]
 
 
 def other_chat_format(template: str | None) -> str | None:
-    """What shows that a chat template (in Jinja) is not one of Llama 3's; None if it is one, or if there is none.
+    """The reason why a chat template (in Jinja) is not one of Llama 3's; None if it is one, or if it is None.
 
     A template of Llama 3, 3.1 or 3.2 names the tokens of this format, puts an empty line after each header, and names
-    no other control tokens. It may say more, such as today's date in front of the system message.
+    no other models' control tokens. It may add text, such as today's date in front of the system message.
     """
     if template is None:
         return None
@@ -48,8 +48,8 @@ def other_chat_format(template: str | None) -> str | None:
 def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """A prompt of token ids: <|begin_of_text|>, every message, and the header of the assistant's answer.
 
-    Raises RequestError, with the message's index and what was found, if a message lacks role or content, and if the
-    chat template of the tokenizer's folder is not Llama 3's.
+    Raises RequestError, with the message's index and what was found, if a message lacks role or content. Raises it too
+    if the chat template of the tokenizer's folder is not Llama 3's.
     """
     if found := other_chat_format(tokenizer.chat_template):
         raise RequestError(
@@ -75,8 +75,9 @@ def encode_dialog(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def encode_message(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
-    """The token ids of one message. White space around the content is dropped, as Meta's and Hugging Face's templates
-    do.
+    """The token ids of one message.
+
+    White space around the content is dropped, as in Meta's and Hugging Face's templates.
 
     Raises RequestError if the role is not a non-empty string, or the content is not a string.
     """
@@ -86,8 +87,10 @@ def encode_message(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
 
 
 def _encode_header(tokenizer: Tokenizer, role: str, content: str = "") -> list[int]:
-    """The header and the content. The empty line between them may belong to an added token that the content begins with
-    (its field lstrip), so it is encoded with the content.
+    """The token ids of a header and the content after it.
+
+    The empty line between them is encoded together with the content. If the content begins with an added token that
+    has lstrip, the line becomes part of that token.
     """
     if not isinstance(role, str) or not role:
         raise RequestError(f"role is {_name(role)}, expected a string that is not empty")
@@ -97,8 +100,9 @@ def _encode_header(tokenizer: Tokenizer, role: str, content: str = "") -> list[i
 
 
 def _control_token(tokenizer: Tokenizer, name: str) -> int:
-    """The id of a control token. Raises RequestError if its fields change the text beside it, such as the empty line
-    after a header.
+    """The id of a control token.
+
+    Raises RequestError if the token has a flag that changes the text beside it, such as the empty line after a header.
     """
     token = tokenizer.special_id(name)
     for field in tokenizer.flags(name):

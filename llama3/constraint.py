@@ -1,7 +1,7 @@
 """Structured output: which tokens may come next, so that the text follows a JSON Schema or is a call of a tool.
 
 A grammar becomes a mask over the vocabulary, computed again before every token by llguidance (the extra `json`). A
-token that the mask forbids cannot be drawn. So whatever the model, a text that ends is JSON that the schema accepts.
+token that the mask forbids cannot be drawn. So with any model, a text that is not cut short is accepted by the schema.
 A schema that llguidance cannot enforce is refused: no text is ever generated without its constraint.
 """
 
@@ -22,7 +22,7 @@ from llama3.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-LLGUIDANCE_LIMITS = {  # what compiling and following one schema may cost; far beyond what schemas in use need
+LLGUIDANCE_LIMITS = {  # the cost of compiling and following one schema; usual schemas need far less
     "max_grammar_size": 50_000,
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
@@ -70,8 +70,8 @@ class Constraint:
     def allowed(self, tokens: Sequence[int]) -> np.ndarray:
         """Which tokens may follow `tokens`, the whole text so far -> (vocab_size,) bool.
 
-        From call to call the text may only grow: tokens that were read before are not read again. Raises GrammarError
-        if llguidance gives up.
+        The text may only grow between calls: tokens that were read before are not read again. Raises GrammarError if
+        llguidance gives up.
         """
         self._consume(tokens)
         out = np.zeros(self._vocab_size, bool)
@@ -113,12 +113,13 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
 
 def tools_grammar(tools: Sequence[Mapping[str, Any]], must_call: bool = False, parallel: bool = True) -> str:
-    """The grammar of calls of these tools, {"name": ..., "parameters": {...}}, with "; " between them. Unless
-    `must_call`, it also accepts text that does not begin like a call. Unless `parallel`, it accepts only one call.
+    """The grammar of calls of these tools, {"name": ..., "parameters": {...}}, with "; " between them.
 
-    tools: as `llama3.tools.read_tools` returns them. Raises RequestError for a tool's schema that is not acceptable.
+    must_call: if False, the grammar also accepts text that does not begin like a call. parallel: if False, it accepts
+    at most one call. tools: as `llama3.tools.read_tools` returns them. Raises RequestError for a tool's schema that is
+    not acceptable.
     """
-    # Each tool's schema is a document of its own: a "$ref" means in it what it means in a schema that stands alone.
+    # Each tool's schema is a separate document, so that a "$ref" in it refers to this schema and not to the grammar.
     calls, documents = [], []
     for i, tool in enumerate(tools):
         name = json.dumps(tool["name"], ensure_ascii=False)
@@ -139,8 +140,8 @@ def no_call_grammar() -> str:
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments: an object that the tool's own schema accepts.
 
-    A schema that only lists its properties also accepts others, and weak models would go on and invent some. Such a
-    schema is closed.
+    A schema that only lists its properties also accepts others, and weak models would invent some. So such a schema
+    gets "additionalProperties": false.
     """
     out = dict(parameters)
     if only_lists_properties(parameters):
@@ -149,8 +150,9 @@ def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
         return out
     if "type" not in out and '"$ref"' not in json.dumps(out):
         return {**out, "type": "object"}
-    # A reference to the root must not find the word "object" there. So the schema stays whole, as a document within
-    # another, with an identifier that its references start from. llguidance wants a "$ref" to have no such neighbours.
+    # A reference to the schema's root ("#") must find the tool's own schema, without the "type" that is added here. So
+    # that schema is embedded whole, with an identifier that its references are resolved against. llguidance does not
+    # accept a "$ref" beside an identifier, so the "$ref" moves into "allOf".
     if "$ref" in out:
         more = out.get("allOf", [])
         out["allOf"] = [{"$ref": out.pop("$ref")}, *(more if isinstance(more, list) else [])]
@@ -160,7 +162,7 @@ def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def only_lists_properties(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema names properties, all that it requires among them, and says nothing about others."""
+    """Whether a schema lists properties, including all required ones, and has no rule about any others."""
     listed, required = schema.get("properties"), schema.get("required", [])
     if not (schema.keys() <= LISTING_KEYWORDS and isinstance(listed, dict) and isinstance(required, list)):
         return False
@@ -177,7 +179,7 @@ def _llguidance() -> Any:
 
 
 def _tokenizer_for(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> "LLTokenizer":
-    """llguidance's own form of the tokenizer, made once for each."""
+    """llguidance's form of the tokenizer. It is made once for each tokenizer, with the stop_ids of the first call."""
     with _lock:
         if tokenizer not in _tokenizers:
             engine = _llguidance()

@@ -1,6 +1,6 @@
 """Many requests in one batch: every step feeds each running sequence its next tokens and draws the token after them.
 
-The engine deals in token ids: it knows no text, no HTTP and no threads. Requests join and leave between steps. A
+The engine works with token ids; text, HTTP and threads are handled elsewhere. Requests join and leave between steps. A
 request that is decoding needs one row in a step. A request whose prompt is still being read gets a chunk of limited
 size, so that a long prompt delays the others by no more than that (chunked prefill, "Sarathi": Agrawal et al. 2023).
 """
@@ -21,7 +21,7 @@ from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams, whole_number
 
 MAX_TOKENS = 256  # longest answer unless the caller sets another limit: the default of Cloudflare Workers AI
-MIN_COPY = 32  # tokens: to compute fewer is as quick as to copy their keys and values from another slot
+MIN_COPY = 32  # tokens: computing fewer than this is as quick as copying their keys and values from another slot
 PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: enough for fast products, few enough for a short step
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -106,8 +106,8 @@ class Scheduled:
 
     request: Request
     slot: int
-    tokens: list[int]  # what it feeds to the model
-    draws: bool  # these are the last tokens it has, so the step draws the next one
+    tokens: list[int]  # the tokens that it feeds to the model
+    draws: bool  # no tokens are left to feed after these, so the step draws the next one
 
 
 class Engine:
@@ -125,7 +125,7 @@ class Engine:
         self.cache: Cache = model.new_cache(slots, self.max_len)
         self.waiting: deque[Request] = deque()
         self._all = range(slots)
-        self.slot_requests: list[Request | None] = [None] * slots  # the request using each slot, or the last that did
+        self.slot_requests: list[Request | None] = [None] * slots  # per slot: its request, or the last one it had
         # Kept per slot and not per request, because each sampler holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
 
@@ -162,9 +162,9 @@ class Engine:
         request.finish_reason = request.finish_reason or "cancelled"
 
     def restore(self, tokens: list[int], adapter: str | None, k: np.ndarray, v: np.ndarray) -> None:
-        """Fill a free slot with keys and values that were computed before, for the next prompt that begins with them.
+        """Fill a free slot with stored keys and values, for the next prompts that begin with `tokens`.
 
-        k, v: as the cache's `read` returns them, of all the tokens. Raises RequestError if no slot is free.
+        k, v: of all the tokens, in the form that the cache's `read` returns. Raises RequestError if no slot is free.
         """
         slot = self._best_slot([_common_prefix(self._cached_tokens(slot, adapter), tokens) for slot in self._all])
         if slot is None:
@@ -173,7 +173,7 @@ class Engine:
             )
         self.slot_requests[slot] = None  # Ctrl-C may come while the slot holds neither the old tokens nor the new
         self.cache.restore(slot, k, v)
-        owner = Request(tokens, SamplingParams(), adapter=adapter)  # it tells which tokens the slot holds
+        owner = Request(tokens, SamplingParams(), adapter=adapter)  # records which tokens the slot holds
         owner.finish_reason = "stop"
         self.slot_requests[slot] = owner
 
@@ -208,7 +208,8 @@ class Engine:
     def _admit(self) -> None:
         """Move waiting requests into free slots, first come, first served."""
         while self.waiting:
-            request = self.waiting[0]  # removed last, or Ctrl-C could lose it; so it may be in a slot already
+            # It leaves the queue last, so that Ctrl-C cannot lose it. So it may already have a slot.
+            request = self.waiting[0]
             if request not in self.slot_requests and not request.finish_reason:
                 slot = self._take_slot(request)
                 if slot is None:
@@ -220,7 +221,7 @@ class Engine:
             self.waiting.popleft()
 
     def _take_slot(self, request: Request) -> int | None:
-        """A free slot, filled with as much of the prompt as any slot holds; None if no slot is free.
+        """Choose a free slot and reuse the longest beginning of the prompt that a slot holds; None if no slot is free.
 
         The prompt's last token is always run again: its logits are what the first draw needs.
         """
@@ -239,7 +240,7 @@ class Engine:
     def _best_slot(self, common: Sequence[int]) -> int | None:
         """The free slot that loses the fewest tokens if all but its first `common[slot]` are overwritten.
 
-        Of equal ones it is the one with the most in common. None: no slot is free.
+        Among equals, the slot with the largest `common[slot]` is chosen. None: no slot is free.
         """
         free = [slot for slot, last in enumerate(self.slot_requests) if last is None or last.finish_reason]
         return min(free, key=lambda slot: (self.cache.lengths[slot] - common[slot], -common[slot]), default=None)
@@ -285,7 +286,7 @@ class Engine:
 
 
 def _accept(request: Request, sample: Sample | LogitsError) -> list[Event]:
-    """Append the token that was drawn and those that must follow it. The next step feeds all of them at once."""
+    """Append the token that was drawn and the tokens that must follow it. The next step feeds all of them at once."""
     if isinstance(sample, LogitsError):
         return [_fail(request, sample)]
     request.samples.append(sample)
@@ -311,7 +312,7 @@ def _fail(request: Request, error: Exception) -> Event:
 
 
 def checked_tokens(tokens: Sequence[int], vocab_size: int) -> list[int]:
-    """The tokens as Python's ints. Raises RequestError if there are none, or if one, which it names, is not an id."""
+    """The tokens as Python ints. Raises RequestError if there are none or one, which it names, is no id."""
     if len(tokens) == 0:
         raise RequestError("the prompt is empty; expected at least one token")
     ids = []
@@ -324,7 +325,7 @@ def checked_tokens(tokens: Sequence[int], vocab_size: int) -> list[int]:
 
 
 def at_least_1(name: str, value: Any) -> int:
-    """The value as an int. Raises RequestError, naming the parameter, unless it is a whole number of at least 1."""
+    """The value as an int. Raises RequestError with the parameter's name unless it is a whole number of at least 1."""
     number = whole_number(value)
     if number is None or number < 1:
         raise RequestError(f"{name} is {value!r}; expected a whole number of at least 1")

@@ -1,4 +1,4 @@
-"""Recognises a Git LFS pointer: three lines of text in the place of a large file that Git has not fetched."""
+"""Recognises a Git LFS pointer: three lines of text that replace a large file until Git LFS has fetched it."""
 
 LFS_POINTER = "this is a Git LFS pointer, not the file itself: run `git lfs pull` in the repository that it is from"
 

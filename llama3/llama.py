@@ -92,7 +92,7 @@ class Llama:
     def encode(self, text: str) -> list[int]:
         """Raw text -> ids. The names of special tokens in the text become these tokens.
 
-        <|begin_of_text|> is put first unless the text begins with it. Raises RequestError if it stands anywhere else.
+        <|begin_of_text|> is put first unless the text begins with it. Raises RequestError if the text has it elsewhere.
         """
         tokenizer = self._need_tokenizer()
         ids = tokenizer.encode(text, allow_special=True)
@@ -104,14 +104,14 @@ class Llama:
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Messages ({"role", "content"}) -> ids in Llama 3's chat format, ready for the assistant's answer.
 
-        The "tool_calls" of an assistant's message are written behind its content (`llama3.tools.render_message`).
+        The "tool_calls" of an assistant's message are written after its content (`llama3.tools.render_message`).
         """
         return encode_dialog(self._need_tokenizer(), render_messages(messages))
 
     def logits(self, prompt: str | Sequence[int], trace: Trace | None = None) -> np.ndarray:
         """Raw logits of every position, (T, vocab_size) float32: row i predicts token i + 1.
 
-        A long text is computed in chunks. `trace` is called as in `Transformer.forward`, for each chunk anew.
+        A long text is computed in chunks. For each chunk, `trace` is called as in `Transformer.forward`.
         """
         ids = self._checked_ids(prompt)
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
@@ -222,8 +222,8 @@ class Llama:
     def save_prefix(self, path: str | Path, prompt: str | Sequence[int], lora: str | None = None) -> None:
         """Compute the keys and values of a prompt and write them to a file, for `load_prefix`.
 
-        lora: the adapter to compute them with. Raises RequestError for what `stream` refuses, too, and if the file
-        cannot be written.
+        lora: the adapter to compute them with. Raises RequestError for a prompt or an adapter that is not acceptable,
+        and if the file cannot be written.
         """
         self._check_lora(lora)
         ids = self._checked_ids(prompt)
@@ -233,10 +233,10 @@ class Llama:
         prefixes.save(path, prefixes.Prefix(np.array(ids, np.int64), k, v, prefixes.identity(self.checkpoint, adapter)))
 
     def load_prefix(self, path: str | Path) -> list[int]:
-        """Put a saved prompt into a free slot: the next prompts that begin with its tokens reuse it. -> these tokens
+        """Put a saved prompt into a free slot, for later prompts that begin with its tokens. Returns these tokens.
 
-        Raises CheckpointError for a file that another model, or another adapter, has made, and RequestError if no slot
-        is free.
+        Raises CheckpointError if another model, or an adapter that is not loaded, made the file. Raises RequestError if
+        no slot is free.
         """
         prefix = prefixes.read(path)
         prefixes.check(path, prefix, prefixes.identity(self.checkpoint, None), self.config, self._engine.cache.dtype)
@@ -253,7 +253,7 @@ class Llama:
     ) -> Cache:
         """Run tokens in chunks -> a cache of one slot, which holds their keys and values.
 
-        keep(start, logits): called with the logits of each chunk; None: none are computed.
+        keep(start, logits): called with the logits of each chunk. If it is None, no logits are computed.
         """
         cache: Cache = self.model.new_cache(1, len(ids))
 
@@ -290,11 +290,11 @@ class Llama:
         return self.tokenizer
 
     def _step_or_wait(self, ready: Callable[[], bool]) -> None:
-        """Run one step for all requests. If another thread has the turn, wait, and return when `ready()` is true."""
+        """Run one step for all requests. While another thread runs one, wait; return as soon as `ready()` is true."""
         self._turns.run(self._engine.step, ready)
 
     def _after_fork(self) -> None:
-        """Begin anew in a forked child, where the threads that wait for answers do not exist."""
+        """Reset the state in a forked child, where the threads that wait for answers do not exist."""
         lost = DeviceError(f"the model on {self.device} was loaded before a fork; load it in the new process")
         self._turns.after_fork(lost if self.device != "cpu" else None)
         self._engine.abandon(RequestError("this answer was begun before a fork: it goes on in the parent process only"))
@@ -313,7 +313,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def refuse_unknown(given: Collection[str], more: tuple[str, ...] = ()) -> None:
-    """Raises RequestError for a name that is not in PARAMETERS, and lists those that are, `more` included."""
+    """Raises RequestError for a name that is neither in PARAMETERS nor in `more`, and lists the known names."""
     known = (*more, *PARAMETERS)
     if unknown := sorted(set(given) - set(known)):
         raise RequestError(f"no such parameter: {', '.join(unknown)}; there are {', '.join(known)}")

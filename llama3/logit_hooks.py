@@ -1,4 +1,4 @@
-"""What a caller may do to the raw logits of a request before the sampler sees them: a bias, and a function."""
+"""Changes that a caller makes to the raw logits of a request before the sampler: a bias, and a processor function."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,16 @@ from llama3.errors import LogitsError, RequestError
 from llama3.sampling_params import real_number, whole_number
 
 LogitsProcessor = Callable[[list[int], np.ndarray], np.ndarray]  # (tokens so far, logits (vocab_size,)) -> logits
-Adjust = Callable[[Sequence[int], np.ndarray], np.ndarray]  # the same: bias and processor in one
+Adjust = Callable[[Sequence[int], np.ndarray], np.ndarray]  # the same, with bias and processor combined
 
 
 def adjustment(
     logit_bias: Mapping[int, float] | None, processor: LogitsProcessor | None, vocab_size: int
 ) -> Adjust | None:
-    """A function that adds the bias, then calls the processor. It leaves its argument alone. None: nothing to do.
+    """A function that adds the bias, then calls the processor; None if there is neither. It copies its argument.
 
-    logit_bias: token id -> what is added to its logit; -inf forbids the token. Raises RequestError for what makes no
-    sense; the function raises LogitsError if the processor fails or returns something else than logits.
+    logit_bias: token id -> the number added to its logit; -inf forbids the token. Raises RequestError for an invalid
+    bias or processor. The function raises LogitsError if the processor fails or does not return logits.
     """
     ids, values = _checked_bias(logit_bias, vocab_size)
     if processor is not None and not callable(processor):

@@ -1,7 +1,7 @@
 """A saved prompt: its tokens, and the keys and values that a model has computed for them, in a safetensors file.
 
-The file also says which model that was. Another model's keys and values have the right shape and are still noise, so a
-prefix is only accepted by the model that made it.
+The file also says which model that was. Keys and values of another model may have the right shape and would still be
+useless, so only the model that made a prefix accepts it.
 """
 
 import json
@@ -35,8 +35,8 @@ class Prefix:
 def identity(checkpoint: Checkpoint, adapter: Adapter | None) -> dict[str, str]:
     """What keys and values depend on: the model's name, shape and weights, and the adapter.
 
-    "weights" is a hash of a few values of every matrix: reading all 16 GB of an 8B takes too long. It tells a
-    fine-tune from its base. "adapter" is a hash of all values; empty: no adapter.
+    "weights" is a hash of a few values of every matrix, because reading all 16 GB of an 8B model takes too long. It
+    differs between a base model and its fine-tunes. "adapter" is a hash of all its values; empty if there is none.
     """
     weights, digest = checkpoint.weights, sha256()
     for layer in weights.layers:
@@ -66,7 +66,10 @@ def _sample(matrix: np.ndarray) -> bytes:
 
 
 def save(path: str | Path, prefix: Prefix) -> None:
-    """Write the file. It appears when it is complete. Raises RequestError if it cannot be written."""
+    """Write the file under a temporary name, and rename it when it is complete.
+
+    Raises RequestError if it cannot be written.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     tensors = {"tokens": prefix.tokens, "k": np.ascontiguousarray(prefix.k), "v": np.ascontiguousarray(prefix.v)}
@@ -79,7 +82,7 @@ def save(path: str | Path, prefix: Prefix) -> None:
 
 
 def read(path: str | Path) -> Prefix:
-    """Read a file that `save` wrote. Raises CheckpointError for any other."""
+    """Read a file that `save` wrote. Raises CheckpointError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; save_prefix writes it")
@@ -99,7 +102,7 @@ def read(path: str | Path) -> Prefix:
 def check(path: str | Path, prefix: Prefix, mine: Mapping[str, str], config: ModelConfig, dtype: np.dtype[Any]) -> None:
     """Raises CheckpointError, with the file and what differs, unless this model could have computed the prefix.
 
-    mine: from `identity`; the adapter is not compared. dtype: of the model's keys and values.
+    mine: from `identity`; its adapter is not compared. dtype: the dtype of the model's keys and values.
     """
     theirs = prefix.made_by
     if differs := [name for name in ("config", "weights") if theirs[name] != mine[name]]:
@@ -126,7 +129,10 @@ def check(path: str | Path, prefix: Prefix, mine: Mapping[str, str], config: Mod
 
 
 def adapter_name(path: str | Path, prefix: Prefix, adapters: Mapping[str, Adapter]) -> str | None:
-    """The name of the loaded adapter that the prefix was made with; None: with none. Raises CheckpointError."""
+    """The name of the loaded adapter that the prefix was made with; None if it was made without one.
+
+    Raises CheckpointError if that adapter is not loaded.
+    """
     found = prefix.made_by["adapter"]
     if not found:
         return None

@@ -16,7 +16,7 @@ HIGHEST_DRAWN_SEED = 9_999_999_999  # the highest seed of Cloudflare Workers AI:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. Numbers may be NumPy's; None is the default of every parameter.
+    """How tokens are chosen. Numbers may be NumPy's; None stands for the default value of each parameter.
 
     Raises RequestError with the parameter's name, what was found and the range.
     """
@@ -61,7 +61,7 @@ class SamplingParams:
 
 
 def whole_number(value: Any) -> int | None:
-    """The value as an int if its type is one of whole numbers: int, NumPy's integers. None for others, and for bool."""
+    """The value as an int if it is of an integer type (int, NumPy's integers). None for other types, and for bool."""
     if isinstance(value, bool):
         return None
     try:
@@ -71,7 +71,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def real_number(value: Any) -> Any:
-    """The value if its type is one of real numbers: int, float, Fraction, NumPy's. None for others, and for bool."""
+    """The value if it is a real number (int, float, Fraction, NumPy's). None for other types, and for bool."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     return value if isinstance(value, Real) and not isinstance(value, bool) else None

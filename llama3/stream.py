@@ -13,8 +13,8 @@ from llama3.text import TextStream
 class Stream(Iterator[Piece], AsyncIterator[Piece]):
     """An answer, token by token as it is generated. `close` ends it early, and so does dropping the last reference.
 
-    `async for` waits for a token in a thread of the stream's own, and the event loop goes on. A task that is cancelled
-    while it waits closes the stream.
+    `async for` waits for each token in a separate thread of the stream, so the event loop is not blocked. A task that
+    is cancelled while it waits closes the stream.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         cancel: Callable[[Request], None],
         on_prompt: Callable[[int, int], None] | None = None,
     ):
-        # advance: runs a step, or waits for one and until its argument returns true
+        # advance: runs a step or, while another thread does, waits until its argument returns true or it can run one
         self._request, self._text, self._on_prompt = request, text, on_prompt
         self._advance, self._cancel = advance, cancel
-        self._read = 0  # how many of the request's samples were read; steps for other streams may have drawn more
-        self._thread: ThreadPoolExecutor | None = None  # of `async for`
+        self._read = 0  # samples that were read; steps that other threads ran may have drawn more
+        self._thread: ThreadPoolExecutor | None = None  # in which `async for` waits
         self.finish_reason: FinishReason | None = None
         self.seed: int = request.params.seed  # type: ignore[assignment]  # `submit` has set it
-        self.max_tokens: int = request.max_tokens  # type: ignore[assignment]  # as given, or as `submit` has set it
+        self.max_tokens: int = request.max_tokens  # type: ignore[assignment]  # never None: `submit` has set it
 
     def __repr__(self) -> str:
         usage = self.usage
@@ -79,9 +79,9 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         return Piece(text, sample.token, sample.logprob, sample.top, self.finish_reason)
 
     async def __anext__(self) -> Piece:
-        from asyncio import get_running_loop  # here, because most programs do without it
+        from asyncio import get_running_loop  # here, because most programs do not need asyncio
 
-        if self._thread is None:  # asyncio's own threads are few: waiting streams would take them from other work
+        if self._thread is None:  # asyncio's default pool is small: waiting streams would fill it
             self._thread = ThreadPoolExecutor(1, "llama3-stream")
         piece = None
         try:
@@ -105,7 +105,7 @@ class Stream(Iterator[Piece], AsyncIterator[Piece]):
         self.close()
 
     def completion(self) -> Completion:
-        """Generate the rest, and return the whole answer."""
+        """Generate the rest, and return the answer. Its text and pieces lack the pieces that were read before."""
         pieces = list(self)
         assert self.finish_reason is not None
         text = "".join(piece.text for piece in pieces)

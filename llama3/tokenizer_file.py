@@ -45,8 +45,8 @@ class Vocabulary(NamedTuple):
 
     ranks: dict[bytes, int]
     special: dict[str, int]
-    whole_chunks: bool  # a chunk that is a token becomes that token, even if merges would not lead to it
-    added: tuple[AddedToken, ...] = ()  # the added tokens that are not just control tokens with a name and an id
+    whole_chunks: bool  # a chunk that is a token becomes that token, even if merging its bytes gives others
+    added: tuple[AddedToken, ...] = ()  # the added tokens with other fields than a control token's defaults
 
 
 def read_tiktoken(data: bytes, special: Sequence[str] = LLAMA3_SPECIAL) -> Vocabulary:
@@ -86,8 +86,8 @@ def _show(line: bytes) -> str:
     return repr(line if len(line) <= 40 else line[:40] + b"...")[1:]
 
 
-# The fields of tokenizer.json that make its ids Llama 3's: the pattern splits the text, each byte of a chunk is one
-# character (GPT-2's `bytes_to_unicode`), and nothing else happens before the merges.
+# The fields of tokenizer.json on which Llama 3's ids depend: the pattern splits the text, each byte of a chunk becomes
+# one character (GPT-2's `bytes_to_unicode`), and nothing else happens before the merges.
 EXPECTED = {
     "model.type": "BPE",
     "normalizer": None,
@@ -136,10 +136,10 @@ def read_tokenizer_json(data: bytes) -> Vocabulary:
 
 
 def _read_added(content: Any, vocab: dict[str, Any]) -> list[AddedToken]:
-    """The entries of `added_tokens`. A flag that is missing is false; if `special` is, the token is a control token.
+    """The entries of `added_tokens`. If `special` is missing, it is true; any other missing flag is false.
 
-    The package `tokenizers` ignores the ids of the file and counts for itself. Where the two disagree, it is not clear
-    which id the model was trained with, and the token is marked so.
+    The package `tokenizers` ignores the ids in the file and numbers the tokens itself. Where the two ids differ, or two
+    tokens get the same id, it is unclear which id the model was trained with, and `doubt` says so.
     """
     tokens: dict[str, AddedToken] = {}
     field_of: dict[str, str] = {}
@@ -154,10 +154,10 @@ def _read_added(content: Any, vocab: dict[str, Any]) -> list[AddedToken]:
         if tokens.setdefault(name, found) != found:
             raise TokenizerError(f"{field}.content repeats {_short(name)} with another id or other flags")
         field_of.setdefault(name, field)
-    tokens.pop("", None)  # `tokenizers` skips it
+    tokens.pop("", None)  # `tokenizers` skips a token with an empty name
     new = itertools.count(len(vocab))
     counted = {name: vocab[name] if name in vocab else next(new) for name in tokens}
-    uses = Counter(map(str, counted.values()))  # as text, for the file may hold anything
+    uses = Counter(map(str, counted.values()))  # as text: an id in model.vocab may be of any type, and is checked later
     for name, token in counted.items():
         if token != tokens[name].id or uses[str(token)] > 1:
             also = " and to another token" * (uses[str(token)] > 1)
@@ -167,9 +167,11 @@ def _read_added(content: Any, vocab: dict[str, Any]) -> list[AddedToken]:
 
 
 def _without_control_tokens(vocab: dict[str, Any], added: list[AddedToken], merges: list[Any]) -> dict[str, Any]:
-    """The tokens of text. Some files list the added tokens in `model.vocab`, too; others list tokens of text as added.
+    """The entries of `model.vocab` that are tokens of text.
 
-    A token that a merge makes is one of text. So is one that is not special, if a chunk of text may be equal to it.
+    Some files list the added tokens in `model.vocab` as well, others list tokens of text in `added_tokens`. A token in
+    both lists is a token of text if it is a single byte or the result of a merge. It is also one if it is not special
+    and the pattern can split a text into chunks that equal it.
     """
     made = {merge.replace(" ", "", 1) for merge in merges if isinstance(merge, str)}
     made |= {"".join(map(str, merge)) for merge in merges if isinstance(merge, list)}
@@ -185,7 +187,7 @@ def _without_control_tokens(vocab: dict[str, Any], added: list[AddedToken], merg
 
 
 def _field(content: Any, path: str) -> Any:
-    """The value at a path, None if it is absent: `_field({"a": [{"b": 1}]}, "a.0.b") == 1`."""
+    """The value at a path; None if it is absent: `_field({"a": [{"b": 1}]}, "a.0.b") == 1`."""
     for key in path.split("."):
         if isinstance(content, list):
             content = content[int(key)] if key.isdecimal() and int(key) < len(content) else None
@@ -236,7 +238,10 @@ def _bytes_of(token: str) -> bytes | None:
 
 @cache
 def _bytes_of_gpt2() -> dict[str, int]:
-    """Character -> byte, inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 is itself, other bytes U+0100 on."""
+    """Character -> byte, the inverse of GPT-2's `bytes_to_unicode`.
+
+    A byte that is printable in Latin-1 is that character. The other bytes are the characters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

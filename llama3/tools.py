@@ -39,8 +39,9 @@ def prepare(
     choice: str = "auto",
     parallel: bool = True,
 ) -> tuple[list[Mapping[str, Any]], str | None]:
-    """Offer tools in a dialogue. Returns the messages, with the offer in them, and the grammar for the answer. It is
-    None if there are no tools.
+    """Offer tools in a dialogue. Returns the messages with the offer, and the grammar of the answer.
+
+    The grammar is None if there are no tools.
 
     choice: "auto", "none", "required", or the name of the tool to call. parallel: whether the answer may hold more than
     one call. Raises RequestError for tools that `read_tools` refuses, and for a choice that cannot be met.
@@ -52,9 +53,10 @@ def prepare(
 
 
 def render_messages(messages: Any) -> Any:
-    """The messages of a dialogue, each as `render_message` has it. Raises RequestError with the index of a message.
+    """The messages of a dialogue, each as `render_message` returns it.
 
-    What is no list of mappings stays as it is: `llama3.chat.encode_dialog` refuses it.
+    Raises RequestError, with the message's index, if `render_message` does. Anything but a list of mappings is returned
+    as it is, because `llama3.chat.encode_dialog` refuses it.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         return messages
@@ -72,7 +74,7 @@ def render_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
     Only an assistant's message has calls, in "tool_calls": each is {"name", "arguments"}, alone or as the "function" of
     an object, as OpenAI has it. The arguments are an object or its JSON text; null and empty text count as {}. The
-    calls stand behind the content, which may then be null. Raises RequestError for calls that are none of this.
+    calls are written after the content, which may then be null. Raises RequestError for calls in any other form.
     """
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
     if role != "assistant" or not calls:
@@ -85,7 +87,8 @@ def render_message(message: Mapping[str, Any]) -> dict[str, Any]:
     text = (content or "").strip()
     if _same_calls(text, written):  # some clients send the calls twice, as text and as data
         text = ""
-    # The empty line keeps the text from sharing a token with the call, which so has the ids that the model gave it.
+    # Without the empty line, a token could span the text and the call. With it, the call keeps the ids that it had when
+    # the model generated it.
     return {"role": role, "content": f"{text}\n\n{written}" if text else written}
 
 
@@ -106,7 +109,7 @@ def _written_call(i: int, call: Any) -> str:
 
 
 def _arguments_object(arguments: Any) -> Any:
-    """The arguments of a call, which may be the JSON text of an object. Raises ValueError if they are no object."""
+    """The arguments of a call as an object; they may be given as JSON text. Raises ValueError if they are no object."""
     if isinstance(arguments, str):
         arguments = read_json(arguments) if arguments.strip() else None
     if arguments is None:
@@ -117,7 +120,7 @@ def _arguments_object(arguments: Any) -> Any:
 
 
 def _same_calls(text: str, written: str) -> bool:
-    """Whether a text is these calls, whatever its white space."""
+    """Whether a text consists of these calls; white space within them may differ."""
     try:
         return read_calls(text) == read_calls(written)
     except ValueError:
@@ -125,8 +128,9 @@ def _same_calls(text: str, written: str) -> bool:
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tools as a client sends them, plain or wrapped as OpenAI's {"function": ...}, each as {"name", "description",
-    "parameters"}. Raises RequestError for a tool that is malformed, and for too many tools.
+    """Tools as a client sends them, plain or in OpenAI's {"function": ...}.
+
+    Returns each as {"name", "description", "parameters"}. Raises RequestError for a malformed tool and for too many.
     """
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools is {type(tools).__name__}; expected a list")
@@ -153,8 +157,10 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_tools(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    """The dialogue with the tools in front of its first user message's text. Without a user message, they become one
-    at the beginning. Raises RequestError for tools that are not JSON.
+    """The dialogue with the tools in front of the text of the first user message.
+
+    If there is no user message, one with the tools is put at the beginning. Raises RequestError for tools that are not
+    JSON.
     """
     try:
         offer = OFFER + "\n\n".join(json.dumps(tool, indent=4, allow_nan=False) for tool in tools) + "\n\n"
@@ -169,8 +175,9 @@ def with_tools(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]
 
 
 def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto", parallel: bool = True) -> str:
-    """The grammar of answers under this choice (see `prepare`). Raises RequestError for a tool that is not offered, and
-    for a call that is demanded where there are no tools.
+    """The grammar of answers under this choice (see `prepare`).
+
+    Raises RequestError for a tool that is not offered, and for a choice that demands a call if there are no tools.
     """
     if choice == "none":
         return no_call_grammar()
@@ -186,7 +193,7 @@ def choice_grammar(tools: list[dict[str, Any]], choice: str = "auto", parallel: 
 
 
 def read_calls(text: str) -> list[Call]:
-    """The calls in an answer; an empty list if the answer is text. Raises ValueError for calls that were cut short."""
+    """The calls in an answer; an empty list if the answer is text. Raises ValueError for a malformed one."""
     if not text.startswith("{"):
         return []
     decoder, calls, start = json.JSONDecoder(), [], 0

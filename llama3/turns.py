@@ -1,11 +1,11 @@
-"""Whose turn it is: threads share one engine, and one of them at a time runs a step, for the requests of all."""
+"""Lets threads share one engine: one thread at a time runs a step, which serves the requests of all threads."""
 
 import threading
 from collections.abc import Callable
 
 
 class Turns:
-    """A lock whose waiters go on as soon as what they wait for has come, be it by another thread's step."""
+    """A lock that a thread stops waiting for as soon as another thread's step has produced its result."""
 
     def __init__(self) -> None:
         self._ended = threading.Condition()
@@ -13,10 +13,10 @@ class Turns:
         self._refusal: Exception | None = None
 
     def run(self, work: Callable[[], object], ready: Callable[[], bool] = lambda: False) -> None:
-        """Wait for the turn, then call `work`. After a wait, return without it if `ready()` is true."""
+        """Wait while another thread works, then call `work`. If `ready()` is true after a wait, return instead."""
         me = threading.get_ident()
         with self._ended:
-            while self._holder not in (None, me):  # `me`: Ctrl-C interrupted this thread's last turn
+            while self._holder not in (None, me):  # it is still `me` if Ctrl-C interrupted this thread's last call
                 self._ended.wait()
                 if ready():
                     return
@@ -31,9 +31,9 @@ class Turns:
                 self._ended.notify_all()
 
     def after_fork(self, refusal: Exception | None) -> None:
-        """Begin anew in a forked child: the thread that had the turn, or the lock, is not there.
+        """Reset the lock in a forked child, where the thread that held it does not exist.
 
-        refusal: raised at every later turn, if the engine cannot work in the child.
+        refusal: raised by every later `run`, if the engine cannot work in the child.
         """
         self._ended = threading.Condition()
         if self._holder != threading.get_ident():

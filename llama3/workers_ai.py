@@ -78,7 +78,7 @@ def start_generation(
     """Encode the prompt and start to generate the answer to it.
 
     parameters: from `validate`. tool_choice, parallel_tool_calls: see `llama3.tools.prepare`. more: further arguments
-    of `Llama.stream` that the contract does not have. Raises ContractError.
+    of `Llama.stream`, which the contract does not name. Raises ContractError.
     """
     lora = parameters.get("lora")
     if lora is not None and lora not in llama.adapters:
@@ -102,9 +102,9 @@ def start_generation(
 
 
 def output_limit(prompt_tokens: int, max_tokens: int | None, window: int) -> int:
-    """How many tokens to generate: max_tokens or, if nobody gave it, MAX_TOKENS or what the context window leaves.
+    """How many tokens to generate: max_tokens or, if it is None, the smaller of MAX_TOKENS and the rest of the window.
 
-    Raises ContractError if the window does not hold that many behind the prompt.
+    Raises ContractError if the window does not hold that many after the prompt.
     """
     wanted = max(1, min(MAX_TOKENS, window - prompt_tokens)) if max_tokens is None else max_tokens
     if prompt_tokens + wanted > window:
@@ -120,7 +120,7 @@ def output_limit(prompt_tokens: int, max_tokens: int | None, window: int) -> int
 def encode_prompt(
     llama: Llama, parameters: Mapping[str, Any], tool_choice: str = "auto", parallel_tool_calls: bool = True
 ) -> tuple[list[int], str | None]:
-    """The token ids of the prompt, and the grammar that the tools demand of the answer, if there are any.
+    """The token ids of the prompt, and the grammar of the answer if there are tools, else None.
 
     The prompt goes through the chat template or, with "raw", is encoded as it stands.
     """

@@ -91,7 +91,7 @@ def has_calls(message: Mapping[str, Any]) -> bool:
 
 
 def check_messages(messages: Any) -> list[dict[str, str]]:
-    """The messages as {"role", "content"}, with the calls of tools written into the content."""
+    """The messages as {"role", "content"}, with the tool calls written into the content."""
     check_type("/messages", messages, "array")
     if not messages:
         raise bad_input("'/messages' must not be empty")
@@ -117,7 +117,7 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
 
 
 def check_tools(tools: Any) -> list[dict[str, Any]]:
-    """Tools, flat or in OpenAI's envelope. Cloudflare's published schema would refuse what real frameworks send."""
+    """Tools, flat or in OpenAI's envelope. Cloudflare's published schema would refuse tools of real frameworks."""
     if tools is None:
         return []
     check_type("/tools", tools, "array")
@@ -162,8 +162,8 @@ def check_number(path: str, value: Any, whole: bool, low: float, high: float) ->
 def check_response_format(response_format: Any) -> Mapping[str, Any]:
     """The JSON Schema that a response_format asks for. Without one, {"type": "object"}: any JSON object.
 
-    The schema stands in "json_schema", or in "schema", as llama.cpp and OpenAI's Responses have it. Either key may hold
-    the bare schema or OpenAI's envelope around it. An envelope of another form is refused: its schema would be lost.
+    The schema is in "json_schema", or in "schema" as in llama.cpp and OpenAI's Responses API. Either key may hold the
+    bare schema or OpenAI's envelope around it. An unknown envelope is refused, because its schema would be ignored.
     """
     path = "/response_format"
     check_type(path, response_format, "object")
@@ -182,8 +182,10 @@ def check_response_format(response_format: Any) -> Mapping[str, Any]:
 
 
 def schema_inside(path: str, value: Any) -> Mapping[str, Any]:
-    """The JSON Schema in an envelope {"name", "description", "strict", "schema"}, of which any may be missing, or the
-    value itself, if it is a bare schema.
+    """The JSON Schema in an envelope, or the value itself if it is a bare schema.
+
+    The envelope is {"name", "description", "strict", "schema"}. Any of these keys may be missing. Without "schema", the
+    result is {"type": "object"}.
     """
     schema: Mapping[str, Any] = check_type(path, value, "object")
     if "schema" in schema:

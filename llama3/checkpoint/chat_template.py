@@ -12,8 +12,9 @@ TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 def read_chat_template(folder: Path) -> str | None:
     """The template in chat_template.jinja or, without that file, in tokenizer_config.json; None if there is none.
 
-    Of several templates, it is the one for plain chats, "default". The variables bos_token and eos_token are replaced
-    by the tokens that they stand for, as far as tokenizer_config.json names them.
+    If tokenizer_config.json has several templates, the one named "default" is taken, else the first. The variables
+    bos_token and eos_token are replaced by their values if tokenizer_config.json has them. Raises CheckpointError if
+    the template is not text.
     """
     fields = read_json_file(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if (folder / TEMPLATE).is_file():

@@ -90,7 +90,7 @@ def _limit_context(length: Any) -> int:
 def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
     """The object that describes RoPE: rope_scaling or, if that is absent or empty, rope_parameters.
 
-    transformers 5 writes the latter, but where a file has both, it reads the former, as transformers 4 does.
+    transformers 5 writes rope_parameters. If a file has both, it reads rope_scaling, as transformers 4 does.
     """
     for name in ("rope_scaling", "rope_parameters"):
         found = c.get(name)
@@ -107,7 +107,7 @@ def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rope_theta(c: Mapping[str, Any], rope: Mapping[str, Any]) -> Any:
-    """The base of RoPE's frequencies. Raises CheckpointError if another place than the one that counts has another."""
+    """The base of RoPE's frequencies. Raises CheckpointError if the file gives different values in different places."""
     theta = rope.get("rope_theta", c.get("rope_theta", 10_000.0))  # the default of LlamaConfig
     for name in ("rope_theta", "rope_scaling.rope_theta", "rope_parameters.rope_theta"):
         place, _, key = name.rpartition(".")
@@ -127,7 +127,7 @@ def _rope_scaling(c: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeScaling 
     if kind != "llama3":
         raise CheckpointError(f"rope scaling of type {kind!r} is not supported; expected 'llama3' or 'default'")
     fields = {name: _get(rope, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
-    name = "original_max_position_embeddings"  # at the top of the file, in rope, or the length of the context
+    name = "original_max_position_embeddings"  # beside the other fields or in `rope`; default: the context length
     outside, inside = c.get(name), rope.get(name)
     if outside is not None and inside is not None and outside != inside:
         raise CheckpointError(f"{name} is {outside!r}, but inside the RoPE parameters {inside!r}: give it once")
@@ -136,7 +136,7 @@ def _rope_scaling(c: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeScaling 
 
 
 def _meta_rope_scaling(p: Mapping[str, Any]) -> RopeScaling | None:
-    """The scaling by Meta's names. Raises CheckpointError if the factor is missing: Meta's models differ in it."""
+    """The RoPE scaling in params.json. Raises CheckpointError if the factor is missing: it differs between models."""
     scaled = _or(p.get("use_scaled_rope"), False)
     if not isinstance(scaled, bool):
         raise CheckpointError(f"use_scaled_rope is {scaled!r}; expected true or false")

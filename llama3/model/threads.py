@@ -1,6 +1,6 @@
-"""Threads and BLAS: one function on as many Python threads as BLAS would use, and no fork during a product.
+"""Threads and BLAS: run a function on as many Python threads as BLAS would use, and delay forks during a product.
 
-NumPy releases Python's lock during conversions and products, so the threads run side by side.
+NumPy releases the global interpreter lock (GIL) during conversions and products, so the threads run in parallel.
 """
 
 import os
@@ -18,7 +18,7 @@ _computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it 
 
 
 def run_on_blas_threads(work: Callable[[], None]) -> None:
-    """Call `work` on this thread and on the pool's. The calls divide the work by drawing from one shared iterator."""
+    """Call `work` on this thread and on threads of the pool. The calls share the work, as by one common iterator."""
     global _workers
     with _lock:
         if _workers is None:
@@ -31,7 +31,7 @@ def run_on_blas_threads(work: Callable[[], None]) -> None:
             try:
                 work()
             finally:
-                others = [other for other in others if not other.cancel()]  # on a busy machine some never started
+                others = [other for other in others if not other.cancel()]  # on a busy machine some have not started
                 wait(others)  # after Ctrl-C, too: BLAS gets its threads back only when no product is running
         for other in others:
             other.result()  # raises what the thread raised
@@ -39,10 +39,10 @@ def run_on_blas_threads(work: Callable[[], None]) -> None:
 
 @contextmanager
 def fork_waits() -> Iterator[None]:
-    """While the `with` block runs, `os.fork` of another thread waits for its end.
+    """While the `with` block runs, `os.fork` in another thread waits until it ends.
 
-    Before a fork OpenBLAS ends its threads, in the middle of another thread's product: parent or child then wait for
-    ever. And the child would keep the one BLAS thread of `run_on_blas_threads`.
+    OpenBLAS ends its threads before a fork, even in the middle of another thread's product. The parent or the child
+    would then wait forever. The child would also keep the limit of one BLAS thread from `run_on_blas_threads`.
     """
     me = threading.get_ident()
     with _idle:
@@ -58,10 +58,10 @@ def fork_waits() -> Iterator[None]:
 
 
 def _before_fork() -> None:
-    """Wait until no other thread computes; until the fork is done, none begins to.
+    """Wait until no other thread computes. No thread begins to compute until the fork is done.
 
-    The hook that was registered last runs first: this one before that of ThreadPoolExecutor, which takes a lock that a
-    product needs.
+    Hooks run in the reverse order of their registration. So this one runs before the hook of ThreadPoolExecutor, which
+    takes a lock that a product needs.
     """
     _idle.acquire()
     _idle.wait_for(lambda: not _computing.keys() - {threading.get_ident()})

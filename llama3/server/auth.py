@@ -12,7 +12,7 @@ from llama3.server.responses import error_response
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BINDING_HOST = "workers-binding.ai"  # the host name to which a Worker's AI binding sends its requests
-BINDING_RUN = ("/run", "/ai-gateway/run")  # where it posts `env.AI.run`, without and with a gateway
+BINDING_RUN = ("/run", "/ai-gateway/run")  # paths to which `env.AI.run` posts, without and with a gateway
 BINDING_REQUESTS = (*(("POST", path) for path in BINDING_RUN), ("GET", "/ai-api/models/search"))
 PROBE = "/health"
 NO_TOKEN_NEEDED = (PROBE, *FILES)  # paths
@@ -44,7 +44,7 @@ class Auth:
         host, origins = headers.get("host", ""), headers.getlist("origin")
         name = host_name(host)
         from_binding = name == BINDING_HOST and (scope["method"], path) in BINDING_REQUESTS and not origins
-        if name not in self.hosts and not from_binding and path != PROBE:  # a probe names the address it calls
+        if name not in self.hosts and not from_binding and path != PROBE:  # a probe's Host is the address it calls
             return error_response(f"the host {host[:100]!r} is not served here; --allow-host adds one", WRONG_HOST, 400)
         for origin in origins:
             if origin not in self.origins and host_of_origin(origin) not in self.hosts:

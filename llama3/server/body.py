@@ -1,4 +1,4 @@
-"""Read the request body: JSON, whatever its content type says, maybe compressed with gzip, and limited in size."""
+"""Read the request body: JSON, limited in size, plain or compressed with gzip. The content type is ignored."""
 
 import codecs
 import zlib
@@ -12,7 +12,7 @@ from llama3.limits import LIMITS
 from llama3.server.responses import no_capacity
 from llama3.workers_ai_input import bad_input
 
-MAX_BYTES_ARRIVING = 64 << 20  # of all bodies together that have not arrived completely
+MAX_BYTES_ARRIVING = 64 << 20  # limit for all bodies together that are still arriving
 MISSING_BODY, TOO_LARGE, BAD_INPUT = 3003, 3006, 5006  # Cloudflare's error codes
 GZIP = 16 + zlib.MAX_WBITS  # tells zlib to read gzip's format
 
@@ -27,7 +27,7 @@ class BodyReader:
         self.bytes_arriving = 0
 
     async def read(self, request: Request) -> Any:
-        """The decoded body. Raises ContractError if it is missing, too large, in another encoding or not JSON."""
+        """The decoded body. Raises ContractError if it is missing, too large, in an unknown encoding or not JSON."""
         body = bytearray()
         try:
             async for part in request.stream():
@@ -49,7 +49,7 @@ class BodyReader:
 
 
 def decompressed(body: bytes, encoding: str) -> bytes:
-    """The body without its content encoding. Raises ContractError if that is unknown, wrong, or hides too much."""
+    """The decompressed body. Raises ContractError if the encoding is unknown or wrong, or the result is too large."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return body

@@ -1,6 +1,6 @@
-"""OpenAI's chat completions: read its requests, and write answers as its objects.
+"""OpenAI's chat completions: read the requests, and write the answers as OpenAI's objects.
 
-What they share with OpenAI's other routes is in `openai_input.py` and `openai_output.py`.
+The code that OpenAI's routes share is in `openai_input.py` and `openai_output.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ def start_chat(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
         raise bad_input("'/top_logprobs' needs '/logprobs' to be true")
     choice = tool_choice_of(body.get("tool_choice", "auto"))
     parallel = check_type("/parallel_tool_calls", body.get("parallel_tool_calls", True), "boolean")
-    if choice not in ("auto", "none"):  # a call is no content, so it need not be the JSON that response_format asks for
+    if choice not in ("auto", "none"):  # a call is demanded, and response_format applies to the content only
         parameters.pop("response_format", None)
     try:
         ids, grammar = encode_prompt(llama, parameters, choice, parallel)
@@ -62,7 +62,8 @@ def start_chat(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
 def plain_message(path: str, message: Any) -> dict[str, str]:
     """A message whose content is one string: parts are joined, and tool calls are written as the model writes them.
 
-    "refusal" and "function_call" are older or rarer names of an assistant's text and of its call.
+    If an assistant's message has no "content", its "refusal" is the text. "function_call" is the older form of
+    "tool_calls", for one call.
     """
     check_type(path, message, "object")
     content = joined_parts(f"{path}/content", message.get("content"))
@@ -122,7 +123,7 @@ def result(stream: Stream, parameters: dict[str, Any]) -> dict[str, Any]:
 def chunks(stream: Stream, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The answer in chunks; the last ones have finish_reason, seed and usage. Raises nothing: an error is a chunk.
 
-    Tool calls come whole, in one chunk near the end. Calls that were cut short come there as text.
+    All tool calls are sent whole, in one chunk near the end. Calls that were cut short are sent there as text.
     """
     header, text, held = object_header(parameters, "chat.completion.chunk", "chatcmpl-"), "", ""
 

@@ -1,6 +1,6 @@
 """OpenAI's older completions: continue one raw text, or several, each given as text or as token ids.
 
-What they share with OpenAI's other routes is in `openai_input.py` and `openai_output.py`.
+The code that OpenAI's routes share is in `openai_input.py` and `openai_output.py`.
 """
 
 import codecs
@@ -41,7 +41,7 @@ class Prompt:
 
 
 class CompletionStream:
-    """The answers to all prompts of a request, generated one after the other, so that it takes one slot."""
+    """The answers to all prompts of a request, generated one after the other, so that the request takes one slot."""
 
     def __init__(self, llama: Llama, prompts: Sequence[Prompt], parameters: Mapping[str, Any]):
         """Starts the first answer. Raises RequestError if a parameter is not acceptable."""
@@ -53,7 +53,7 @@ class CompletionStream:
             self.answer(0)
 
     def answer(self, i: int) -> Stream:
-        """The answer to prompt i, which is started if that has not been done."""
+        """The answer to prompt i. It is started now if it has not been started yet."""
         if i == len(self.streams):
             self.streams.append(start_stream(self.llama, self.prompts[i].ids, None, self.parameters))
             if self.closed:
@@ -127,7 +127,7 @@ def check_prompt(llama: Llama, path: str, prompt: Any) -> Prompt:
 
 
 class LogprobsWriter:
-    """Writes tokens as the "logprobs" of a choice, and knows where in the choice's text the next token begins."""
+    """Writes tokens as the "logprobs" of a choice, and keeps the position of the next token in the choice's text."""
 
     def __init__(self, parameters: Mapping[str, Any]):
         self.tokenizer, self.stop_ids = parameters["tokenizer"], parameters["stop_ids"]
@@ -140,7 +140,8 @@ class LogprobsWriter:
         for i, (token, logprob, top) in enumerate(tokens):
             raw, name = token_bytes(self.tokenizer, token), self.name(token)
             if self.decoder.getstate()[0] and raw[:1] and not 0x80 <= raw[0] < 0xC0:
-                self.offset += len(self.decoder.decode(b"", final=True))  # the last character stays incomplete
+                # The token before ended within a character that this one does not continue.
+                self.offset += len(self.decoder.decode(b"", final=True))
             names: dict[str, float] = {}
             for other, its_logprob in top:
                 names.setdefault(self.name(other), its_logprob)
@@ -162,7 +163,7 @@ class LogprobsWriter:
 
 
 def choice_parts(stream: CompletionStream, parameters: Mapping[str, Any], i: int) -> Iterator[dict[str, Any]]:
-    """The choice of prompt i in parts, as they are streamed. The whole choice is these, joined.
+    """The choice of prompt i in parts, as they are streamed. `joined` makes the whole choice of them.
 
     With logprobs, the answer's tokens include the stop token, which has no text.
     """

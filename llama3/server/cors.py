@@ -12,7 +12,7 @@ from llama3.server.responses import error_response
 class Cors(CORSMiddleware):
     """ASGI middleware that answers preflights, and adds CORS headers to the responses that an allowed page gets.
 
-    It stands in front of `Auth`: a preflight brings no token, and a page must be able to read why it is refused.
+    It runs before `Auth`: a preflight has no token, and a page must be able to read why `Auth` refuses its request.
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]):

@@ -1,4 +1,7 @@
-"""Accept connections while there are places for them. More of them wait in the kernel's queue, and cost us nothing."""
+"""Accept a limited number of connections. Further ones wait in the kernel's queue, where they take no memory of ours.
+
+Each socket may also have accepted one connection more than that, which waits for a place.
+"""
 
 import asyncio
 import errno
@@ -11,8 +14,8 @@ from llama3.errors import RequestError
 LOG = logging.getLogger("uvicorn.error")
 BACKLOG = 2048  # connections that may wait in the kernel's queue
 RETRY_SECONDS = 0.1  # after a connection could not be accepted
-OTHER_FILES = 48  # open files that are not connections: libraries, standard streams, a page that is being read
-NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # "localhost" also means ::1, on machines without IPv6 too
+OTHER_FILES = 48  # open files that are not connections: libraries, standard streams, a static file being served
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # "localhost" may resolve to ::1 on a machine without IPv6
 
 
 class Listener:
@@ -30,7 +33,7 @@ class Listener:
             try:
                 connection, _ = await loop.sock_accept(self.sock)
             except OSError as error:
-                if not isinstance(error, ConnectionError):  # that is a client which has already gone
+                if not isinstance(error, ConnectionError):  # a ConnectionError means that the client has already gone
                     LOG.warning("a connection cannot be accepted: %s", error.strerror)
                     await asyncio.sleep(RETRY_SECONDS)
                 continue
@@ -80,7 +83,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def most_connections(wanted: int) -> int:
-    """`wanted`, or fewer if this process may not open so many files. Raises the system's soft limit if it can."""
+    """`wanted`, or fewer if this process may not open so many files.
+
+    The soft limit of open files is increased as far as the system permits and as needed.
+    """
     try:
         import resource
     except ImportError:  # Windows, which has no such limit

@@ -1,4 +1,4 @@
-"""Keep what clients cause from filling the log."""
+"""Keep warnings that clients cause from filling the log."""
 
 import logging
 import time
@@ -7,11 +7,11 @@ SECONDS = 60
 
 
 class OncePerMinute(logging.Filter):
-    """Lets a message pass if its text has not passed in the last minute; the values in it do not count."""
+    """Lets a message pass if none with the same format string has passed in the last minute; its values may differ."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.passed: dict[str, float] = {}  # text -> when it passed
+        self.passed: dict[str, float] = {}  # format string -> time at which it passed
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Read host names and origins, as the headers Host and Origin have them, by their grammar."""
+"""Parse the host names and origins in the headers Host and Origin."""
 
 import ipaddress
 import re
@@ -28,7 +28,7 @@ def host_of_origin(origin: str) -> str | None:
 
 
 def origin_of(address: str) -> str | None:
-    """An origin as browsers write it: "https://A.example:443/" -> "https://a.example". None if it is malformed."""
+    """An origin as browsers send it: "https://A.example:443/" -> "https://a.example". None if it is malformed."""
     found = ORIGIN.fullmatch(address.removesuffix("/"))
     name = host_name(found["authority"]) if found else None
     authority = AUTHORITY.fullmatch(found["authority"]) if found else None

@@ -1,7 +1,7 @@
-"""What the requests of OpenAI's routes have in common: how they are checked, and how a generation starts.
+"""Checks that the requests of all of OpenAI's routes share, and the start of a generation.
 
-As lenient as OpenAI's own API: null counts as absent, and unknown fields are ignored. A known field that would change
-the answer, and that is not served, is refused.
+A field that is null counts as absent, as in OpenAI's own API, and unknown fields are ignored. A known field that would
+change the answer, but is not supported here, is refused.
 """
 
 import math
@@ -16,7 +16,7 @@ from llama3.workers_ai import Stream, output_limit
 from llama3.workers_ai_input import bad_input, check_number, check_response_format, check_type
 
 MAX_TOP_LOGPROBS = 20
-REST_OF_WINDOW = -1  # the max_tokens of clients that set no limit
+REST_OF_WINDOW = -1  # max_tokens -1: as many tokens as the context window leaves
 # Each number: whether it must be whole, its minimum and its maximum. 0 and -1 have the meaning that they have in
 # OpenAI's API and in vLLM: any seed, top_p 0 for the most likely token, top_k -1 or 0 for all tokens.
 NUMBERS: dict[str, tuple[bool, float, float]] = {
@@ -30,7 +30,7 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
     "frequency_penalty": (False, -2, 2),
     "presence_penalty": (False, -2, 2),
 }
-# Fields that are not served, each with the values that ask for nothing.
+# Fields that are not supported, each with the values that have no effect and are accepted.
 NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -45,7 +45,7 @@ NOT_SERVED: dict[str, tuple[Any, ...]] = {
 
 
 def check_body(llama: Llama, body: Any) -> dict[str, Any]:
-    """The request without its null fields. Raises ContractError for an unknown model, and for what is not served."""
+    """The request without its null fields. Raises ContractError for an unknown model or an unsupported field."""
     check_type("/", body, "object")
     body = {name: value for name, value in body.items() if value is not None}
     if error := unknown_model(check_type("/model", body.get("model", MODELS[0]), "string"), openai_names(llama)):
@@ -57,7 +57,7 @@ def check_body(llama: Llama, body: Any) -> dict[str, Any]:
 
 
 def check_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a request, as `SamplingParams` has them, and max_tokens."""
+    """The numbers of a request as arguments of `Llama.stream`: max_tokens and fields of `SamplingParams`."""
     found = {name: check_number(f"/{name}", body[name], *NUMBERS[name]) for name in NUMBERS if name in body}
     if found.get("top_k", 1) < 1:
         del found["top_k"]
@@ -83,7 +83,7 @@ def check_top(path: str, value: Any) -> int:
 def check_shared(llama: Llama, body: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that all of OpenAI's routes have.
 
-    The tokenizer and the stop ids, which the answer's logprobs need, are added.
+    They also hold the tokenizer and the stop ids, which the logprobs of the answer need.
     """
     stop = body.get("stop", [])
     if isinstance(stop, list) and len(stop) > LIMITS.stops:
@@ -124,7 +124,7 @@ def start_stream(llama: Llama, ids: Sequence[int], grammar: str | None, paramete
 
 
 def answer_length(llama: Llama, n_prompt: int, parameters: Mapping[str, Any]) -> int:
-    """How many tokens to generate behind a prompt of n tokens. Raises ContractError if the window is too small."""
+    """How many tokens to generate after a prompt of n_prompt tokens. Raises ContractError if they do not fit."""
     window, max_tokens = llama.config.max_seq_len, parameters["sampling"].get("max_tokens")
     if max_tokens == 0:
         raise bad_input("'/max_tokens' must be >= 1, or -1 for all that the context window leaves")

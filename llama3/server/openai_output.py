@@ -1,4 +1,4 @@
-"""What the answers of OpenAI's routes have in common: identifiers, headers, usage, tool calls, logprobs and errors."""
+"""Parts that the answers of all of OpenAI's routes share: ids, headers, usage, tool calls, logprobs and errors."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from llama3.workers_ai_input import json_mode_failed
 
 
 def new_id(prefix: str) -> str:
-    """An identifier that no other object has."""
+    """A unique identifier with this prefix."""
     return prefix + uuid4().hex
 
 
@@ -37,17 +37,19 @@ def last_chunks(
 
 
 def error_chunk(error: ContractError) -> dict[str, Any]:
-    """ "errors" holds the error as on the other routes. "error" is what OpenAI's clients raise an exception for.
+    """A chunk that reports an error. Its "errors" are those of the other routes; OpenAI's clients raise its "error".
 
-    Without "error" they would take a text that an error has cut off for a complete one.
+    Without "error", they would take a text that an error has cut off for a complete one.
     """
     errors = [{"message": str(error), "code": error.code}]
     return {"choices": [], "errors": errors, "error": openai_error(str(error), error.code, error.status)}
 
 
 def tool_calls(text: str, stream: Stream, parameters: Mapping[str, Any]) -> list[Call]:
-    """The tool calls in the answer. Empty for plain text, and for calls that max_tokens or a stop string has cut short:
-    those are text. Raises ContractError for calls that cannot be read.
+    """The tool calls in the answer; empty for plain text.
+
+    Calls that max_tokens or a stop string has cut short count as text. Raises ContractError for calls that cannot be
+    read.
     """
     if not may_call_tools(parameters) or stream.finish_reason != "stop":
         return []
@@ -64,7 +66,7 @@ def arguments_text(call: Call) -> str:
 
 
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes of a token. An embedding may be padded to a round number of rows; the ids of the padding have none."""
+    """The bytes of a token. The embedding may have padding rows; their ids have no bytes."""
     return tokenizer.token_bytes(token) if token in tokenizer else b""
 
 

@@ -12,21 +12,21 @@ class Parser(h11.Connection):
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, LIMITS.header_bytes)
-        self.number = 0  # of the request that is arriving or was the last to arrive
+        self.number = 0  # index of the request that is arriving, or of the last one that has arrived
         self.refusal: h11.RemoteProtocolError | None = None  # why the client's bytes are not HTTP
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Raises RemoteProtocolError, which is then in `refusal`."""
+        """The next event. Raises RemoteProtocolError, and keeps it in `refusal`."""
         before = self.bytes_waiting
         try:
             event = super().next_event()
             body = len(event.data) if isinstance(event, h11.Data) else 0
-            # h11 compares its limit with what has not arrived completely, and never with what arrives in one piece.
+            # h11 applies its limit to incomplete headers only, so headers that arrive in one piece can be larger.
             if before - self.bytes_waiting - body > LIMITS.header_bytes:
                 raise h11.RemoteProtocolError("Receive buffer too long", error_status_hint=431)
             if isinstance(event, h11.Request):
                 names = {name for name, _ in event.headers}
-                if {b"content-length", b"transfer-encoding"} <= names:  # a proxy may see another end than we do
+                if {b"content-length", b"transfer-encoding"} <= names:  # a proxy may find another end of the body
                     raise h11.RemoteProtocolError(AMBIGUOUS)
         except h11.RemoteProtocolError as error:
             self.refusal = error
@@ -46,7 +46,7 @@ class Parser(h11.Connection):
     def arriving(self) -> int | None:
         """The number of the request that has begun and has not arrived completely; None if there is none.
 
-        The first request begins with the connection, a later one with its first byte.
+        The first request begins when the connection does, each later one with its first byte.
         """
         if self.their_state is h11.IDLE and (self.number == 0 or self.bytes_waiting):
             return self.number

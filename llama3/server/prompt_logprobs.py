@@ -1,6 +1,6 @@
-"""The log-probabilities of a prompt's own tokens, which programs that measure a model ask for ("echo").
+"""The log-probabilities of a prompt's own tokens, which evaluation programs request with "echo".
 
-The engine computes logits for the token to come alone, so the prompt is run on its own here, in chunks between the
+The engine computes only the logits of the next token. So the prompt is run separately here, in chunks between the
 engine's steps.
 """
 
@@ -14,7 +14,7 @@ from llama3.llama import Llama
 from llama3.sampler_fast import logprobs
 
 Scored = tuple[float, tuple[tuple[int, float], ...]]  # a token's log-probability; the most likely tokens with theirs
-_one_prompt = threading.Lock()  # prompts are run one after the other, so that there is only one more KV cache
+_one_prompt = threading.Lock()  # one prompt at a time, so that there is only one additional KV cache
 
 
 class Closed(Exception):
@@ -24,7 +24,7 @@ class Closed(Exception):
 def prompt_logprobs(
     llama: Llama, ids: Sequence[int], top: int, lora: str | None, closed: Callable[[], bool]
 ) -> list[Scored]:
-    """For each token but the first: its log-probability after those before it, and the `top` most likely tokens.
+    """For each token but the first: its log-probability given those before it, and the `top` most likely tokens.
 
     Natural logs, from the raw logits. Ends early if `closed()` is true.
     """

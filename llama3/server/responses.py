@@ -1,4 +1,4 @@
-"""JSON responses: Cloudflare's envelope around results and errors, and the errors that the server itself adds."""
+"""JSON responses: Cloudflare's envelope around results and errors, and the errors of the server itself."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from llama3.errors import ContractError
 
 NO_CAPACITY = 3040  # Cloudflare's error code
 OPENAI_PATH = re.compile(r"(/client/v4/accounts/[^/]+/ai)?/v1(/|$)")
-PARAMETER = re.compile(r"'(/[^' ]+)'")  # how Workers AI's messages name the place of a wrong value
+PARAMETER = re.compile(r"'(/[^' ]+)'")  # the path of a wrong value in Workers AI's messages
 # JSON allows these three in a string, but many readers of event streams take them for the end of a line.
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -24,10 +24,10 @@ class JsonResponse(Response):
 
 
 class ErrorResponse(Response):
-    """An error in Cloudflare's envelope. On OpenAI's routes it has OpenAI's "error" object beside it: OpenAI's clients
-    read nothing else.
+    """An error in Cloudflare's envelope, which on OpenAI's routes also has OpenAI's "error" object.
 
-    The path decides, and not who refuses the request: the authentication and the router refuse requests for all routes.
+    OpenAI's clients read only that object. The request's path decides whether it is sent, because the authentication
+    and the router refuse requests of all routes.
     """
 
     def __init__(self, message: str, code: int, status: int, result: Any, headers: dict[str, str] | None):
@@ -55,7 +55,7 @@ def success_response(result: Any) -> JsonResponse:
 def error_response(
     message: str, code: int, status: int, result: Any = None, headers: dict[str, str] | None = None
 ) -> ErrorResponse:
-    """The envelope of an error. Workers AI sends the result {} for an error of the model, else null."""
+    """The envelope of an error. Workers AI sends {} as the result for an error of the model, else null."""
     return ErrorResponse(message, code, status, result, headers)
 
 

@@ -1,6 +1,6 @@
-"""OpenAI's Responses API: answers as its objects and its events. No response is stored.
+"""OpenAI's Responses API: write answers as its objects and its events. No response is stored.
 
-`responses_api_input.py` reads the requests. What the API shares with OpenAI's other routes is in `openai_output.py`.
+`responses_api_input.py` reads the requests. `openai_output.py` has the code that OpenAI's routes share.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def start_response(llama: Llama, body: Any) -> tuple[Stream, dict[str, Any]]:
     parameters = check_request(llama, body)
     choice = check_tool_choice(parameters["body"].get("tool_choice", "auto"))
     parallel = parameters["body"].get("parallel_tool_calls", True)
-    if choice not in ("auto", "none"):  # a call is no text, so it need not be the JSON that text.format asks for
+    if choice not in ("auto", "none"):  # a call is demanded, and text.format applies to text only
         parameters.pop("response_format", None)
     try:
         ids, grammar = encode_prompt(llama, parameters, choice, check_type("/parallel_tool_calls", parallel, "boolean"))
@@ -79,7 +79,7 @@ class Events:
 def chunks(stream: Stream, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The answer as events; the last one has the whole response. Raises nothing: an error is an event.
 
-    Tool calls come whole, near the end. Calls that were cut short come there as text.
+    Tool calls are sent whole, near the end. Calls that were cut short are sent there as text.
     """
     events, response = Events(), new_response(stream, parameters)
     text, sent = "", ""

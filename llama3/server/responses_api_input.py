@@ -1,4 +1,4 @@
-"""The request of OpenAI's Responses API: its items, tools and formats, as the chat completions have them."""
+"""Reads the requests of OpenAI's Responses API: turns items, tools and formats into those of chat completions."""
 
 import math
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from llama3.workers_ai_input import (
     json_type,
 )
 
-# Fields that need memory, or a service around the model, and the value that asks for nothing.
+# Fields that need stored responses or other services, each with the value that has no effect and is accepted.
 NOT_SERVED = {"store": False, "background": False, "previous_response_id": "", "conversation": "", "prompt": ""}
-# Names that other routes have for fields of this one.
+# Fields of other routes -> the fields of this route that replace them.
 OTHER_NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -29,7 +29,7 @@ OTHER_NAMES = {
 }
 SHARED = ("model", "stream", "stop", "lora", "logit_bias", *(NUMBERS.keys() - {"max_tokens"}))
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
-LOGPROBS = "message.output_text.logprobs"  # what "include" calls them
+LOGPROBS = "message.output_text.logprobs"  # their name in "include"
 
 
 def check_request(llama: Llama, body: Any) -> dict[str, Any]:
@@ -81,14 +81,14 @@ def check_input(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def renamed(error: ContractError, there: str, here: str) -> ContractError:
-    """An error with the name that this route has for a field."""
+    """The error, with the path of the chat completions' field (`there`) replaced by the path on this route (`here`)."""
     return ContractError(str(error).replace(f"'{there}", f"'{here}"), error.code, error.status)
 
 
 def input_messages(items: Any) -> list[tuple[str, dict[str, Any]]]:
     """Text, or the items of a dialogue, as messages of chat completions, each with the path of its first item.
 
-    Calls join the assistant's message before them: the model has written both in one answer.
+    Calls are added to the assistant's message before them, because the model wrote both in one answer.
     """
     if json_type(items) != "array":
         return [("/input", {"role": "user", "content": check_type("/input", items, "string")})]

@@ -21,7 +21,8 @@ INVALID_REQUEST, TOO_SLOW, STOPPING = 6003, 3007, 7009  # Cloudflare's error cod
 class TimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 protocol on h11, with two timeouts.
 
-    A request must arrive within LIMITS.seconds of its first byte, and a client that stops reading must go on within
+    A request must arrive completely within LIMITS.seconds. The time of a connection's first request begins when the
+    connection is made, that of a later request with its first byte. A client that stops reading must continue within
     LIMITS.unread_seconds. Otherwise the connection is closed.
     """
 
@@ -39,7 +40,7 @@ class TimeoutProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Without a buffer of our own, `pause_writing` is called for every byte that the client leaves unread.
+        # With a limit of 0, `pause_writing` is called as soon as the kernel does not take all bytes.
         transport.set_write_buffer_limits(0)
         self._time_arrival()
 
@@ -49,7 +50,7 @@ class TimeoutProtocol(H11Protocol):
         self._time_arrival()
 
     def _time_arrival(self) -> None:
-        """Have the receive timer run for the request that is arriving, if there is one."""
+        """Start the receive timer for the request that is arriving; stop it if there is none."""
         arriving = None if self.transport.is_closing() else self.conn.arriving
         if arriving is not None:
             self._unset_keepalive_if_required()
@@ -83,7 +84,7 @@ class TimeoutProtocol(H11Protocol):
             self._refuse(error_response(f"the HTTP request is malformed: {why}", INVALID_REQUEST, 400))
 
     def shutdown(self) -> None:
-        """Called when the server stops: a request that has not arrived is refused, one that has is still answered."""
+        """Called when the server stops. A request whose body is still arriving is refused, a complete one answered."""
         if self.conn.their_state is h11.SEND_BODY:
             self._refuse(error_response("the server is stopping", STOPPING, 503))
         elif not self.transport.is_closing():
@@ -97,7 +98,7 @@ class TimeoutProtocol(H11Protocol):
             self.cycle.disconnected = True  # what the application still sends is dropped
             self.cycle.message_event.set()
         status, headers = response.status_code, [*response.raw_headers, (b"connection", b"close")]
-        # A body behind the headers of HEAD is such an error, and so is a response behind another one.
+        # h11 raises it for a body in the answer to HEAD, and for a second response to the same request.
         with contextlib.suppress(h11.LocalProtocolError):
             head = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
             for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
@@ -107,7 +108,7 @@ class TimeoutProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Called when the kernel's send buffer is full: the client does not read, or reads slower than we send."""
         super().pause_writing()
-        # `close` would wait until the buffers are sent, which may be never. `abort` does not wait.
+        # `close` would wait until the buffers are sent, which may never happen. `abort` does not wait.
         self._unread_timer = self.loop.call_later(LIMITS.unread_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
