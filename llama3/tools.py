@@ -203,10 +203,12 @@ def read_calls(text: str) -> list[Call]:
         except RecursionError:
             raise ValueError("a call is nested too deeply") from None
         call = read_json(text[start:end])
-        if not (isinstance(call, dict) and isinstance(call.get("parameters"), dict) and "name" in call):
+        if not (
+            isinstance(call, dict) and isinstance(call.get("parameters"), dict) and isinstance(call.get("name"), str)
+        ):
             raise ValueError(f"{text[start:end][:40]!r} is no call; expected name and parameters")
         calls.append(Call(call["name"], call["parameters"]))
         start = end + len(CALL_SEPARATOR) if text.startswith(CALL_SEPARATOR, end) else end
-        if start == end < len(text):
-            raise ValueError(f"{text[end:][:20]!r} follows a call; expected {CALL_SEPARATOR!r} or the end")
+        if start == end < len(text) or end < start == len(text):
+            raise ValueError(f"{text[end:][:20]!r} follows a call; expected {CALL_SEPARATOR!r} and a call, or the end")
     return calls

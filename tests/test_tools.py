@@ -225,6 +225,7 @@ def test_several_calls_are_read_and_malformed_ones_are_refused():
     one = '{"name":"a","parameters":{"x":"; {"}}'
     assert [call.name for call in read_calls(f"{one}; {one}")] == ["a", "a"]
     assert read_calls(one)[0].arguments == {"x": "; {"}
-    for text in (one[:-1], one + ", " + one, one + "x", '{"name":"a","parameters":{"x":1e999}}', '{"a":1}', "{}"):
+    infinite, unnamed = '{"name":"a","parameters":{"x":1e999}}', '{"name":1,"parameters":{}}'
+    for text in (one[:-1], one + ", " + one, one + "x", one + "; ", infinite, unnamed, '{"a":1}', "{}"):
         with pytest.raises(ValueError):
             read_calls(text)
