@@ -29,6 +29,7 @@ def text_of(reply: bytes) -> str:
     return "".join(event["response"] for event in events)
 
 
+@pytest.mark.slow
 def test_many_clients_get_answers_or_429_and_no_thread_or_request_is_left():
     with RunningServer("--slots", "8", "--queue", "40") as running:
         statuses, errors, answers, end = Counter(), [], {}, time.monotonic() + SECONDS
