@@ -98,6 +98,11 @@ def test_nine_thousand_eight_hundred_draws_are_numpys(device):
     check_draws(device, 4096, 9_800)
 
 
+@pytest.mark.parametrize(  # more than a minute in emulation, and nothing on a GPU
+    "device",
+    [pytest.param("emulated", marks=pytest.mark.slow), pytest.param("gpu", marks=pytest.mark.gpu)],
+    indirect=True,
+)
 def test_two_hundred_draws_from_the_whole_vocabulary_are_numpys(device):
     check_draws(device, 128_256, 200)
 
