@@ -145,7 +145,7 @@ def result(stream: Stream, parameters: Mapping[str, Any]) -> dict[str, Any]:
     except GrammarError as error:
         raise json_mode_failed(error) from error
     calls = check_answer(answer.text, answer.finish_reason, parameters)
-    return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": usage_object(answer.usage)}
+    return {"response": "" if calls else answer.text, "tool_calls": calls, "usage": answer.usage.as_dict()}
 
 
 def chunks(stream: Stream, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -164,7 +164,7 @@ def chunks(stream: Stream, parameters: Mapping[str, Any]) -> Iterator[dict[str, 
         yield error_chunk(to_contract_error(error))
     else:
         tool_calls = {"tool_calls": calls} if parameters.get("tools") else {}
-        yield {"response": "", **tool_calls, "usage": usage_object(stream.usage)}
+        yield {"response": "", **tool_calls, "usage": stream.usage.as_dict()}
     finally:
         stream.close()
 
@@ -194,11 +194,6 @@ def check_answer(text: str, finish_reason: str | None, parameters: Mapping[str, 
         return []
     except ValueError as error:
         raise json_mode_failed(error) from error
-
-
-def usage_object(usage: Usage) -> dict[str, int]:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {name: getattr(usage, name) for name in names}
 
 
 def padding(draw: Callable[[int], int] = secrets.randbelow) -> str:

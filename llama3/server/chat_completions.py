@@ -27,7 +27,7 @@ from llama3.server.openai_output import (
 )
 from llama3.server.responses import JsonResponse, rest_error
 from llama3.tools import Call, render_message
-from llama3.workers_ai import Stream, encode_prompt, may_call_tools, usage_object
+from llama3.workers_ai import Stream, encode_prompt, may_call_tools
 from llama3.workers_ai_input import bad_input, check_messages, check_tools, check_type, json_type, to_contract_error
 
 # ---- the request ----
@@ -117,7 +117,7 @@ def result(stream: Stream, parameters: dict[str, Any]) -> dict[str, Any]:
         content = [logprob for piece in pieces for logprob in logprob_objects(parameters, piece)]
         choice["logprobs"] = {"content": content}
     header = object_header(parameters, "chat.completion", "chatcmpl-")
-    return {**header, "choices": [choice], "usage": usage_object(stream.usage), "seed": stream.seed}
+    return {**header, "choices": [choice], "usage": stream.usage.as_dict(), "seed": stream.seed}
 
 
 def chunks(stream: Stream, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:

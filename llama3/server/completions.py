@@ -27,7 +27,7 @@ from llama3.server.openai_output import error_chunk, last_chunks, object_header,
 from llama3.server.prompt_logprobs import prompt_logprobs
 from llama3.server.responses import JsonResponse, rest_error
 from llama3.tokenizer import BOS
-from llama3.workers_ai import Stream, output_limit, usage_object
+from llama3.workers_ai import Stream, output_limit
 from llama3.workers_ai_input import bad_input, check_number, check_type, json_type, to_contract_error
 
 MAX_PROMPTS = 128  # of one request
@@ -194,7 +194,7 @@ def result(stream: CompletionStream, parameters: dict[str, Any]) -> dict[str, An
     choices = [joined(choice_parts(stream, parameters, i)) for i in range(len(stream.prompts))]
     stream.complete = not stream.closed
     header = object_header(parameters, "text_completion", "cmpl-")
-    return {**header, "choices": choices, "usage": usage_object(stream.usage), "seed": stream.seed}
+    return {**header, "choices": choices, "usage": stream.usage.as_dict(), "seed": stream.seed}
 
 
 def joined(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from llama3.errors import ContractError
 from llama3.server.responses import openai_error
 from llama3.tokenizer import Tokenizer
 from llama3.tools import Call, read_calls
-from llama3.workers_ai import Stream, may_call_tools, usage_object
+from llama3.workers_ai import Stream, may_call_tools
 from llama3.workers_ai_input import json_mode_failed
 
 
@@ -31,9 +31,9 @@ def last_chunks(
     """The last chunk, with the usage and the seed. A client that asks for the usage gets it in a chunk of its own."""
     if parameters["include_usage"]:
         yield {**chunk, "seed": seed}
-        yield {**header, "choices": [], "usage": usage_object(usage)}
+        yield {**header, "choices": [], "usage": usage.as_dict()}
     else:
-        yield {**chunk, "usage": usage_object(usage), "seed": seed}
+        yield {**chunk, "usage": usage.as_dict(), "seed": seed}
 
 
 def error_chunk(error: ContractError) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_a_fault_while_an_answer_is_written_is_an_internal_error_and_not_a_stop(
     def fail(usage):
         raise AttributeError("no such name")
 
-    monkeypatch.setattr("llama3.workers_ai.usage_object", fail)
+    monkeypatch.setattr("llama3.completion.Usage.as_dict", fail)
     (reply,) = send(llama, (RUN, body(prompt="a", max_tokens=2)))
     (error,) = reply.json()["errors"]
     assert (reply.status, error["code"]) == (500, 3043) and "no such name" in error["message"]
