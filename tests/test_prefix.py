@@ -103,8 +103,8 @@ def test_a_prefix_of_another_model_is_refused_by_name(folder, tmp_path):
 def test_a_prefix_needs_a_free_slot(folder, tmp_path):
     llama = Llama.load(folder)
     llama.save_prefix(tmp_path / "p", "Once")
-    stream = llama.stream("Twice", max_tokens=5)
-    next(stream)
+    stream = llama.stream("Twice", max_tokens=5, seed=1)  # an answer that goes on after its first token
+    assert next(stream).finish_reason is None
     with pytest.raises(RequestError, match=r"^all 1 slots are in use"):
         llama.load_prefix(tmp_path / "p")
     stream.close()
