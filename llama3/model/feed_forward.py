@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from llama3.model.linear import linear
+from llama3.model.linear import linear, linears
 
 
 def feed_forward(x: np.ndarray, w1: np.ndarray, w2: np.ndarray, w3: np.ndarray) -> np.ndarray:
     """x (T, dim); w1, w3 (hidden_dim, dim); w2 (dim, hidden_dim) -> (T, dim). Rows do not affect one another."""
-    gate = linear(x, w1)  # (T, hidden_dim)
-    up = linear(x, w3)  # (T, hidden_dim)
+    gate, up = linears(x, w1, w3)  # (T, hidden_dim) each
     return linear(silu(gate) * up, w2)
 
 

@@ -6,26 +6,28 @@ CPU's cache, and overwritten by the next. The conversion is exact, because a bfl
 The tiles are shared among threads (`threads.py`).
 
 Reproducibility: the tiles follow from the shapes alone and each is computed by one BLAS thread, so the result does not
-depend on the number of threads. With up to VECTORS rows of x, a row's bits do not depend on the other rows either; with
-more, BLAS blocks the rows together, and a row's rounding depends on how many there are. The exception is a matrix of a
-single tile, which BLAS multiplies with its own threads.
+depend on the number of threads. It does depend on the number of rows of x: BLAS has one way of adding for a single
+row, another for a few, and another for many, and they round differently. The exception is a matrix of a single tile,
+which BLAS multiplies with its own threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
-from llama3.model.threads import run_on_blas_threads
+from llama3.model.threads import share
 
-VECTORS = 4  # up to this many rows of x, one matrix-vector product a row is faster than BLAS's matrix product
+FEW = 4  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
+SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kernel for small matrices
 MANY = 128  # from this many rows of x on, the product costs more than the conversion, and larger tiles pay off
-SMALL_TILE = 2**19  # entries: 2 MB, a core's share of the cache
+SMALL_TILE = 2**18  # entries: 1 MB as float32, which a core's own cache (L2) holds
 LARGE_TILE = 2**21  # entries: 8 MB. BLAS repacks x for every tile, so many rows want fewer tiles
 
 
 class Matrix(Protocol):
-    """A matrix of several arrays, which brings its own `product`, such as `lora.LoraMatrix`."""
+    """A matrix that brings its own `product`, such as `lora.LoraMatrix` or `linear_numba.NumbaMatrix`."""
 
     def product(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -36,29 +38,34 @@ def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
         return w.product(x)
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
-    if len(x) == 0:
-        return out  # no logits are needed for this chunk of a prompt: do not read the output matrix
-    entries = SMALL_TILE if len(x) < MANY else LARGE_TILE
-    height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
-    tiles = iter(range(0, len(w), height))
-    if len(w) <= height:
-        _multiply(x, w, out, tiles, height)
-    else:
-        run_on_blas_threads(lambda: _multiply(x, w, out, tiles, height))
+    if len(x):  # else no logits are needed for this chunk of a prompt: do not read the output matrix
+        entries = SMALL_TILE if len(x) < MANY else LARGE_TILE
+        height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
+        share(partial(_multiply, x, w, out, height), len(w), height)
     return out
 
 
-def _multiply(x: np.ndarray, w: np.ndarray, out: np.ndarray, tiles: Iterator[int], height: int) -> None:
-    """Multiply tile after tile until `tiles` is empty. Several threads may draw from the same iterator."""
+def _multiply(x: np.ndarray, w: np.ndarray, out: np.ndarray, height: int, tiles: Iterator[slice]) -> None:
+    """Multiply tile after tile: `tiles` are slices of up to `height` rows of w, which other threads draw from too."""
     buffer = np.empty((min(height, len(w)), w.shape[1]), np.float32)
-    for begin in tiles:
-        tile = w[begin : begin + height]  # up to `height` rows
+    for rows in tiles:
+        tile = w[rows]
         if tile.dtype != np.float32:
             buffer[: len(tile)] = tile
             tile = buffer[: len(tile)]
-        columns = out[:, begin : begin + height]  # this tile's part of the result
-        if len(x) <= VECTORS:
-            for vector, result in zip(x, columns):
-                np.matmul(tile, vector, out=result)
+        columns = out[:, rows]  # this tile's part of the result
+        if len(x) == 1:
+            np.matmul(tile, x[0], out=columns[0])
+        elif len(x) <= FEW:
+            step = max(4, SMALL_PRODUCT // x.size)
+            for begin in range(0, len(tile), step):
+                columns[:, begin : begin + step] = x @ tile[begin : begin + step].T
         else:
             columns[:] = (tile @ x.T).T  # with few rows up to 1.2 times as fast as x @ tile.T
+
+
+def linears(x: np.ndarray, *matrices: np.ndarray | Matrix) -> Sequence[np.ndarray]:
+    """`linear` of the same x by each matrix. A kind of matrix whose product converts x first converts it once."""
+    kinds = {type(w) for w in matrices}
+    products = getattr(kinds.pop(), "products", None) if len(kinds) == 1 else None
+    return products(x, matrices) if products else [linear(x, w) for w in matrices]

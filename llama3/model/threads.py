@@ -1,4 +1,4 @@
-"""Threads and BLAS: run a function on as many Python threads as BLAS would use, and delay forks during a product.
+"""Threads and BLAS: share work among as many Python threads as BLAS would use, and delay forks during a product.
 
 NumPy releases the global interpreter lock (GIL) during conversions and products, so the threads run in parallel.
 """
@@ -17,8 +17,21 @@ _idle = threading.Condition()  # guards _computing
 _computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it is in
 
 
-def run_on_blas_threads(work: Callable[[], None]) -> None:
-    """Call `work` on this thread and on threads of the pool. The calls share the work, as by one common iterator."""
+def share(work: Callable[[Iterator[slice]], None], n: int, step: int) -> None:
+    """Cut range(n) into slices of `step` and call work(slices) on as many threads as BLAS would use.
+
+    All calls draw from the same slices, each of which comes once, so a slow thread holds up no other. While they run,
+    each call of BLAS uses one thread. A single slice is for the calling thread alone, and BLAS keeps its threads.
+    """
+    slices = map(lambda begin: slice(begin, min(begin + step, n)), range(0, n, step))
+    if n <= step:
+        work(slices)
+    else:
+        _run_on_blas_threads(lambda: work(slices))
+
+
+def _run_on_blas_threads(work: Callable[[], None]) -> None:
+    """Call `work` on this thread and on threads of the pool."""
     global _workers
     with _lock:
         if _workers is None:
@@ -42,7 +55,7 @@ def fork_waits() -> Iterator[None]:
     """While the `with` block runs, `os.fork` in another thread waits until it ends.
 
     OpenBLAS ends its threads before a fork, even in the middle of another thread's product. The parent or the child
-    would then wait forever. The child would also keep the limit of one BLAS thread from `run_on_blas_threads`.
+    would then wait forever. The child would also keep the limit of one BLAS thread from `share`.
     """
     me = threading.get_ident()
     with _idle:

@@ -9,7 +9,7 @@ from llama3.model.attention import attention
 from llama3.model.batch import Batch
 from llama3.model.feed_forward import feed_forward
 from llama3.model.kv_cache import KVCache
-from llama3.model.linear import linear
+from llama3.model.linear import linear, linears
 from llama3.model.lora import Adapter, with_adapters
 from llama3.model.rms_norm import rms_norm
 from llama3.model.rope import rope_table, rotate
@@ -45,9 +45,10 @@ class Transformer:
         trace("tok_embeddings", x)
         for i, layer in enumerate(with_adapters(w.layers, batch, self.adapters)):
             h = rms_norm(x, layer.attention_norm, c.norm_eps)  # (T, dim)
-            q = rotate(linear(h, layer.wq).reshape(T, c.n_heads, c.head_dim), cos, sin)  # (T, n_heads, head_dim)
-            k = rotate(linear(h, layer.wk).reshape(T, c.n_kv_heads, c.head_dim), cos, sin)  # (T, n_kv_heads, head_dim)
-            v = linear(h, layer.wv).reshape(T, c.n_kv_heads, c.head_dim)  # (T, n_kv_heads, head_dim)
+            q, k, v = linears(h, layer.wq, layer.wk, layer.wv)
+            q = rotate(q.reshape(T, c.n_heads, c.head_dim), cos, sin)  # (T, n_heads, head_dim)
+            k = rotate(k.reshape(T, c.n_kv_heads, c.head_dim), cos, sin)  # (T, n_kv_heads, head_dim)
+            v = v.reshape(T, c.n_kv_heads, c.head_dim)  # (T, n_kv_heads, head_dim)
             heads = np.empty((T, c.n_heads * c.head_dim), np.float32)
             for j, span in enumerate(batch.spans):  # attention alone mixes rows, so it runs sequence by sequence
                 keys, values = cache.write(batch.slots[j], i, k[span], v[span])  # (n_kv_heads, lengths[j], head_dim)

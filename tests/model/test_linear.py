@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.model import linear as module
-from llama3.model.linear import LARGE_TILE, MANY, SMALL_TILE, VECTORS, linear
+from llama3.model.linear import FEW, LARGE_TILE, MANY, SMALL_TILE, linear, linears
 
 DTYPES = [ml_dtypes.bfloat16, np.float16, np.float32]
 small_tiles = mock.patch.multiple(module, SMALL_TILE=512, LARGE_TILE=1024)  # so that small matrices have many
@@ -41,7 +41,7 @@ def blas_threads() -> list[int]:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    rows=st.sampled_from([0, 1, 2, VECTORS, VECTORS + 1, 7, 64, 65, MANY - 1, MANY]),
+    rows=st.sampled_from([0, 1, 2, FEW, FEW + 1, 7, 64, 65, MANY - 1, MANY]),
     out=st.sampled_from([0, 1, 2, 7, 8, 9, 63, 64, 65, 129, 1000]),
     columns=st.sampled_from([1, 2, 15, 16, 17, 63, 64, 65, 100]),
     dtype=st.sampled_from(DTYPES),
@@ -99,7 +99,7 @@ def test_a_float64_input_is_refused() -> None:
         linear(np.ones((1, 8)), np.ones((8, 8), np.float32))
 
 
-@pytest.mark.parametrize("rows", [1, VECTORS, VECTORS + 1, MANY])
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, MANY])
 def test_neither_the_call_nor_the_number_of_threads_changes_a_bit(rows: int) -> None:
     x, w = draw(rows, 100), draw(1001, 100, ml_dtypes.bfloat16, seed=1)
     with small_tiles:
@@ -109,17 +109,17 @@ def test_neither_the_call_nor_the_number_of_threads_changes_a_bit(rows: int) -> 
                 np.testing.assert_array_equal(linear(x, w), first)
 
 
-@pytest.mark.parametrize("rows", [1, VECTORS, VECTORS + 1, MANY])
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, MANY])
 def test_float32_weights_of_the_same_values_give_the_same_bits(rows: int) -> None:
     x, w = draw(rows, 100), draw(1001, 100, ml_dtypes.bfloat16, seed=1)
     with small_tiles:
         np.testing.assert_array_equal(linear(x, w), linear(x, w.astype(np.float32)))
 
 
-def test_with_few_rows_a_row_s_bits_do_not_depend_on_the_others() -> None:
-    x, w = draw(VECTORS, 100), draw(1001, 100, ml_dtypes.bfloat16, seed=1)
-    with small_tiles:
-        np.testing.assert_array_equal(linear(x, w), np.concatenate([linear(row[None], w) for row in x]))
+def test_several_matrices_at_once_give_the_same_bits_as_one_by_one() -> None:
+    x, ws = draw(3, 100), [draw(n, 100, ml_dtypes.bfloat16, seed=n) for n in (1001, 8, 64)]
+    for w, y in zip(ws, linears(x, *ws), strict=True):
+        np.testing.assert_array_equal(y, linear(x, w))
 
 
 def test_blas_has_one_thread_during_a_shared_product_and_its_own_number_afterwards() -> None:
