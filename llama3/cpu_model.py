@@ -3,16 +3,20 @@
 The counterpart for a GPU is `cuda/transformer.py`, which draws on the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from llama3.config import ModelConfig
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
+from llama3.model.linear_choice import LinearChoice, prepare
+from llama3.model.lora import Adapter
 from llama3.model.threads import fork_waits
 from llama3.model.transformer import Trace, Transformer
+from llama3.model.weights import Weights
 from llama3.sampler import Sample, SequenceSampler, sample_rows
 
 
@@ -20,6 +24,16 @@ class CpuModel(Transformer):
     """A `Transformer` that also draws tokens: the CPU's implementation of `engine.Model`."""
 
     prefill_chunk = 512  # tokens; a longer chunk makes no product faster, and each step would take seconds
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        adapters: Mapping[str, Adapter] | None = None,
+        linear: LinearChoice | None = None,
+    ):
+        self.linear = linear or LinearChoice("numpy", "nothing else was chosen")  # what multiplies by the weights
+        super().__init__(config, prepare(weights, self.linear), adapters)
 
     def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
         with fork_waits():

@@ -20,6 +20,7 @@ from llama3.engine import PREFILL_CHUNK, Cache, Engine, Model, Request, at_least
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
+from llama3.model.linear_choice import choose_linear
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
 from llama3.sampling_params import SamplingParams
@@ -45,6 +46,8 @@ class Llama:
         slots: int = 1,
         on_upload: Callable[[int, int], None] | None = None,
         lora: Mapping[str, str | Path] | None = None,
+        linear: str | None = None,
+        activations: str = "float32",
     ):
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -52,7 +55,8 @@ class Llama:
         slots = at_least_1("slots", slots)
         self._adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
         self.adapters = tuple(self._adapters)  # names of the LoRA adapters
-        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, self._adapters)
+        cpu = linear, activations
+        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, self._adapters, cpu)
         self._engine, self._turns = Engine(self.model, slots), Turns()
         _llamas.add(self)
 
@@ -77,6 +81,8 @@ class Llama:
         slots: int = 1,
         on_upload: Callable[[int, int], None] | None = None,
         lora: Mapping[str, str | Path] | None = None,
+        linear: str | None = None,
+        activations: str = "float32",
     ) -> "Llama":
         """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
@@ -84,10 +90,12 @@ class Llama:
         weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
         `on_upload(done, total)` is called with the number of parameters. slots: how many requests run at once; each
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
-        request may name one. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
+        request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
+        (docs/cpu.md); None: the environment variable LLAMA3_LINEAR, or "auto". activations: "bfloat16" rounds the input
+        of each product; it needs AMX. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
-        return cls(load_folder(resolve(model)), device, slots, on_upload, lora)
+        return cls(load_folder(resolve(model)), device, slots, on_upload, lora, linear, activations)
 
     def encode(self, text: str) -> list[int]:
         """Raw text -> ids. The names of special tokens in the text become these tokens.
@@ -325,12 +333,16 @@ def open_model(
     slots: int,
     on_upload: Callable[[int, int], None] | None,
     adapters: Mapping[str, Adapter],
+    cpu: tuple[str | None, str],
 ) -> tuple[str, Model]:
-    """-> (the name of the device, the model on it). `CpuModel` and the CUDA model have the same interface."""
+    """-> (the name of the device, the model on it). `CpuModel` and the CUDA model have the same interface.
+
+    cpu: `linear` and `activations` of `Llama.load`, which only a model on the CPU takes.
+    """
     if device != "cpu":
         from llama3.cuda.load import best_device, load_model
 
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
             return device, load_model(device, checkpoint, slots, on_upload, adapters)
-    return device, CpuModel(checkpoint.config, checkpoint.weights, adapters)
+    return device, CpuModel(checkpoint.config, checkpoint.weights, adapters, choose_linear(checkpoint.weights, *cpu))

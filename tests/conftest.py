@@ -12,7 +12,7 @@ settings.register_profile("llama3", settings(), deadline=None)  # machines that 
 settings.load_profile("llama3")
 
 # Comparisons with transformers need the extra `oracle`, tests with NVRTC and NVIDIA's bindings need `gates`, and tests
-# with clients of the server need `clients`. Without these large extras, such tests are not collected.
+# with clients of the server need `clients`, and tests of compiled products `numba`. Without these large extras, such tests are not collected.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
 collect_ignore += (
     []
@@ -23,8 +23,18 @@ collect_ignore += (
     [] if importlib.util.find_spec("openai") and importlib.util.find_spec("cloudflare") else ["server/clients"]
 )
 
+if not importlib.util.find_spec("numba"):
+    collect_ignore += ["model/test_linear_numba.py", "model/test_linear_amx.py", "model/test_attention_numba.py"]
+
 # A run in continuous integration fails if a test is skipped for any other reason.
-MAY_SKIP = ("stories260K", "GPU", "the page's own schemas", "the page's own examples")
+MAY_SKIP = (
+    "stories260K",
+    "GPU",
+    "numba is not installed",
+    "a CPU with AMX",
+    "the page's own schemas",
+    "the page's own examples",
+)
 
 
 def pytest_configure() -> None:

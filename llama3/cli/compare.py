@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         from llama3.llama import Llama
 
-        report = compare_model(Llama.load(args.model, device=args.device).model, reference, **limits)
+        cpu = {"linear": args.linear, "activations": args.activations}
+        report = compare_model(Llama.load(args.model, device=args.device, **cpu).model, reference, **limits)
     if args.json:
         print_json(report.as_dict())
     else:

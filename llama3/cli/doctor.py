@@ -28,16 +28,19 @@ def run(args: argparse.Namespace) -> int:
     prepare_hub(args.quiet)
     from llama3.checkpoint import load_folder, resolve
     from llama3.cuda.doctor import examine
+    from llama3.model.linear_choice import choose_linear
 
     checkpoint = load_folder(resolve(args.words[0] if args.words else args.model))
     device = args.device if args.device.startswith("cuda") else "cuda"
+    linear = choose_linear(checkpoint.weights, args.linear, args.activations)
     checks = examine(checkpoint, device, args.slots)
     ok = all(check.ok for check in checks)
     if args.json:
         records = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.fix} for c in checks]
-        print_json({"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": records})
+        cpu = {"kind": linear.kind, "activations": linear.activations, "why": linear.why}
+        print_json({"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": records, "cpu": cpu})
         return 0 if ok else 1
-    rows = [("model", str(checkpoint.path.absolute()))]
+    rows = [("model", str(checkpoint.path.absolute())), ("CPU", f"ok: {linear.kind} multiplies: {linear.why}")]
     for check in checks:
         rows.append((check.name, f"{'ok: ' if check.ok else 'MISSING: '}{check.found}"))
         if check.fix:

@@ -43,6 +43,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The object that --json prints. Sizes are in bytes; parameters are counted, not measured."""
     from llama3.chat import other_chat_format
     from llama3.model.kv_cache import KVCache
+    from llama3.model.linear_choice import choose_linear
 
     config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
     parts = {
@@ -57,6 +58,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         parts["norms"] += layer.attention_norm.size + layer.ffn_norm.size
     if not config.tied_embeddings:
         parts["output"] = weights.output.size
+    linear = choose_linear(weights)
     template = tokenizer.chat_template if tokenizer else None
     one_token = KVCache(config, slots=1, max_len=1)
     cache_bytes = one_token.k.nbytes + one_token.v.nbytes
@@ -77,6 +79,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
             "added": tokenizer and {token.content: token.id for token in tokenizer.added if not token.special},
         },
         "stop_ids": sorted(checkpoint.stop_ids),
+        "linear": {"kind": linear.kind, "activations": linear.activations, "why": linear.why},
         "chat_template": {"found": bool(template), "not_llama_3s": other_chat_format(template)},
     }
 
@@ -103,6 +106,7 @@ def as_text(facts: dict[str, Any]) -> str:
         ("rope_theta", f"{c['rope_theta']:,.0f}" + (f", scaled: {show_scaling(scaling)}" if scaling else "")),
         ("context", f"{c['max_seq_len']:,} tokens"),
         ("KV cache", f"{in_bytes(cache['per_token'])} per token, {in_bytes(cache['full_context'])} for a full context"),
+        ("on the CPU", f"{facts['linear']['kind']} multiplies: {facts['linear']['why']}"),
         ("vocabulary", show_vocabulary(vocabulary)),
     ]
     if special := vocabulary["special"]:

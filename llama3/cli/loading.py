@@ -44,7 +44,8 @@ def load(args: argparse.Namespace) -> "Llama":
                 f"{args.source['lora']}: two adapters have the same name ({names}); expected a different one for each"
             )
         slots = getattr(args, "slots", 1)
-        llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora)
+        cpu = {"linear": args.linear, "activations": args.activations}
+        llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora, **cpu)
     if llama.tokenizer is None:
         raise RequestError(
             f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.model (or "

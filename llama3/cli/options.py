@@ -143,6 +143,17 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
             default="auto",
             help="cpu, cuda, cuda:1 for the second GPU, or auto (default): a GPU if the model can run there",
         )
+        option(
+            "--linear",
+            metavar="KIND",
+            help="what multiplies on the CPU: numpy, numba, amx, or auto (default): the fastest that is there",
+        )
+        option(
+            "--activations",
+            metavar="DTYPE",
+            default="float32",
+            help="float32 (default), or bfloat16: faster on a CPU with AMX, and rounded",
+        )
     return output_options(parser, json)
 
 

@@ -1,0 +1,122 @@
+"""Chooses what multiplies by the weights on the CPU: NumPy, numba's float32 kernels, or AMX tiles.
+
+"auto" takes the fastest that is there. NumPy needs nothing; the others need the extra `numba` and bfloat16 weights, and
+AMX a CPU that has it. For a small model NumPy stays: loading the compiled kernels would take longer than an answer.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama3.errors import DeviceError
+from llama3.model.linear import Matrix
+from llama3.model.weights import LayerWeights, Weights
+
+MULTIPLES = {"numba": (4, 1), "amx": (32, 32)}  # of these are the rows and the columns of the matrices they take
+KINDS = ("auto", "numpy", *MULTIPLES)
+ACTIVATIONS = ("float32", "bfloat16")
+SMALL = 10**8  # bytes of matrices
+NAMES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+
+
+@dataclass(frozen=True)
+class LinearChoice:
+    """What multiplies, "numpy", "numba" or "amx", and a clause that says why."""
+
+    kind: str
+    why: str
+    activations: str = "float32"  # "bfloat16": x is rounded to it before each product; on AMX only
+
+    def __str__(self) -> str:
+        rounded = ", activations rounded to bfloat16" if self.activations == "bfloat16" else ""
+        return f"{self.kind}{rounded} ({self.why})"
+
+
+def choose_linear(weights: Weights, linear: str | None = None, activations: str = "float32") -> LinearChoice:
+    """linear: one of KINDS; None: the environment variable LLAMA3_LINEAR, or "auto".
+
+    Raises DeviceError if there is no such kind, or if this machine or these weights lack what it needs.
+    """
+    source, kind = ("linear", linear) if linear else ("LLAMA3_LINEAR", os.environ.get("LLAMA3_LINEAR") or "auto")
+    for name, value, expected in ((source, kind, KINDS), ("activations", activations, ACTIVATIONS)):
+        if value not in expected:
+            raise DeviceError(f"{name} is {value!r}; expected {', '.join(expected[:-1])} or {expected[-1]}")
+    if activations == "bfloat16":
+        lack = f"{source} is {kind}" if kind in ("numpy", "numba") else missing("amx", weights)
+        if lack:
+            raise DeviceError(f"activations bfloat16 needs AMX, but {lack}; leave it out for float32")
+        return LinearChoice("amx", "activations were set to bfloat16", activations)
+    if kind == "auto":
+        return fastest(weights)
+    if lack := missing(kind, weights):
+        raise DeviceError(f"{source} is {kind}, but {lack}; numpy runs everywhere")
+    return LinearChoice(kind, f"{source} names it")
+
+
+def fastest(weights: Weights) -> LinearChoice:
+    """AMX if it is there, else numba, else NumPy; `why` says what stood in the way of the faster ones."""
+    if sum(w.nbytes for w in matrices(weights)) < SMALL:
+        return LinearChoice("numpy", "the model is small")
+    if lack := missing("numba", weights):
+        return LinearChoice("numpy", lack)
+    if lack := missing("amx", weights):
+        return LinearChoice("numba", lack)
+    return LinearChoice("amx", "this CPU has it")
+
+
+def missing(kind: str, weights: Weights) -> str | None:
+    """A clause that says what a kind lacks on this machine or with these weights; None if it can run."""
+    if kind == "numpy":
+        return None
+    if find_spec("numba") is None:
+        return "numba is not installed (pip install 'llama3[numba]')"
+    if kind == "amx":
+        from llama3.model import linear_amx
+
+        if lack := linear_amx.missing():
+            return lack
+    if not any(fits(w, kind) for w in matrices(weights)):
+        rows, columns = MULTIPLES[kind]
+        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}"
+    return None
+
+
+def matrices(weights: Weights) -> Iterator[np.ndarray]:
+    for layer in weights.layers:
+        yield from (getattr(layer, name) for name in NAMES)
+    yield weights.output
+
+
+def fits(w: np.ndarray, kind: str) -> bool:
+    rows, columns = MULTIPLES[kind]
+    return w.dtype == ml_dtypes.bfloat16 and w.flags.c_contiguous and len(w) % rows == 0 == w.shape[1] % columns
+
+
+def prepare(weights: Weights, choice: LinearChoice) -> Weights:
+    """The same weights, with each matrix that the chosen kind takes in a class that multiplies by it.
+
+    Matrices of another dtype or shape stay NumPy arrays, as do the embedding and the norms.
+    """
+    if choice.kind == "numpy":
+        return weights
+    new: Callable[[np.ndarray], Matrix]
+    if choice.kind == "numba":
+        from llama3.model.linear_numba import NumbaMatrix as new
+    else:
+        from llama3.model.linear_amx import AmxMatrix
+
+        new = partial(AmxMatrix, parts=3 if choice.activations == "float32" else 1)
+
+    def wrap(w: np.ndarray) -> Any:
+        return new(w) if fits(w, choice.kind) else w
+
+    def wrapped(layer: LayerWeights) -> LayerWeights:
+        return replace(layer, **{name: wrap(getattr(layer, name)) for name in NAMES})
+
+    return replace(weights, layers=[wrapped(layer) for layer in weights.layers], output=wrap(weights.output))

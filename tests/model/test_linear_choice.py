@@ -1,0 +1,124 @@
+"""Which kind of product is chosen, what an error says, and that every kind computes the same model."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from llama3 import DeviceError, Llama
+from llama3.model import linear_choice as module
+from llama3.model.linear_choice import LinearChoice, choose_linear, prepare
+from llama3.model.weights import Weights
+from tests.tiny import random_tensors, tiny_config, write_hf
+
+CONFIG = tiny_config()
+INSTALL = "numba is not installed (pip install 'llama3[numba]')"
+NO_AMX = "this CPU has no AMX"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("model"), CONFIG, random_tensors(CONFIG, dtype="bf16"))
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Weights:
+    return Llama.load(folder, linear="numpy").checkpoint.weights
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("LLAMA3_LINEAR", raising=False)
+    yield
+
+
+def machine(numba: bool, amx: bool) -> mock._patch:
+    """A machine that has these."""
+
+    def missing(kind: str, weights: Weights) -> str | None:
+        if kind != "numpy" and not numba:
+            return INSTALL
+        return NO_AMX if kind == "amx" and not amx else None
+
+    return mock.patch.object(module, "missing", missing)
+
+
+@pytest.mark.parametrize(
+    ("numba", "amx", "kind", "why"),
+    [
+        (False, False, "numpy", INSTALL),
+        (False, True, "numpy", INSTALL),
+        (True, False, "numba", NO_AMX),
+        (True, True, "amx", "this CPU has it"),
+    ],
+)
+def test_auto_is_the_fastest_that_is_there_and_says_why(
+    weights: Weights, numba: bool, amx: bool, kind: str, why: str
+) -> None:
+    with machine(numba, amx), mock.patch.object(module, "SMALL", 0):
+        assert choose_linear(weights) == choose_linear(weights, "auto") == LinearChoice(kind, why)
+
+
+def test_a_small_model_stays_with_numpy(weights: Weights) -> None:
+    with machine(numba=True, amx=True):
+        assert choose_linear(weights) == LinearChoice("numpy", "the model is small")
+
+
+def test_the_environment_variable_chooses_and_an_argument_overrides_it(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA3_LINEAR", "numba")
+    with machine(numba=True, amx=True):
+        assert choose_linear(weights) == LinearChoice("numba", "LLAMA3_LINEAR names it")
+        assert choose_linear(weights, "numpy").kind == "numpy"
+        assert choose_linear(weights, "auto").kind == "numpy"
+
+
+def test_bfloat16_activations_mean_amx(weights: Weights) -> None:
+    with machine(numba=True, amx=True):
+        assert choose_linear(weights, activations="bfloat16").kind == "amx"
+        assert "rounded to bfloat16" in str(choose_linear(weights, "amx", "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("linear", "activations", "message"),
+    [
+        ("mkl", "float32", "linear is 'mkl'; expected auto, numpy, numba or amx"),
+        ("amx", "float32", f"linear is amx, but {NO_AMX}; numpy runs everywhere"),
+        (None, "bf16", "activations is 'bf16'; expected float32 or bfloat16"),
+        (None, "bfloat16", f"activations bfloat16 needs AMX, but {NO_AMX}; leave it out for float32"),
+        ("numba", "bfloat16", "activations bfloat16 needs AMX, but linear is numba; leave it out for float32"),
+    ],
+)
+def test_an_error_says_what_is_missing(weights: Weights, linear: str | None, activations: str, message: str) -> None:
+    with machine(numba=True, amx=False), pytest.raises(DeviceError) as error:
+        choose_linear(weights, linear, activations)
+    assert str(error.value) == message
+
+
+def test_without_numba_an_error_says_how_to_install_it(folder: Path) -> None:
+    with mock.patch.object(module, "find_spec", lambda name: None), pytest.raises(DeviceError) as error:
+        Llama.load(folder, linear="numba")
+    assert str(error.value) == f"linear is numba, but {INSTALL}; numpy runs everywhere"
+
+
+def test_float32_weights_stay_with_numpy(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path, CONFIG, random_tensors(CONFIG))
+    with mock.patch.object(module, "find_spec", lambda name: True), pytest.raises(DeviceError, match="no matrix fits"):
+        Llama.load(folder, linear="numba")
+
+
+def test_numpy_leaves_the_weights_as_they_are(weights: Weights) -> None:
+    assert prepare(weights, LinearChoice("numpy", "")) is weights
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+def test_numba_computes_the_same_model(folder: Path) -> None:
+    numpy, numba = Llama.load(folder, linear="numpy"), Llama.load(folder, linear="numba")
+    tokens = np.random.RandomState(0).randint(0, CONFIG.vocab_size, 40).tolist()
+    for n in (1, 2, 7, 40):
+        a, b = numpy.logits(tokens[:n]), numba.logits(tokens[:n])
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()

@@ -1,0 +1,70 @@
+"""numba's kernels against the float64 product, and which bits do not change."""
+
+from pathlib import Path
+from unittest import mock
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from llama3.model import linear_numba as module
+from llama3.model.linear import linear
+from llama3.model.linear_numba import MOST_ROWS, NumbaMatrix
+from tests.model.test_linear import draw, worst_error
+
+small_steps = mock.patch.object(module, "STEP", 512)  # so that small matrices have many
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    rows=st.integers(0, MOST_ROWS + 2),
+    out=st.sampled_from([0, 4, 8, 64, 68, 1000]),
+    columns=st.sampled_from([1, 2, 15, 16, 17, 63, 64, 65, 100]),
+    seed=st.integers(0, 2**32 - 2),
+)
+def test_equals_the_float64_product(rows: int, out: int, columns: int, seed: int) -> None:
+    x, w = draw(rows, columns, seed=seed), draw(out, columns, ml_dtypes.bfloat16, seed + 1)
+    with small_steps:
+        y = linear(x, NumbaMatrix(w))
+    assert y.dtype == np.float32 and y.shape == (rows, out)
+    assert worst_error(x, w, y) <= 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, MOST_ROWS])
+def test_every_bfloat16_is_converted_exactly(rows: int) -> None:
+    """Each 16-bit pattern is one row of w, and x is 1. Subnormals, both zeros, infinities and NaN are among them."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    y = NumbaMatrix(bits.view(ml_dtypes.bfloat16)[:, None]).product(np.ones((rows, 1), np.float32))
+    np.testing.assert_array_equal(y, np.tile((bits.astype(np.uint32) << 16).view(np.float32), (rows, 1)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS])
+def test_the_number_of_threads_does_not_change_a_bit(rows: int) -> None:
+    x, w = draw(rows, 100), NumbaMatrix(draw(1000, 100, ml_dtypes.bfloat16, seed=1))
+    with small_steps:
+        first = w.product(x)
+        for threads in [1, 2, 3, 8]:
+            with threadpool_limits(threads, user_api="blas"):
+                np.testing.assert_array_equal(w.product(x), first)
+
+
+def test_from_three_rows_on_a_row_s_bits_do_not_depend_on_the_others() -> None:
+    x, w = draw(MOST_ROWS, 100), NumbaMatrix(draw(1000, 100, ml_dtypes.bfloat16, seed=1))
+    together = w.product(x)
+    for rows in range(3, MOST_ROWS):
+        np.testing.assert_array_equal(w.product(x[-rows:]), together[-rows:])
+
+
+def test_weights_may_be_mapped_read_only_and_x_may_be_strided(tmp_path: Path) -> None:
+    x, w = draw(3, 40), draw(100, 40, ml_dtypes.bfloat16, seed=1)
+    (tmp_path / "file").write_bytes(w.tobytes())
+    mapped = NumbaMatrix(np.memmap(tmp_path / "file", ml_dtypes.bfloat16, "r", shape=w.shape))
+    np.testing.assert_array_equal(mapped.product(np.asfortranarray(x)), NumbaMatrix(w).product(x))
+
+
+def test_a_float64_input_is_refused() -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        NumbaMatrix(np.ones((8, 8), ml_dtypes.bfloat16)).product(np.ones((1, 8)))
