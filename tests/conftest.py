@@ -11,8 +11,9 @@ from hypothesis import settings
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 
-# Comparisons with transformers need the extra `oracle`, tests with NVRTC and NVIDIA's bindings need `gates`, and tests
-# with clients of the server need `clients`, and tests of compiled products `numba`. Without these large extras, such tests are not collected.
+# Comparisons with transformers need the extra `oracle`, tests with NVRTC and NVIDIA's bindings need `gates`, tests with
+# clients of the server need `clients`, and tests of compiled products `numba`. Without these large extras, such tests
+# are not collected.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
 collect_ignore += (
     []
