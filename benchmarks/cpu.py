@@ -16,8 +16,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import re
-import resource
 import statistics
 import sys
 import time
@@ -27,7 +25,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from machine import about_this_run  # the file beside this one
+from machine import about_this_run, peak_memory  # the file beside this one
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.config import ModelConfig
@@ -223,16 +221,6 @@ def long_prompt() -> dict:
         "peak_gib": peak / GIB,
         "beyond_gib": (peak - weights - cache) / GIB,
     }
-
-
-def peak_memory() -> int:
-    """In bytes. On Linux, getrusage would include the memory that the parent had when it started this process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found is not None
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> int:
