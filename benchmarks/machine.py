@@ -1,9 +1,11 @@
-"""Describes the run that a benchmark's results come from: machine, date, commit and versions."""
+"""Describes the run that a benchmark's results come from: machine, date, commit, versions, and its peak of memory."""
 
 import datetime
 import os
 import platform
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,15 @@ def flags() -> list[str]:
     lines = path.read_text().splitlines() if path.exists() else []
     found = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return sorted(name for name in found if name.startswith(("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16")))
+
+
+def peak_memory() -> int:
+    """In bytes. On Linux, getrusage would include the memory that the parent had when it started this process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -58,7 +58,9 @@ def progress(label: str, total: int, unit: str, quiet: bool) -> Iterator[Callabl
     from tqdm import tqdm
 
     scale = {"unit_scale": True, "unit_divisor": 1000} if unit == "B" else {}
-    with tqdm(desc=label, total=total, unit=unit, leave=False, dynamic_ncols=True, **scale) as bar:
+    # rate_noinv: a slow rate stays in tokens per second, where tqdm would turn to seconds per token
+    layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit}, {remaining} left, {rate_noinv_fmt}"
+    with tqdm(desc=label, total=total, unit=unit, bar_format=layout, leave=False, dynamic_ncols=True, **scale) as bar:
 
         def show_done(done: int) -> None:
             bar.update(done - bar.n)

@@ -1,3 +1,3 @@
-"""Llama 3 in NumPy. Reading order: weights, rms_norm, rope, attention, linear, threads, feed_forward, kv_cache, batch,
-transformer, lora. `llama3/plain.py` is the same model without cache, batch and tiles.
+"""Llama 3 in NumPy. Reading order: weights, rms_norm, rope, attention, linear, threads, feed_forward, pages, kv_cache,
+batch, transformer, lora. `llama3/plain.py` is the same model without cache, batch and tiles.
 """

@@ -3,6 +3,7 @@
 import numpy as np
 
 from llama3.config import ModelConfig
+from llama3.model.pages import zeros_on_demand
 
 
 class Slots:
@@ -41,8 +42,7 @@ class Slots:
 class KVCache(Slots):
     """Keys and values of every layer, passed to the model as an argument: no layer owns any state.
 
-    A position takes 2 * n_layers * n_kv_heads * head_dim * 4 bytes. The operating system provides the memory only when
-    it is first written.
+    A position takes 2 * n_layers * n_kv_heads * head_dim * 4 bytes, from the time when it is first written.
     """
 
     dtype = np.dtype(np.float32)
@@ -50,8 +50,8 @@ class KVCache(Slots):
     def __init__(self, config: ModelConfig, slots: int, max_len: int):
         super().__init__(slots, max_len)
         shape = (slots, config.n_layers, config.n_kv_heads, max_len, config.head_dim)
-        self.k = np.zeros(shape, np.float32)  # (slots, n_layers, n_kv_heads, max_len, head_dim), already rotated
-        self.v = np.zeros(shape, np.float32)  # (slots, n_layers, n_kv_heads, max_len, head_dim)
+        self.k = zeros_on_demand(shape)  # (slots, n_layers, n_kv_heads, max_len, head_dim), already rotated
+        self.v = zeros_on_demand(shape)  # (slots, n_layers, n_kv_heads, max_len, head_dim)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` to slot `target`."""

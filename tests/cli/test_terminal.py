@@ -84,3 +84,13 @@ def test_a_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
             report(4)
             report(10)
         assert ("working" in stream.getvalue()) == shown
+
+
+def test_a_slow_rate_stays_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, tqdm shows less than one token per second as seconds per token."""
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress("working", 10, " tokens", False) as report:
+        report(4)
+    assert " tokens/s" in sys.stderr.getvalue() and "s/ tokens" not in sys.stderr.getvalue()

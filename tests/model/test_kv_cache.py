@@ -1,6 +1,12 @@
 """The KV cache: slots are taken, shortened, copied and overwritten, and what is behind a length is never read."""
 
+import os
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -83,7 +89,42 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
+BIG = ModelConfig(4096, 32, 32, 8, 128, 14336, 128256)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory in use stands in Linux's /proc/self/status")
 def test_memory_is_taken_only_as_it_is_written():
-    big = ModelConfig(4096, 32, 32, 8, 128, 14336, 128256)
-    cache = KVCache(big, 1, 8192)  # 2.1 GB of address space
+    before = resident()
+    cache = KVCache(BIG, 1, 8192)  # 2.1 GB of address space
     assert cache.k.nbytes + cache.v.nbytes == 2 * 32 * 8 * 128 * 4 * 8192
+    k = np.ones((16, 8, 128), np.float32)
+    for layer in range(32):
+        cache.write(0, layer, k, k)
+    cache.advance(0, 16)
+    written = sum(array.nbytes for array in cache.read(0))  # 4 MB; in pages of 2 MB they would take 1 GB
+    assert written <= resident() - before < 2 * written
+    del cache
+    assert resident() - before < written  # it is given back
+
+
+def test_more_than_the_address_space_is_an_error_and_no_crash():
+    with pytest.raises(MemoryError, match=r"1125899\.91 GB for an array of the shape \(1048576, 32, 8, 8192, 128\)"):
+        KVCache(BIG, 2**20, 8192)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_writes_to_a_copy():
+    cache = KVCache(CONFIG, 1, MAX_LEN)
+    cache.write(0, 0, np.ones((3, 1, 4), np.float32), np.ones((3, 1, 4), np.float32))
+    child = os.fork()
+    if not child:
+        cache.k[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert cache.k[0, 0, 0, :3].min() == cache.k.max() == 1
+
+
+def resident() -> int:
+    """The memory that this process takes now, in bytes, without files."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024
