@@ -57,8 +57,8 @@ def random_matrix(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
     return matrix.view(ml_dtypes.bfloat16)
 
 
-def random_transformer() -> CpuModel:
-    c, rng = CONFIG, np.random.default_rng(0)
+def random_weights(c: ModelConfig) -> Weights:
+    rng = np.random.default_rng(0)
     ones = np.ones(c.dim, ml_dtypes.bfloat16)
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layers = [
@@ -76,7 +76,11 @@ def random_transformer() -> CpuModel:
         for _ in range(c.n_layers)
     ]
     embeddings, output = (random_matrix(rng, c.vocab_size, c.dim) for _ in range(2))
-    return CpuModel(c, Weights(embeddings, layers, ones, output))
+    return Weights(embeddings, layers, ones, output)
+
+
+def random_transformer() -> CpuModel:
+    return CpuModel(CONFIG, random_weights(CONFIG))
 
 
 def projections(layer: LayerWeights) -> list[np.ndarray]:
