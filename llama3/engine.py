@@ -5,6 +5,7 @@ request that is decoding needs one row in a step. A request whose prompt is stil
 size, so that a long prompt delays the others by no more than that (chunked prefill, "Sarathi": Agrawal et al. 2023).
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from llama3.sampling_params import SamplingParams, whole_number
 
 MAX_TOKENS = 256  # longest answer unless the caller sets another limit: the default of Cloudflare Workers AI
 MIN_COPY = 32  # tokens: computing fewer than this is as quick as copying their keys and values from another slot
-PREFILL_CHUNK = 512  # prompt tokens in a step that also decodes: enough for fast products, few enough for a short step
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -51,7 +51,9 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig: ...
     @property
-    def prefill_chunk(self) -> int: ...  # replaces PREFILL_CHUNK in steps in which no request decodes
+    def prefill_chunk(self) -> int: ...  # at most so many prompt tokens in a step in which no request decodes
+    @property
+    def mixed_prefill_chunk(self) -> int: ...  # the same for a step in which others decode, and wait for its end
     def new_cache(self, slots: int, max_len: int) -> Any: ...
     def forward(self, batch: Batch, cache: Any, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
     def step(self, batch: Batch, cache: Any, samplers: Sequence[SequenceSampler | None]) -> Pending: ...
@@ -75,6 +77,7 @@ class Request:
     error: Exception | None = field(default=None, init=False)  # the cause, if finish_reason is "error"
     prompt_done: int = field(default=0, init=False)  # how many tokens of the prompt have been read
     slot: int | None = field(default=None, init=False)
+    number: int = field(default=0, init=False)  # counts the requests that have got a slot, in their order
 
     @property
     def tokens(self) -> list[int]:
@@ -128,6 +131,7 @@ class Engine:
         self.slot_requests: list[Request | None] = [None] * slots  # per slot: its request, or the last one it had
         # Kept per slot and not per request, because each sampler holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
+        self.admitted = 0  # requests that have got a slot so far
 
     @property
     def running(self) -> list[Request]:
@@ -174,7 +178,7 @@ class Engine:
         self.slot_requests[slot] = None  # Ctrl-C may come while the slot holds neither the old tokens nor the new
         self.cache.restore(slot, k, v)
         owner = Request(tokens, SamplingParams(), adapter=adapter)  # records which tokens the slot holds
-        owner.finish_reason = "stop"
+        owner.finish_reason, owner.number = "stop", self.admitted
         self.slot_requests[slot] = owner
 
     def abandon(self, error: Exception) -> None:
@@ -217,6 +221,8 @@ class Engine:
                 request.slot, request.prompt_done = slot, self.cache.lengths[slot]
                 hooks, vocab_size = (request.mask, request.adjust), self.model.config.vocab_size
                 self.samplers[slot] = SequenceSampler(request.params, request.prompt, vocab_size, *hooks)
+                self.admitted += 1
+                request.number = self.admitted
                 self.slot_requests[slot] = request
             self.waiting.popleft()
 
@@ -238,12 +244,21 @@ class Engine:
         return slot
 
     def _best_slot(self, common: Sequence[int]) -> int | None:
-        """The free slot that loses the fewest tokens if all but its first `common[slot]` are overwritten.
+        """The free slot whose tokens are missed least if all but its first `common[slot]` are overwritten.
 
-        Among equals, the slot with the largest `common[slot]` is chosen. None: no slot is free.
+        The loss of a slot is the number of these tokens over the square root of its age, counted in requests. With the
+        number alone, a long document that nobody asks about again would hold its slot forever, and the dialogues would
+        overwrite each other in the remaining ones. With the age alone, two short questions would cost a dialogue its
+        slot. Among equals, the slot with the largest `common[slot]` is chosen. None: no slot is free.
         """
+
+        def loss(slot: int) -> tuple[float, int]:
+            last = self.slot_requests[slot]
+            age = self.admitted + 1 - (last.number if last else 0)
+            return (self.cache.lengths[slot] - common[slot]) / math.sqrt(age), -common[slot]
+
         free = [slot for slot, last in enumerate(self.slot_requests) if last is None or last.finish_reason]
-        return min(free, key=lambda slot: (self.cache.lengths[slot] - common[slot], -common[slot]), default=None)
+        return min(free, key=loss, default=None)
 
     def _cached_tokens(self, slot: int, adapter: str | None) -> list[int]:
         """The tokens whose keys and values a slot holds, if they were computed with the same adapter."""
@@ -269,10 +284,14 @@ class Engine:
             sampler.accept(sample.token)
 
     def _schedule(self) -> list[Scheduled]:
-        """Every decoding request with its new tokens, then unread prompt tokens up to the step's prefill budget."""
-        running = sorted(self.running, key=lambda request: not request.samples)
+        """Every decoding request with its new tokens, then unread prompt tokens up to the step's prefill budget.
+
+        Prompts are read in the order in which they got their slots. In the order of the slots, one in the last slot
+        would wait for as long as new requests come into the others.
+        """
+        running = sorted(self.running, key=lambda request: 0 if request.samples else request.number)
         decoding = bool(running and running[0].samples)
-        scheduled, budget = [], PREFILL_CHUNK if decoding else self.model.prefill_chunk
+        scheduled, budget = [], self.model.mixed_prefill_chunk if decoding else self.model.prefill_chunk
         for request in running:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None

@@ -16,7 +16,7 @@ from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import PREFILL_CHUNK, Cache, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.engine import Cache, Engine, Model, Request, at_least_1, checked_tokens
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
@@ -34,6 +34,10 @@ PARAMETERS = (
     "max_tokens", "stop", "stop_ids", "json_schema", "grammar", "lora", "on_prompt", "logit_bias", "logits_processor",
     *SamplingParams.__dataclass_fields__,
 )  # fmt: skip
+
+# Tokens in a forward pass of `logits` and `save_prefix`. It is the same on each device and beside any other requests,
+# because the rounding of a row depends on the number of rows that are computed together.
+FORWARD_CHUNK = 512
 
 
 class Llama:
@@ -266,12 +270,12 @@ class Llama:
         cache: Cache = self.model.new_cache(1, len(ids))
 
         def run(start: int) -> None:
-            batch = Batch.of([(0, ids[start : start + PREFILL_CHUNK])], [lora])
+            batch = Batch.of([(0, ids[start : start + FORWARD_CHUNK])], [lora])
             rows = self.model.forward(batch, cache, np.arange(len(batch.tokens) if keep else 0), trace)
             if keep:
                 keep(start, rows)
 
-        for start in range(0, len(ids), PREFILL_CHUNK):
+        for start in range(0, len(ids), FORWARD_CHUNK):
             self._turns.run(partial(run, start))
         return cache
 

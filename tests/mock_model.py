@@ -31,6 +31,7 @@ def answer(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = fr
 
 class MockModel:
     prefill_chunk = 12
+    mixed_prefill_chunk = 7
 
     def __init__(self, max_seq_len: int = 64):
         self.config = ModelConfig(2, 1, 1, 1, 2, 2, VOCAB, max_seq_len=max_seq_len)

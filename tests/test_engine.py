@@ -26,12 +26,12 @@ def run(engine: Engine) -> list[engine_module.Event]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_chunks():
-    """Make prefill chunks so small that prompts of a few tokens need several steps, and copy also a few tokens."""
-    before = engine_module.PREFILL_CHUNK, engine_module.MIN_COPY
-    engine_module.PREFILL_CHUNK, engine_module.MIN_COPY = 7, 2
+def small_copies():
+    """Copy also a few tokens. The chunks of the mock are as small: prompts of a few tokens need several steps."""
+    before = engine_module.MIN_COPY
+    engine_module.MIN_COPY = 2
     yield
-    engine_module.PREFILL_CHUNK, engine_module.MIN_COPY = before
+    engine_module.MIN_COPY = before
 
 
 @given(st.lists(st.tuples(PROMPTS, st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 3))
@@ -259,6 +259,59 @@ def test_a_prompt_goes_where_the_fewest_tokens_are_lost():
     engine.submit(again)
     run(engine)
     assert model.batches[0].counts == (1,) and again.tokens == answer(again.prompt, 1)
+
+
+def tokens_read(model: MockModel, engine: Engine, request: Request) -> int:
+    """Run one request alone -> how many tokens of its prompt were not taken from the cache."""
+    model.batches.clear()
+    engine.submit(request)
+    run(engine)
+    assert request.tokens == answer(request.prompt, request.max_tokens)
+    return sum(sum(batch.counts) for batch in model.batches) - (request.max_tokens - 1)
+
+
+SHORT = st.lists(st.integers(50, VOCAB - 1), min_size=1, max_size=6).map(lambda tokens: [0, *tokens])
+
+
+@given(st.integers(2, 4), st.lists(st.lists(SHORT, min_size=1, max_size=8), min_size=1, max_size=3))
+def test_short_requests_between_the_turns_cost_a_dialogue_nothing(slots, between_turns):
+    model = MockModel(max_seq_len=128)
+    engine = Engine(model, slots)
+    turn = Request([0, *range(1, 40)], GREEDY, 4)
+    tokens_read(model, engine, turn)
+    for others in between_turns:
+        for other in others:
+            tokens_read(model, engine, Request(other, GREEDY, 2))
+        turn = Request([*turn.prompt, *turn.tokens, 9, 9, 9], GREEDY, 4)
+        assert tokens_read(model, engine, turn) == 4  # the answer's last token had never been fed, and three are new
+
+
+def test_a_long_document_that_nobody_asks_about_again_loses_its_slot_to_a_dialogue():
+    """Otherwise the dialogue and the short requests would overwrite each other in the other slot, forever."""
+    model = MockModel(max_seq_len=256)
+    engine = Engine(model, slots=2)
+    tokens_read(model, engine, Request([0, *[99] * 150], GREEDY, 1))
+    turn, read = Request([0, *range(1, 40)], GREEDY, 1), []
+    for i in range(12):
+        tokens_read(model, engine, Request([0, 50 + i], GREEDY, 1))
+        read.append(tokens_read(model, engine, turn))
+        turn = Request([*turn.prompt, *turn.tokens, 9, 9], GREEDY, 1)
+    assert read[:2] == [39, 42] and read[-6:] == [3] * 6
+
+
+def test_prompts_are_read_in_the_order_in_which_they_came():
+    model = MockModel()
+    engine = Engine(model, slots=3)
+    decoding, short, first, second = (
+        Request([i] * n, GREEDY, m) for i, n, m in ((1, 1, 40), (2, 1, 2), (3, 20, 1), (4, 20, 1))
+    )
+    for request in (decoding, short, first, second):
+        engine.submit(request)
+        if request is short:
+            engine.step()  # these two decode
+    while not second.prompt_done:
+        engine.step()
+    assert (second.slot, first.slot) == (short.slot, 2) and first.finish_reason == "length"
 
 
 @given(PROMPTS, PROMPTS, st.lists(PROMPTS, max_size=3))

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3 import Llama, RequestError
-from llama3.engine import PREFILL_CHUNK
-from llama3.llama import PARAMETERS
+from llama3.llama import FORWARD_CHUNK, PARAMETERS
 from llama3.philox import uniform
 from llama3.sampler import SequenceSampler
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_tokenizer
@@ -83,10 +82,10 @@ def test_logprobs_are_those_of_the_logits(llama):
 
 
 def test_a_long_text_is_computed_in_chunks(llama):
-    tokens = np.random.RandomState(0).randint(0, 256, PREFILL_CHUNK + 100).tolist()
+    tokens = np.random.RandomState(0).randint(0, 256, FORWARD_CHUNK + 100).tolist()
     blocks = []
     logits = llama.logits(tokens, trace=lambda name, value: blocks.append(len(value)) if name == "norm" else None)
-    assert blocks == [PREFILL_CHUNK, 100]
+    assert blocks == [FORWARD_CHUNK, 100]
     whole = llama.logits(tokens[:50])
     np.testing.assert_allclose(logits[:50], whole, rtol=1e-3, atol=1e-4)
 
@@ -242,9 +241,9 @@ def test_ended_requests_are_freed_without_the_garbage_collector(llama):
 
 
 def test_on_prompt_reports_the_progress_of_the_prompt(llama):
-    seen = []
-    llama.generate([97] * (PREFILL_CHUNK + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
-    assert seen == [(PREFILL_CHUNK, PREFILL_CHUNK + 9), (PREFILL_CHUNK + 9, PREFILL_CHUNK + 9)]
+    seen, chunk = [], llama.model.prefill_chunk
+    llama.generate([97] * (chunk + 9), max_tokens=1, on_prompt=lambda done, total: seen.append((done, total)))
+    assert seen == [(chunk, chunk + 9), (chunk + 9, chunk + 9)]
 
 
 def test_without_a_tokenizer_ids_go_in_and_out(without_tokenizer):

@@ -9,18 +9,16 @@ from llama3.cli.terminal import per_second, progress, show
 
 if TYPE_CHECKING:
     from llama3.completion import Piece
+    from llama3.llama import Llama
     from llama3.stream import Stream
 
 
 class Answer:
     """One answer while it is generated. If Ctrl-C ends `write`, `text` and the figures cover what was shown."""
 
-    def __init__(self, quiet: bool, window: int, silent: bool = False):
-        """quiet: show no progress bar while the prompt is read. silent: write no text to standard output.
-
-        window: tokens in the model's context.
-        """
-        self.quiet, self.window, self.silent = quiet, window, silent
+    def __init__(self, llama: "Llama", quiet: bool, silent: bool = False):
+        """quiet: show no progress bar while the prompt is read. silent: write no text to standard output."""
+        self.llama, self.quiet, self.silent = llama, quiet, silent
         self.text = ""
         self.pieces: list[Piece] = []
         self.started = self.first = self.last = perf_counter()
@@ -33,11 +31,9 @@ class Answer:
 
     def write(self, stream: "Stream") -> None:
         """Run the stream to its end. The output ends with a newline, even after an error or Ctrl-C."""
-        from llama3.engine import PREFILL_CHUNK
-
         self.stream, prompt_tokens = stream, stream.usage.prompt_tokens
         self.started = perf_counter()
-        if prompt_tokens > PREFILL_CHUNK:  # a shorter prompt is read in a single step
+        if prompt_tokens > self.llama.model.prefill_chunk:  # a shorter prompt is read in a single step
             bar = progress("reading the prompt", prompt_tokens, " tokens", self.quiet)
             self._report = self._bar.enter_context(bar)
         try:
@@ -63,7 +59,7 @@ class Answer:
 
     @property
     def window_is_full(self) -> bool:
-        return self.stream.usage.total_tokens == self.window
+        return self.stream.usage.total_tokens == self.llama.config.max_seq_len
 
     def short_figures(self) -> str:
         """One line for `chat`. It leaves out the prompt, most of which is already in the KV cache."""

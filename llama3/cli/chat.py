@@ -109,7 +109,7 @@ class Chat:
         turn = [{"role": "user", "content": message}]
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         prompt = self.llama.encode_chat([*system, *self.dialogue, *turn])
-        answer = Answer(self.quiet, self.llama.config.max_seq_len)
+        answer = Answer(self.llama, self.quiet)
         try:
             stream = self.llama.stream(prompt, on_prompt=answer.on_prompt, **self.parameters)
         except RequestError as error:

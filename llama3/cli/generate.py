@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     messages, parameters["grammar"] = prepare_chat(prompt, args)
     llama = load(args)
     ids = llama.encode(prompt) if args.raw else llama.encode_chat(messages)
-    answer = Answer(args.quiet, llama.config.max_seq_len, silent=args.json)
+    answer = Answer(llama, args.quiet, silent=args.json)
     answer.write(llama.stream(ids, on_prompt=answer.on_prompt, logprobs=args.logprobs, **parameters))
     if args.json:
         print_json(as_dict(llama, answer, args))

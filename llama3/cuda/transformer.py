@@ -35,6 +35,7 @@ class Transformer:
     """The model as the engine runs it on a GPU. Its counterpart on the CPU is `llama3/cpu_model.py`."""
 
     prefill_chunk = PREFILL_CHUNK_ALONE
+    mixed_prefill_chunk = 512  # enough rows for fast products, few enough for a short step
 
     def __init__(
         self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
