@@ -24,7 +24,7 @@ collect_ignore += (
 )
 
 # A run in continuous integration fails if a test is skipped for any other reason.
-MAY_SKIP = ("stories260K", "GPU", "the page's own schemas", "the page's own examples")
+MAY_SKIP = ("stories260K", "GPU", "the page's own schemas", "the page's own examples", "numba", "AMX")
 
 
 def pytest_configure() -> None:
