@@ -10,7 +10,7 @@ result. Numbers below 2**-126, given or computed, count as 0.
 To multiply float32 numbers, `pack` splits each into three bfloat16 of 8 significant bits whose sum it is, and each tile
 of W meets all three. Every entry of y adds its terms in one order, column tile after column tile and in each the three
 parts, in `few` as in `many`. So the bits of a row of y depend neither on the number of rows of x nor on the other rows.
-A tile that crosses a cache line costs 3.5 times as much: all but W itself begins at a multiple of 64 bytes.
+A tile whose rows cross cache lines costs 3.5 times as much, so all but W begins at a multiple of 64 bytes.
 
 A CPU without AMX cannot even compile `few` and `many`: LLVM ends the process. Ask `linear_amx.missing` first.
 """
@@ -45,8 +45,8 @@ def _instruction(name: str, n_tiles: int, n_addresses: int) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = [ir.Constant(ir.IntType(8), tile.literal_value) for tile in signature.args[:n_tiles]]
         if n_addresses:
-            address, *stride = arguments[n_tiles:]
-            values += [builder.inttoptr(address, ir.IntType(8).as_pointer()), *stride]
+            where, *stride = arguments[n_tiles:]
+            values += [builder.inttoptr(where, ir.IntType(8).as_pointer()), *stride]
         function = ir.FunctionType(ir.VoidType(), [value.type for value in values])
         builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86." + name), values)
         return context.get_dummy_value()

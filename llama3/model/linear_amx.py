@@ -11,6 +11,7 @@ one part, x is rounded to bfloat16, and the largest float32 numbers become infin
 
 import ctypes
 import functools
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,7 @@ def _multiply(x: np.ndarray, w: np.ndarray, y: np.ndarray, rows: int, slices: It
 
 def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """An array of unset numbers that begins at a multiple of 64 bytes."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64
     return memory[begin : begin + size].view(dtype).reshape(shape)

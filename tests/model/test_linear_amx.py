@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,10 +48,12 @@ def nmse(y: np.ndarray, x: np.ndarray, w: np.ndarray) -> float:
     return float(np.sum((y - exact) ** 2) / np.sum(exact**2))
 
 
-@pytest.fixture
-def simulator() -> Iterator[Tiles]:
-    with simulated() as tiles, mock.patch.multiple(linear_amx, BLOCK=32, SLICE=2048, PACKED=2**11):
-        yield tiles
+@pytest.fixture(params=["simulated", pytest.param("on this CPU", marks=needs_amx)])
+def amx(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to run the kernels, with so small slices that a matrix has several."""
+    cpu = simulated() if request.param == "simulated" else nullcontext()
+    with cpu, mock.patch.multiple(linear_amx, BLOCK=32, SLICE=2048, PACKED=2**11):
+        yield
 
 
 @settings(max_examples=12)
@@ -64,7 +67,7 @@ def test_three_parts_are_as_accurate_as_float32(rows: int, out: int, columns: in
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_row_has_the_same_bits_whatever_the_number_and_position_of_rows(parts: int, simulator: Tiles) -> None:
+def test_a_row_has_the_same_bits_whatever_the_number_and_position_of_rows(parts: int, amx: None) -> None:
     """Those of the definition of every entry on its own. W has several blocks of rows and of columns."""
     x, w = draw(max(ROWS), 96), weights(64, 96)
     expected = product_in_order(x, w, parts)
@@ -77,12 +80,12 @@ def test_a_row_has_the_same_bits_whatever_the_number_and_position_of_rows(parts:
 
 
 @pytest.mark.parametrize(("parts", "least", "most"), [(1, 1e-7, 1e-5), (2, 1e-13, 1e-10), (3, 0, 1e-13)])
-def test_each_part_adds_eight_bits(parts: int, least: float, most: float, simulator: Tiles) -> None:
+def test_each_part_adds_eight_bits(parts: int, least: float, most: float, amx: None) -> None:
     x, w = draw(17, 512), weights(32, 512)
     assert least <= nmse(AmxMatrix(w, parts).product(x), x, w) <= most
 
 
-def test_one_part_is_the_product_of_x_rounded_to_bfloat16(simulator: Tiles) -> None:
+def test_one_part_is_the_product_of_x_rounded_to_bfloat16(amx: None) -> None:
     x, w = draw(5, 96), weights(32, 96)
     as_bfloat16 = x.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(AmxMatrix(w, 1).product(x), AmxMatrix(w, 3).product(as_bfloat16))
@@ -115,7 +118,7 @@ def test_pack_compiled_equals_pack_in_python(parts: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 20, 70])
-def test_infinities_and_nans_of_x_come_out_as_from_numpy(rows: int, simulator: Tiles) -> None:
+def test_infinities_and_nans_of_x_come_out_as_from_numpy(rows: int, amx: None) -> None:
     x, w = draw(rows, 64), weights(32, 64)
     w[5] = 0
     x[0, 7], x[1, 40], x[2, 3] = np.inf, -np.inf, np.nan
@@ -123,14 +126,14 @@ def test_infinities_and_nans_of_x_come_out_as_from_numpy(rows: int, simulator: T
         np.testing.assert_allclose(AmxMatrix(w).product(x), x @ w.astype(np.float32).T, rtol=1e-4, atol=1e-4)
 
 
-def test_the_largest_floats_stay_finite_but_with_one_part(simulator: Tiles) -> None:
+def test_the_largest_floats_stay_finite_but_with_one_part(amx: None) -> None:
     x, w = np.zeros((1, 32), np.float32), np.ones((32, 32), ml_dtypes.bfloat16)
     x[0, 0] = 3.4e38
     for parts, expected, error in ((3, x[0, 0], 0), (2, x[0, 0], 2**-15), (1, np.inf, 0)):
         np.testing.assert_allclose(AmxMatrix(w, parts).product(x), np.full((1, 32), expected), rtol=error)
 
 
-def test_an_infinite_weight_gives_nan(simulator: Tiles) -> None:
+def test_an_infinite_weight_gives_nan(amx: None) -> None:
     """As the module says: the later parts of x may be 0, and 0 times infinity is NaN."""
     x, w = np.ones((1, 32), np.float32), weights(32, 32)
     w[3, 3] = np.inf
@@ -138,7 +141,7 @@ def test_an_infinite_weight_gives_nan(simulator: Tiles) -> None:
     assert np.isnan(y[0, 3]) and np.isfinite(np.delete(y, 3)).all()
 
 
-def test_numbers_below_the_normal_range_count_as_zero(simulator: Tiles) -> None:
+def test_numbers_below_the_normal_range_count_as_zero(amx: None) -> None:
     tiny = np.full((1, 32), 1e-39, np.float32)
     w = np.full((32, 32), 1, ml_dtypes.bfloat16)
     assert not AmxMatrix(w).product(tiny).any()
@@ -147,7 +150,7 @@ def test_numbers_below_the_normal_range_count_as_zero(simulator: Tiles) -> None:
     assert nmse(AmxMatrix(w).product(small), small, w) <= 1e-7  # the later parts are lost
 
 
-def test_several_matrices_by_one_x_and_no_rows_at_all(simulator: Tiles) -> None:
+def test_several_matrices_by_one_x_and_no_rows_at_all(amx: None) -> None:
     x, ws = draw(18, 64), [AmxMatrix(weights(n, 64, n)) for n in (32, 160, 64)]
     with mock.patch.object(amx_kernels, "pack", wraps=amx_kernels.pack) as pack:
         ys = linears(x, *ws)
@@ -159,7 +162,7 @@ def test_several_matrices_by_one_x_and_no_rows_at_all(simulator: Tiles) -> None:
 
 @pytest.mark.parametrize("rows", [5, 70])
 def test_strided_x_mapped_weights_and_any_number_of_threads_give_the_same_bits(
-    rows: int, simulator: Tiles, tmp_path: Path
+    rows: int, amx: None, tmp_path: Path
 ) -> None:
     x, w = draw(rows, 96), weights(160, 96)
     expected = AmxMatrix(w).product(x)
@@ -279,7 +282,10 @@ def test_the_simulator_refuses_what_is_wrong_or_slow() -> None:
 
 @needs_amx
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("rows", ROWS)
-def test_the_cpu_gives_the_simulators_bits(rows: int, parts: int) -> None:
-    x, w = draw(rows, 96 * 32), weights(32, 96 * 32)
-    np.testing.assert_array_equal(AmxMatrix(w, parts).product(x), product_in_order(x, w, parts))
+def test_the_cpu_gives_the_simulators_bits(parts: int) -> None:
+    """W has more column tiles than `many` multiplies at a time, and x has numbers of every size."""
+    x, w = draw(max(ROWS), 32 * (amx_kernels.DEPTH + 1)), weights(160, 32 * (amx_kernels.DEPTH + 1))
+    x *= np.exp2(np.random.default_rng(2).integers(-126, 100, (len(x), 1)))
+    expected = product_in_order(x, w, parts)
+    for rows in ROWS:
+        np.testing.assert_array_equal(AmxMatrix(w, parts).product(x[:rows]), expected[:rows])
