@@ -32,7 +32,7 @@ MAY_SKIP = (
     "stories260K",
     "GPU",
     "numba is not installed",
-    "a CPU with AMX",
+    "AMX",
     "the page's own schemas",
     "the page's own examples",
 )

@@ -1,25 +1,46 @@
-"""Compiles the kernels of linear_numba.py, linear_amx.py and attention_numba.py with numba (the extra `numba`).
+"""Kernels that numba compiles: loops in Python whose argument types are known beforehand.
 
-A kernel is compiled for its signature when its file is imported, and never in the middle of an answer. numba keeps the
-machine code on disk, beside the source or in the user's cache, per kind of CPU.
+numba is optional and slow to import, so this module imports it only when a kernel is compiled.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
-from numba.core.typing.templates import Signature
+
+class Kernel:
+    """A function that numba compiles at `compile`, or else at its first call. `py_func` is the function in Python.
+
+    It releases the GIL while it runs. The compiled code is kept on disk where there is a folder that can be written,
+    beside the source file or in the user's cache folder.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], signatures: tuple[str, ...], options: dict[str, Any]) -> None:
+        self.py_func, self._signatures, self._options = py_func, signatures, options
+        self._lock = threading.Lock()
+        self._compiled: Any = None
+
+    def compile(self) -> Any:
+        """numba's dispatcher, compiled for exactly these signatures."""
+        from numba import njit
+
+        with self._lock:
+            if self._compiled is None:
+                kernel = njit(list(self._signatures), nogil=True, cache=True, **self._options)
+                try:
+                    self._compiled = kernel(self.py_func)
+                except (RuntimeError, OSError):  # no folder can be written, or its disk is full
+                    self._compiled = njit(list(self._signatures), nogil=True, **self._options)(self.py_func)
+        return self._compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self.compile())(*arguments)
 
 
-def compiled(signature: Signature, fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator: compile the function for arguments of these types. It releases the GIL while it runs."""
+def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a kernel with its signatures, for instance "void(float32[:, ::1], int64)"; options are njit's.
 
-    def compile(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(signature, nogil=True, cache=True, fastmath=fastmath)(function)
-        except RuntimeError as error:
-            if "cannot cache function" not in str(error):
-                raise
-            return njit(signature, nogil=True, fastmath=fastmath)(function)  # no folder can be written to
-
-    return compile
+    The signature of an array that may be read-only, as mapped weights are, is Array(uint16, 2, 'C', readonly=True).
+    It accepts writable arrays, too.
+    """
+    return lambda py_func: Kernel(py_func, signatures, options)

@@ -95,7 +95,8 @@ def matrices(weights: Weights) -> Iterator[np.ndarray]:
 
 def fits(w: np.ndarray, kind: str) -> bool:
     rows, columns = MULTIPLES[kind]
-    return w.dtype == ml_dtypes.bfloat16 and w.flags.c_contiguous and len(w) % rows == 0 == w.shape[1] % columns
+    whole = w.size > 0 and len(w) % rows == 0 == w.shape[1] % columns
+    return w.dtype == ml_dtypes.bfloat16 and w.flags.c_contiguous and w.flags.aligned and whole
 
 
 def prepare(weights: Weights, choice: LinearChoice) -> Weights:

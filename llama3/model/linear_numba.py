@@ -27,10 +27,8 @@ MOST_ROWS = 16  # of x. Above, NumPy's tiles are faster: BLAS uses every entry t
 STEP = 2**19  # entries of w that a thread takes at a time: 1 MB
 REORDER = {"reassoc", "contract", "nsz"}  # sums may be reordered and fused, but inf and NaN stay what they are
 
-_matrix = types.Array(types.float32, 2, "C")
-_weights = types.Array(types.uint16, 2, "C", readonly=True)  # mapped files are read-only
-_rows = types.Array(types.float32, 2, "C", readonly=True)
-_signature = types.void(_rows, _weights, _matrix, types.int64, types.int64)
+READ_ONLY = "Array({}, 2, 'C', readonly=True)"
+SIGNATURE = f"void({READ_ONLY.format('float32')}, {READ_ONLY.format('uint16')}, float32[:, ::1], int64, int64)"
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ class NumbaMatrix:
     """A bfloat16 matrix that `linear` multiplies with few rows of x by the kernels of this file."""
 
     w: np.ndarray  # (n_out, n_in) bfloat16, in C order, n_out a multiple of 4
+
+    def __post_init__(self) -> None:
+        for kernel in (one_row, two_rows, four_rows):
+            kernel.compile()  # now, and not in the first answer
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (T, n_in) float32 -> (T, n_out) float32"""
@@ -74,7 +76,7 @@ def widen(typing, bits):
 # Each kernel multiplies rows begin to end of w, whose number is a multiple of four.
 
 
-@compiled(_signature, fastmath=REORDER)
+@compiled(SIGNATURE, fastmath=REORDER)
 def one_row(x, w, out, begin, end):
     row = x[0]
     for n in range(begin, end, 4):
@@ -89,7 +91,7 @@ def one_row(x, w, out, begin, end):
         out[0, n], out[0, n + 1], out[0, n + 2], out[0, n + 3] = y0, y1, y2, y3
 
 
-@compiled(_signature, fastmath=REORDER)
+@compiled(SIGNATURE, fastmath=REORDER)
 def two_rows(x, w, out, begin, end):
     x0, x1 = x[0], x[1]
     for n in range(begin, end, 4):
@@ -109,7 +111,7 @@ def two_rows(x, w, out, begin, end):
         out[1, n], out[1, n + 1], out[1, n + 2], out[1, n + 3] = y10, y11, y12, y13
 
 
-@compiled(_signature, fastmath=REORDER)
+@compiled(SIGNATURE, fastmath=REORDER)
 def four_rows(x, w, out, begin, end):
     """The number of rows of x is a multiple of four. The block of w stays in the cache while x passes by."""
     for n in range(begin, end, 4):

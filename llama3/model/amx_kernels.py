@@ -1,0 +1,219 @@
+"""Kernels for Intel's AMX tiles, compiled by numba: x is packed into tiles, and `few` and `many` multiply it by W.
+
+AMX (Sapphire Rapids and later) has eight registers of 16 rows of 64 bytes for each thread, called tiles. TDPBF16PS
+takes a tile of 16 rows of W, 32 bfloat16 each, and a tile of 32 columns of 16 rows of x. It adds their 16 x 16 products
+to a tile of float32. Rows of W are such a tile as they stand. In a tile of x, row i holds for each row of x the pair of
+columns 2i and 2i + 1, so x must be rearranged: that is `pack`. A product of two bfloat16 is exact in float32. The even
+and the odd columns of a tile are added up separately, one column after the other, and their two sums then go to the
+result. Numbers below 2**-126, given or computed, count as 0.
+
+To multiply float32 numbers, `pack` splits each into three bfloat16 of 8 significant bits whose sum it is, and each tile
+of W meets all three. Every entry of y adds its terms in one order, column tile after column tile and in each the three
+parts, in `few` as in `many`. So the bits of a row of y depend neither on the number of rows of x nor on the other rows.
+A tile whose rows cross cache lines costs 3.5 times as much, so all but W begins at a multiple of 64 bytes.
+
+A CPU without AMX cannot even compile `few` and `many`: LLVM ends the process. Ask `linear_amx.missing` first.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, register_jitable
+
+from llama3.model.jit import compiled
+
+DEPTH = 64  # column tiles that `many` multiplies at a time: their part of 128 rows of W stays in the core's cache
+CONFIG = np.zeros(64, np.uint8)  # what LDTILECFG reads: palette 1, eight tiles of 16 rows of 64 bytes
+CONFIG[0], CONFIG[48:56], CONFIG[16:32:2] = 1, 16, 64
+ARRAYS = "Array(uint16, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], float32[:, ::1]"  # w, packed x, and y
+UPPER_HALF, EXPONENT, QUIET = np.uint32(0xFFFF0000), np.uint32(0x7F800000), np.uint32(0x00400000)
+
+
+def compilable() -> bool:
+    """Whether numba compiles for a CPU with AMX. NUMBA_CPU_FEATURES may name another CPU's features than this one's."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+amx-bf16" in features
+
+
+def _instruction(name: str, n_tiles: int, n_addresses: int) -> Any:
+    """How numba calls an instruction: with literal numbers of tiles, and then with an address and a stride in bytes."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = [ir.Constant(ir.IntType(8), tile.literal_value) for tile in signature.args[:n_tiles]]
+        if n_addresses:
+            where, *stride = arguments[n_tiles:]
+            values += [builder.inttoptr(where, ir.IntType(8).as_pointer()), *stride]
+        function = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86." + name), values)
+        return context.get_dummy_value()
+
+    def signature(*tiles: Any) -> Any:
+        return types.void(*tiles, *[types.int64] * n_addresses), emit
+
+    forms = {  # numba counts the parameters of a function, so that *arguments will not do
+        (0, 0): lambda typing: signature(),
+        (0, 1): lambda typing, address: signature(),
+        (1, 0): lambda typing, tile: signature(tile),
+        (1, 2): lambda typing, tile, address, stride: signature(tile),
+        (3, 0): lambda typing, to, w, x: signature(to, w, x),
+    }
+    return intrinsic(prefer_literal=True)(forms[n_tiles, n_addresses])
+
+
+ldtilecfg = _instruction("ldtilecfg", 0, 1)
+tilerelease = _instruction("tilerelease", 0, 0)
+tilezero = _instruction("tilezero", 1, 0)
+tileloadd = _instruction("tileloadd64", 1, 2)
+tilestored = _instruction("tilestored64", 1, 2)
+tdpbf16ps = _instruction("tdpbf16ps", 3, 0)
+
+
+@intrinsic
+def bits_of(typing: Any, value: Any) -> Any:
+    """The bits of a float32 as uint32."""
+    return types.uint32(types.float32), lambda _, builder, __, values: builder.bitcast(values[0], ir.IntType(32))
+
+
+@intrinsic
+def float_of(typing: Any, bits: Any) -> Any:
+    """The float32 of these bits."""
+    return types.float32(types.uint32), lambda _, builder, __, values: builder.bitcast(values[0], ir.FloatType())
+
+
+@register_jitable
+def address(array: Any) -> Any:
+    """Where an array begins. numba's own type for it is unsigned, and unsigned + signed makes float64 in numba."""
+    return np.int64(array.ctypes.data)
+
+
+@register_jitable
+def split(value: Any, last: bool) -> Any:
+    """float32 -> (its bfloat16 as the upper half of a uint32, what remains of the value).
+
+    All parts but the last are cut off, not rounded: the largest floats would round to infinity. An infinity or a NaN
+    remains one, and its other parts are 0.
+    """
+    bits = bits_of(value)
+    if bits & EXPONENT == EXPONENT:
+        return np.uint32((bits & UPPER_HALF) | (QUIET if value != value else np.uint32(0))), np.float32(0)
+    if last:  # to nearest, ties to even
+        bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    part = np.uint32(bits & UPPER_HALF)
+    return part, value - float_of(part)
+
+
+@compiled("void(Array(float32, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], int64, int64)")
+def pack(x: Any, packed: Any, begin: int, end: int) -> None:
+    """Fill the column tiles from begin to end of packed, which may have more rows than x: those become 0.
+
+    x (T, n_in) float32; packed (>= T / 16, n_in / 32, parts, 16 pairs of columns, 16 rows) uint32
+    """
+    parts = packed.shape[2]
+    rest = np.empty((32, 16), np.float32)  # a tile's columns, without the parts that are already packed
+    for block in range(packed.shape[0]):
+        rows = min(max(len(x) - 16 * block, 0), 16)
+        for k in range(begin, end):
+            if rows < 16:
+                packed[block, k] = 0
+            for row in range(rows):
+                for column in range(32):
+                    rest[column, row] = x[16 * block + row, 32 * k + column]
+            for part in range(parts):
+                for pair in range(16):
+                    for row in range(rows):
+                        low, rest[2 * pair, row] = split(rest[2 * pair, row], part == parts - 1)
+                        high, rest[2 * pair + 1, row] = split(rest[2 * pair + 1, row], part == parts - 1)
+                        packed[block, k, part, pair, row] = high | (low >> np.uint32(16))
+
+
+@compiled(f"void({ARRAYS}, int64, int64)")
+def few(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
+    """y = W's rows from begin to end times x, for up to 16 rows of x. The time goes into reading W from memory.
+
+    w (n_out, n_in) bfloat16 as uint16; x as packed, of one block; y (>= end - begin, 16) float32; begin and end in 32s
+    """
+    ldtilecfg(address(CONFIG))
+    stride = w.strides[0]
+    for n in range(begin, end, 32):
+        tilezero(0)
+        tilezero(1)
+        a, b, c = address(w) + n * stride, address(x), address(y) + (n - begin) * 64
+        for _ in range(x.shape[1]):
+            tileloadd(4, a, stride)
+            tileloadd(5, a + 16 * stride, stride)
+            for _ in range(x.shape[2]):
+                tileloadd(6, b, 64)
+                tdpbf16ps(0, 4, 6)
+                tdpbf16ps(1, 5, 6)
+                b += 1024
+            a += 64
+        tilestored(0, c, 64)
+        tilestored(1, c + 1024, 64)
+    tilerelease()
+
+
+@compiled(f"void({ARRAYS}, uint32[:, ::1], int64, int64)")
+def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
+    """The same for any number of rows of x, 32 rows of W by 32 rows of x at a time.
+
+    x: an even number of blocks; y (>= end - begin, 16 for each block). With copy (rows, n_in / 2) uint32, so many rows
+    of W are copied there first, tile after tile, and stay in the cache. If copy is empty, W is read where it is.
+    """
+    ldtilecfg(address(CONFIG))
+    steps, parts = x.shape[1], x.shape[2]
+    stride, line = w.strides[0], y.strides[0]
+    height = max(32, len(copy))
+    depth = DEPTH if len(copy) else steps
+    for top in range(begin, end, height):
+        bottom = min(top + height, end)
+        tiles, below, right, pitch = address(w) + top * stride, 16 * stride, 64, stride
+        if len(copy):
+            _copy_tiles(tiles, stride, (bottom - top) // 16, steps, address(copy))
+            tiles, below, right, pitch = address(copy), steps * 1024, 1024, 64
+        for first in range(0, steps, depth):
+            for block in range(0, len(x), 2):
+                for n in range(top, bottom, 32):
+                    a = tiles + (n - top) // 16 * below + first * right
+                    b = address(x) + (block * steps + first) * parts * 1024
+                    c = address(y) + (n - begin) * line + block * 64
+                    if first == 0:
+                        tilezero(0)
+                        tilezero(1)
+                        tilezero(2)
+                        tilezero(3)
+                    else:
+                        tileloadd(0, c, line)
+                        tileloadd(1, c + 64, line)
+                        tileloadd(2, c + 16 * line, line)
+                        tileloadd(3, c + 16 * line + 64, line)
+                    for _ in range(first, min(first + depth, steps)):
+                        tileloadd(4, a, pitch)
+                        tileloadd(5, a + below, pitch)
+                        for _ in range(parts):
+                            tileloadd(6, b, 64)
+                            tileloadd(7, b + steps * parts * 1024, 64)
+                            tdpbf16ps(0, 4, 6)
+                            tdpbf16ps(1, 4, 7)
+                            tdpbf16ps(2, 5, 6)
+                            tdpbf16ps(3, 5, 7)
+                            b += 1024
+                        a += right
+                    tilestored(0, c, line)
+                    tilestored(1, c + 64, line)
+                    tilestored(2, c + 16 * line, line)
+                    tilestored(3, c + 16 * line + 64, line)
+    tilerelease()
+
+
+@register_jitable
+def _copy_tiles(w: int, stride: int, heights: int, steps: int, to: int) -> None:
+    """Copy tiles from W's rows to where they lie one after the other, row of tiles by row of tiles."""
+    for height in range(heights):
+        for step in range(steps):
+            tileloadd(4, w + 16 * height * stride + 64 * step, stride)
+            tilestored(4, to, 64)
+            to += 1024

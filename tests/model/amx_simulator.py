@@ -1,0 +1,168 @@
+"""Intel's AMX instructions in NumPy, stricter than a CPU, so that the kernels' Python functions run anywhere.
+
+A tile must have been set before it is read. Memory may be touched only inside the arrays that a kernel got as arguments
+(and the configuration). All of them but W must be touched in whole cache lines, from multiples of 64 bytes, and nothing
+may be written to W or x. Each thread has tiles of its own, and no configuration outside of a kernel.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from llama3.model import amx_kernels, linear_amx
+
+TINY = np.float32(2.0**-126)
+
+
+class AmxError(Exception):
+    """The kernel did what a CPU would refuse, or what would be slow there or wrong."""
+
+
+def flushed(value: np.ndarray) -> np.ndarray:
+    """Inputs: what is smaller than the smallest normal float32 counts as 0."""
+    return np.where(np.abs(value) < TINY, value.dtype.type(0), value)
+
+
+def rounded(exact: np.ndarray, small: bool = True) -> np.ndarray:
+    """float64 -> float32 to nearest, ties to even, as float64. What is tiny once it is rounded to 24 bits becomes 0.
+
+    small: whether a nonzero number below 2**-75 is possible.
+    """
+    with np.errstate(over="ignore"):
+        result = exact.astype(np.float32).astype(np.float64)
+        if small:
+            result[np.abs((exact * 2.0**64).astype(np.float32)) < TINY * 2.0**64] = 0
+    return result
+
+
+@np.errstate(invalid="ignore")
+def dot(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """TDPBF16PS (Intel's Software Developer's Manual): even and odd columns are added up from 0, then all to c.
+
+    c (..., m, n) float32; a (..., m, 16, 2) and b (..., 16, n, 2) float32 that hold bfloat16
+
+    Every sum is rounded once. float64 holds a product, of 16 bits. A sum may need more than float64's 53 bits, but only
+    if one term is below 2**-29 of the other: then it rounds to the larger term, in float64 as without its limit.
+    """
+    a, b, c = (flushed(value).astype(np.float64) for value in (a, b, c))
+    products = np.moveaxis(a[..., :, None, :, :] * np.swapaxes(b, -3, -2)[..., None, :, :, :], -2, 0)
+    small = bool(np.any((np.abs(products) < 2.0**-60) & (products != 0)))  # their sums are multiples of their last bits
+    sums = np.zeros(products.shape[1:])  # (..., m, n, 2)
+    for product in products:
+        sums = rounded(sums + product, small)
+    return rounded(c + rounded(sums[..., 0] + sums[..., 1])).astype(np.float32)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 as uint16 -> float32"""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class Tiles(threading.local):
+    """A thread's tiles, and the memory that its kernel may touch."""
+
+    def __init__(self) -> None:
+        self.configured = False
+        self.tiles: dict[int, np.ndarray] = {}  # number -> (16, 64) uint8
+        self.memory: list[tuple[np.ndarray, bool, bool]] = []  # bytes, whether aligned, whether writable
+        self.count = 0
+
+    def _bytes(self, address: int, size: int, write: bool) -> np.ndarray:
+        for array, aligned, writable in self.memory:
+            begin = int(address) - array.ctypes.data
+            if begin >= 0 and begin + size <= array.size:
+                if aligned and int(address) % 64:
+                    raise AmxError(f"{address:#x} is not a multiple of 64")
+                if write and not writable:
+                    raise AmxError(f"a kernel writes to {address:#x}, which is input")
+                return array[begin : begin + size]
+        raise AmxError(f"{size} bytes at {address:#x} are in none of the kernel's arrays")
+
+    def _tile(self, tile: int) -> np.ndarray:
+        if not self.configured or tile not in range(8):
+            raise AmxError(f"tile {tile} is not configured")
+        if tile not in self.tiles:
+            raise AmxError(f"tile {tile} is read before it is set")
+        return self.tiles[tile]
+
+    def ldtilecfg(self, address: int) -> None:
+        config = self._bytes(address, 64, False)
+        palette, start, columns, rows = config[0], config[1], config[16:32].view(np.uint16), config[48:56]
+        if (palette, start) != (1, 0) or config[2:16].any() or config[32:48].any() or config[56:].any():
+            raise AmxError("the configuration is not valid")
+        if (columns != 64).any() or (rows != 16).any():
+            raise AmxError("the simulator knows full tiles only")
+        self.configured, self.tiles = True, {}
+
+    def tilerelease(self) -> None:
+        self.configured, self.tiles = False, {}
+
+    def tilezero(self, tile: int) -> None:
+        self.tiles[tile] = np.zeros((16, 64), np.uint8)
+        self._tile(tile)
+
+    def tileloadd(self, tile: int, address: int, stride: int) -> None:
+        self.tiles[tile] = np.stack([self._bytes(address + row * stride, 64, False) for row in range(16)])
+        self._tile(tile)
+
+    def tilestored(self, tile: int, address: int, stride: int) -> None:
+        for row, content in enumerate(self._tile(tile)):
+            self._bytes(address + row * stride, 64, True)[:] = content
+
+    def tdpbf16ps(self, to: int, w: int, x: int) -> None:
+        a, b = (widened(self._tile(tile).view(np.uint16)).reshape(16, 16, 2) for tile in (w, x))
+        if len({to, w, x}) < 3:
+            raise AmxError("the three tiles must differ")
+        self.tiles[to] = dot(self._tile(to).view(np.float32), a, b).view(np.uint8)
+        self.count += 1
+
+    def run(self, kernel: Any, w: np.ndarray, x: np.ndarray, *others: Any) -> None:
+        """Call the Python function of `few` or `many`."""
+        arrays = [amx_kernels.CONFIG, w, x, *(array for array in others if isinstance(array, np.ndarray))]
+        flags = [(False, False), (False, False), (True, False), *[(True, True)] * (len(arrays) - 3)]
+        self.memory = [(array.reshape(-1).view(np.uint8), *flag) for array, flag in zip(arrays, flags, strict=True)]
+        kernel.py_func(w, x, *others)
+        if self.configured:
+            raise AmxError("the tiles are not released")
+        self.memory = []
+
+
+INSTRUCTIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps")
+
+
+@contextmanager
+def simulated() -> Iterator[Tiles]:
+    """AmxMatrix works as on a CPU with AMX: all but the instructions, and numba's compiler, is the real code."""
+    tiles = Tiles()
+    with ExitStack() as stack:
+        patch = lambda module, name, new: stack.enter_context(mock.patch.object(module, name, new))  # noqa: E731
+        for name in INSTRUCTIONS:
+            patch(amx_kernels, name, getattr(tiles, name))
+        for kernel in (amx_kernels.few, amx_kernels.many):
+            patch(kernel, "compile", lambda: None)
+            patch(kernel, "_compiled", lambda *arguments, kernel=kernel: tiles.run(kernel, *arguments))
+        patch(linear_amx, "missing", lambda: None)
+        yield tiles
+
+
+def product_in_order(x: np.ndarray, w: np.ndarray, parts: int) -> np.ndarray:
+    """What AMX must give, bit by bit: every entry of x @ w.T on its own, without tiles, blocks or threads.
+
+    x (T, n_in) float32, finite; w (n_out, n_in) bfloat16
+    """
+    assert np.isfinite(x).all()
+    y = np.zeros((len(w), len(x)), np.float32)
+    a = widened(w.view(np.uint16)).reshape(len(w), -1, 16, 2)
+    for k in range(a.shape[1]):
+        rest = x[:, 32 * k : 32 * k + 32].copy()
+        for part in range(parts):
+            last = part == parts - 1
+            bits = rest.view(np.uint32)
+            b = ((bits + (0x7FFF + (bits >> 16 & 1) if last else 0)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+            y = dot(y, a[:, k], b.reshape(len(x), 16, 2).transpose(1, 0, 2))
+            rest -= b
+    return y.T
