@@ -19,8 +19,8 @@ def random_matrix(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
     return matrix.view(ml_dtypes.bfloat16)
 
 
-def random_weights() -> Weights:
-    c, rng = CONFIG, np.random.default_rng(0)
+def random_weights(c: ModelConfig = CONFIG) -> Weights:
+    rng = np.random.default_rng(0)
     ones = np.ones(c.dim, ml_dtypes.bfloat16)
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layers = [

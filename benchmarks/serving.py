@@ -28,8 +28,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cpu  # the files beside this one
 import numpy as np
+import random_8b  # the files beside this one
 from machine import about_this_run
 from serving_plot import draw, matplotlib_or_exit
 
@@ -79,8 +79,9 @@ def load(layers: int | None) -> Llama:
     if layers is None:
         checkpoint = load_folder(resolve(None))
     else:
-        config = replace(cpu.CONFIG, n_layers=layers)
-        checkpoint = Checkpoint(Path("random"), config, cpu.random_weights(config), None, frozenset(), "Meta", (), {})
+        config = replace(random_8b.CONFIG, n_layers=layers)
+        weights = random_8b.random_weights(config)
+        checkpoint = Checkpoint(Path("random"), config, weights, None, frozenset(), "Meta", (), {})
     return Llama(replace(checkpoint, config=replace(checkpoint.config, max_seq_len=CONTEXT), stop_ids=frozenset()))
 
 
@@ -248,7 +249,7 @@ def measure(layers: int | None, least: int) -> dict[str, Any]:
         arrivals.append({"load": part, **poisson(llama, part * best, 4 * least)})
         show(f"{part * best:.2f} arrivals a second", arrivals[-1])
     return {
-        "linear": os.environ.get("LLAMA3_LINEAR", "auto"),
+        "linear": llama.model.linear.kind,
         "slots": SLOTS,
         "clients": clients,
         "arrivals": arrivals,

@@ -1,5 +1,8 @@
 """benchmarks/serving.py, all four parts on the demo with few and short requests: its figures are there and add up."""
 
+from dataclasses import replace
+
+import random_8b
 import serving
 
 
@@ -19,3 +22,11 @@ def test_each_part_measures_what_it_says(monkeypatch):
     alone, beside = (serving.dialogue(llama, slots) for slots in (1, 2))
     assert [turn["read"] for turn in alone["turns"]] == [turn["prompt"] for turn in alone["turns"]]
     assert beside["only_new_tokens_read"] and beside["turns"][1]["read"] == serving.NEW + 1
+
+
+def test_random_weights_have_as_many_layers_as_asked_for_and_end_no_answer(monkeypatch):
+    tiny = {"dim": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "hidden_dim": 96, "vocab_size": 300}
+    monkeypatch.setattr(random_8b, "CONFIG", replace(random_8b.CONFIG, **tiny))
+    llama = serving.load(layers=2)
+    assert len(llama.model.weights.layers) == 2
+    assert len(serving.ask(llama, [1, 2, 3], 40).tokens) == 40
