@@ -212,14 +212,14 @@ def nmse(a: list[float], b: list[float]) -> float:
     return float(np.sum(np.subtract(a, b) ** 2) / np.sum(np.square(b)))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the measurements as JSON")
     parser.add_argument("--linear", choices=("numpy", "numba", "amx"), help="LLAMA3_LINEAR of our processes")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.worker:
         work(args)
         return 0
