@@ -56,11 +56,11 @@ def ours(folder: Path, prompt: int, tokens: int) -> Result:
     """Load as the command line does, which reads the weights ahead, and generate."""
     start = time.perf_counter()
     from llama3 import Llama
-    from llama3.cli.loading import all_arrays, read_ahead
+    from llama3.cli.loading import read_ahead, read_by_each_token
 
     imported = time.perf_counter()
     llama = Llama.load(folder, device="cpu")
-    read_ahead(all_arrays(llama.checkpoint.weights), quiet=True)
+    read_ahead(read_by_each_token(llama.checkpoint.weights), quiet=True)
     loaded = time.perf_counter()
     logits: list[np.ndarray] = []
 
