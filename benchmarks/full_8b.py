@@ -56,11 +56,11 @@ def ours(folder: Path, prompt: int, tokens: int) -> Result:
     """Load as the command line does, which reads the weights ahead, and generate."""
     start = time.perf_counter()
     from llama3 import Llama
-    from llama3.cli.loading import all_arrays, read_ahead
+    from llama3.cli.loading import read_ahead, read_by_each_token
 
     imported = time.perf_counter()
     llama = Llama.load(folder, device="cpu")
-    read_ahead(all_arrays(llama.checkpoint.weights), quiet=True)
+    read_ahead(read_by_each_token(llama.checkpoint.weights), quiet=True)
     loaded = time.perf_counter()
     logits: list[np.ndarray] = []
 
@@ -212,14 +212,14 @@ def nmse(a: list[float], b: list[float]) -> float:
     return float(np.sum(np.subtract(a, b) ** 2) / np.sum(np.square(b)))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the measurements as JSON")
     parser.add_argument("--linear", choices=("numpy", "numba", "amx"), help="LLAMA3_LINEAR of our processes")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.worker:
         work(args)
         return 0

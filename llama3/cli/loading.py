@@ -53,13 +53,13 @@ def load(args: argparse.Namespace) -> "Llama":
         )
     if llama.device != "cpu":
         return llama
-    arrays = all_arrays(llama.checkpoint.weights)
+    arrays = read_by_each_token(llama.checkpoint.weights)
     size, memory = sum(array.nbytes for array in arrays), physical_memory()
     if size > memory:
         if not args.quiet:
             note(
-                f"the weights have {in_bytes(size)}, but this machine has {in_bytes(memory)} of memory: "
-                "each token reads them from disk again"
+                f"each token reads {in_bytes(size)} of weights, but this machine has {in_bytes(memory)} of memory: "
+                "they come from disk each time"
             )
     elif size > LARGE:
         read_ahead(arrays, args.quiet)
@@ -73,12 +73,16 @@ def which(llama: "Llama", args: argparse.Namespace) -> str:
     return f"{args.model if cached else path.absolute().name} on {llama.device}"
 
 
-def all_arrays(weights: "Weights") -> "list[np.ndarray]":
-    """Every array of the weights, in the order in which a forward pass uses them; a tied output matrix only once."""
-    arrays = [weights.tok_embeddings]
+def read_by_each_token(weights: "Weights") -> "list[np.ndarray]":
+    """Every array that a forward pass reads whole, in this order.
+
+    A token reads one row of the embedding, so the embedding is left out, which is 1 GB with the 8B. If it is tied, it
+    is the output matrix.
+    """
+    arrays: list[np.ndarray] = []
     for layer in weights.layers:
         arrays += vars(layer).values()
-    return arrays + [weights.norm] + ([] if weights.output is weights.tok_embeddings else [weights.output])
+    return [*arrays, weights.norm, weights.output]
 
 
 def read_ahead(arrays: "list[np.ndarray]", quiet: bool) -> None:
