@@ -208,6 +208,15 @@ def test_a_clause_says_what_is_missing(system: str, flags: str, refusal: int, cl
         assert re.search(clause, missing.__wrapped__() or "None")
 
 
+def test_the_kernels_are_compiled_when_a_matrix_is_made_not_at_the_first_token() -> None:
+    with simulated():
+        names = ("pack", "few", "many")
+        with mock.patch.multiple(amx_kernels, **{name: mock.Mock() for name in names}):
+            AmxMatrix(weights(32, 32))
+            for name in names:
+                getattr(amx_kernels, name).compile.assert_called_once_with()
+
+
 def test_without_amx_no_matrix_is_made_and_the_import_is_harmless() -> None:
     program = "import sys; from llama3.model.linear_amx import AmxMatrix; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
