@@ -134,7 +134,8 @@ def pack(x: Any, packed: Any, begin: int, end: int) -> None:
 def few(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
     """y = W's rows from begin to end times x, for up to 16 rows of x. The time goes into reading W from memory.
 
-    w (n_out, n_in) bfloat16 as uint16; x as packed, of one block; y (>= end - begin, 16) float32; begin and end in 32s
+    w (n_out, n_in) bfloat16 as uint16; x as packed, of one block; y (>= end - begin, 16) float32; begin and end in 32s.
+    Tiles 0 and 1 are sums, 4 and 5 are from W, 6 is from x.
     """
     ldtilecfg(address(CONFIG))
     stride = w.strides[0]
@@ -162,6 +163,7 @@ def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
 
     x: an even number of blocks; y (>= end - begin, 16 for each block). With copy (rows, n_in / 2) uint32, so many rows
     of W are copied there first, tile after tile, and stay in the cache. If copy is empty, W is read where it is.
+    Tiles 0 to 3 are sums, 4 and 5 are from W, 6 and 7 are from x.
     """
     ldtilecfg(address(CONFIG))
     steps, parts = x.shape[1], x.shape[2]

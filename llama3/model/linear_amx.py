@@ -27,7 +27,7 @@ FEW = 16  # up to this many rows of x, they are one tile and `few` multiplies
 DIRECT = 64  # up to this many, rows of W are multiplied so few times that copying them to aligned memory does not pay
 SLICE = 2**20  # entries of W that a thread takes at a time: 2 MB
 BLOCK = 128  # rows of W that are copied at a time: 1 MB where n_in is 4096, half of a core's own cache (L2)
-PACKED = 2**16  # entries of x that a thread packs at a time
+PACKED = 2**17  # entries of x that a thread packs at a time
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18  # Linux's numbers
 
 
@@ -48,7 +48,7 @@ def missing() -> str | None:
         return f"Linux refuses AMX to this process (arch_prctl: {os.strerror(ctypes.get_errno())})"
     from llama3.model import amx_kernels
 
-    return None if amx_kernels.compilable() else "numba compiles for a CPU without AMX (NUMBA_CPU_NAME, _FEATURES)"
+    return None if amx_kernels.compilable() else "numba compiles for a CPU without AMX (NUMBA_CPU_FEATURES)"
 
 
 def fits(w: np.ndarray) -> bool:
@@ -92,7 +92,7 @@ class AmxMatrix:
         if len(x):
             packed = _pack(np.ascontiguousarray(x), parts.pop())
             for matrix, y in zip(matrices, out):
-                rows = BLOCK if len(x) > DIRECT else max(32, SLICE // x.shape[1] // 32 * 32)
+                rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // x.shape[1] // 32 * 32), len(matrix.w))
                 share(partial(_multiply, packed, matrix.w.view(np.uint16), y, rows), len(matrix.w), rows)
         return out
 
