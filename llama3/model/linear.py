@@ -19,9 +19,9 @@ import numpy as np
 
 from llama3.model.threads import share
 
-FEW = 4  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
+FEW = 8  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
 SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kernel for small matrices
-MANY = 128  # from this many rows of x on, the product costs more than the conversion, and larger tiles pay off
+MANY = 16  # from this many rows of x on, the product costs more than the conversion, and larger tiles pay off
 SMALL_TILE = 2**18  # entries: 1 MB as float32, which a core's own cache (L2) holds
 LARGE_TILE = 2**21  # entries: 8 MB. BLAS repacks x for every tile, so many rows want fewer tiles
 

@@ -15,7 +15,7 @@ from tests.tiny import random_tensors, tiny_config, write_hf
 
 
 def arguments(folder: Path, quiet: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(model=str(folder), device="auto", quiet=quiet)
+    return argparse.Namespace(model=str(folder), device="auto", quiet=quiet, linear=None, activations="float32")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -74,7 +74,7 @@ def test_a_model_is_named_as_one_knows_it(talker: Path, tmp_path: Path, monkeypa
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123456789"
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(talker)
-    args = argparse.Namespace(model="owner/name", device="auto", quiet=False)
+    args = argparse.Namespace(model="owner/name", device="auto", quiet=False, linear=None, activations="float32")
     monkeypatch.setattr("llama3.llama.resolve", lambda model: snapshot)
     assert loading.which(loading.load(args), args) == "owner/name on cpu"
 
