@@ -20,10 +20,11 @@ import numpy as np
 from llama3.model.threads import share
 
 FEW = 8  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
+MANY = 128  # from this many rows of x on, the product costs more than the conversion
 SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kernel for small matrices
-MANY = 16  # from this many rows of x on, the product costs more than the conversion, and larger tiles pay off
-SMALL_TILE = 2**18  # entries: 1 MB as float32, which a core's own cache (L2) holds
-LARGE_TILE = 2**21  # entries: 8 MB. BLAS repacks x for every tile, so many rows want fewer tiles
+# Entries of a tile. Few rows read a tile once, so it should stay in a core's own cache (L2): 1 MB as float32. BLAS
+# repacks x for every tile, so the more rows there are, the fewer tiles there should be: 4 MB, and 8 MB for many.
+SMALL_TILE, MIDDLE_TILE, LARGE_TILE = 2**18, 2**20, 2**21
 
 
 class Matrix(Protocol):
@@ -39,7 +40,7 @@ def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
     if len(x):  # else no logits are needed for this chunk of a prompt: do not read the output matrix
-        entries = SMALL_TILE if len(x) < MANY else LARGE_TILE
+        entries = SMALL_TILE if len(x) <= FEW else MIDDLE_TILE if len(x) < MANY else LARGE_TILE
         height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
         share(partial(_multiply, x, w, out, height), len(w), height)
     return out

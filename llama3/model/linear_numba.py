@@ -23,7 +23,7 @@ from llama3.model.jit import compiled
 from llama3.model.linear import linear
 from llama3.model.threads import share
 
-MOST_ROWS = 16  # of x. Above, NumPy's tiles are faster: BLAS uses every entry that it loads more often
+MOST_ROWS = 32  # of x. Above, NumPy's tiles are faster: BLAS uses every entry that it loads more often
 STEP = 2**19  # entries of w that a thread takes at a time: 1 MB
 REORDER = {"reassoc", "contract", "nsz"}  # sums may be reordered and fused, but inf and NaN stay what they are
 
