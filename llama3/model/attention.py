@@ -5,7 +5,11 @@ directly. Here the queries are taken in blocks, one kv head at a time, so that t
 memory all at once: with 8,192 positions of the 8B model they would fill 8.6 GB a layer; a block of them fills 16 MB.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
+
+from llama3.model.threads import share
 
 BLOCK = 128  # query positions at a time; the scores of one group of heads then stay in the CPU's cache
 
@@ -15,23 +19,33 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     -> (n, n_heads * head_dim). Row i of q is at position length - n + i.
     """
     n, n_heads, head_dim = q.shape
-    n_kv_heads, length, _ = k.shape
-    group = n_heads // n_kv_heads
-    start = length - n
-    out = np.empty((n, n_kv_heads, group, head_dim), np.float32)
+    n_kv_heads, group = len(k), n_heads // len(k)
     q = q.reshape(n, n_kv_heads, group, head_dim) / np.sqrt(np.float32(head_dim))
-    for begin in range(0, n, BLOCK):
-        end = min(begin + BLOCK, n)
-        block = end - begin
-        visible = start + end  # keys that at least one query of this block may see
-        future = np.triu(np.ones((block, block), bool), 1)[:, None]  # (block, 1, block): mask of the last `block` keys
-        for head in range(n_kv_heads):
-            queries = q[begin:end, head].reshape(-1, head_dim)  # (block * group, head_dim)
-            scores = (queries @ k[head, :visible].T).reshape(-1, group, visible)  # (block, group, visible)
-            np.copyto(scores[..., start + begin :], -np.inf, where=future)
-            heads = softmax(scores).reshape(-1, visible) @ v[head, :visible]  # (block * group, head_dim)
-            out[begin:end, head] = heads.reshape(-1, group, head_dim)
+    out = np.empty(q.shape, np.float32)  # (n, n_kv_heads, group, head_dim)
+
+    def attend(slices: Iterator[slice]) -> None:
+        for heads in slices:
+            for head in range(heads.start, heads.stop):
+                out[:, head] = attend_with_head(q[:, head], k[head], v[head])
+
+    share(attend, n_kv_heads, 1 if n >= BLOCK else n_kv_heads)  # few queries are done before another thread begins
     return out.reshape(n, n_heads * head_dim)
+
+
+def attend_with_head(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """One kv head: q (n, group, head_dim), already divided; k, v (length, head_dim) -> (n, group, head_dim)"""
+    group, head_dim = q.shape[1:]
+    out, start = np.empty(q.shape, np.float32), len(k) - len(q)
+    for begin in range(0, len(q), BLOCK):
+        rows = slice(begin, min(begin + BLOCK, len(q)))
+        block, visible = rows.stop - begin, start + rows.stop  # queries, and keys that at least one of them may see
+        queries = q[rows].reshape(-1, head_dim)  # (block * group, head_dim)
+        scores = (queries @ k[:visible].T).reshape(block, group, visible)  # (block, group, visible)
+        future = np.triu(np.ones((block, block), bool), 1)[:, None]  # (block, 1, block): mask of the last `block` keys
+        np.copyto(scores[..., start + begin :], -np.inf, where=future)
+        heads = softmax(scores).reshape(-1, visible) @ v[:visible]  # (block * group, head_dim)
+        out[rows] = heads.reshape(block, group, head_dim)
+    return out
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

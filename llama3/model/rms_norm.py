@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from llama3.model.threads import by_rows
+
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """x (T, dim) float32, weight (dim,) float32 -> (T, dim) float32. Rows do not affect one another."""
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
-    return x / np.sqrt(mean_square + eps) * weight
+    return by_rows(lambda x: x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight, x)

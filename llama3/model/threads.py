@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
+ROWS = 32  # fewer are done before another thread begins
 _lock = threading.Lock()  # the number of BLAS threads belongs to the process: one caller at a time may change it
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
 _idle = threading.Condition()  # guards _computing
@@ -28,6 +30,20 @@ def share(work: Callable[[Iterator[slice]], None], n: int, step: int) -> None:
         work(slices)
     else:
         _run_on_blas_threads(lambda: work(slices))
+
+
+def by_rows(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """function(*arrays) for a function that treats each row alone, on all threads if there are more than ROWS rows."""
+    if len(arrays[0]) <= ROWS:
+        return function(*arrays)
+    out = np.empty_like(arrays[0])
+
+    def work(slices: Iterator[slice]) -> None:
+        for rows in slices:
+            out[rows] = function(*(array[rows] for array in arrays))
+
+    share(work, len(out), ROWS)
+    return out
 
 
 def _run_on_blas_threads(work: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ class Transformer:
 
     def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
         self.config, self.weights, self.adapters = config, weights, adapters or {}
+        self.attention = attention  # a faster function for the same may take its place
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
@@ -52,7 +53,7 @@ class Transformer:
             heads = np.empty((T, c.n_heads * c.head_dim), np.float32)
             for j, span in enumerate(batch.spans):  # attention alone mixes rows, so it runs sequence by sequence
                 keys, values = cache.write(batch.slots[j], i, k[span], v[span])  # (n_kv_heads, lengths[j], head_dim)
-                heads[span] = attention(q[span], keys, values)
+                heads[span] = self.attention(q[span], keys, values)
             attention_out = linear(heads, layer.wo)  # (T, dim)
             trace(f"layers.{i}.attention", attention_out)
             x = x + attention_out  # (T, dim)

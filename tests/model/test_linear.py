@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.model import linear as module
+from llama3.model import threads
 from llama3.model.linear import FEW, LARGE_TILE, MANY, MIDDLE_TILE, SMALL_TILE, linear, linears
 
 DTYPES = [ml_dtypes.bfloat16, np.float16, np.float32]
+new_pool = mock.patch.object(threads, "_workers", None)  # which finds every BLAS that is loaded by now
 small_tiles = mock.patch.multiple(
     module, SMALL_TILE=512, MIDDLE_TILE=512, LARGE_TILE=1024
 )  # so that small matrices have many
@@ -137,7 +139,7 @@ def test_blas_has_one_thread_during_a_shared_product_and_its_own_number_afterwar
 
     multiply = module._multiply
     x, w = draw(1, 100), draw(1001, 100, seed=1)
-    with threadpool_limits(2, user_api="blas"), small_tiles, mock.patch.object(module, "_multiply", watch):
+    with threadpool_limits(2, user_api="blas"), small_tiles, mock.patch.object(module, "_multiply", watch), new_pool:
         before = blas_threads()
         linear(x, w)
         assert blas_threads() == before == [2] * len(before)
