@@ -1,14 +1,15 @@
-"""Attention compiled by numba: the result of `attention.py`, where a row's bits depend on nothing but its own sequence.
+"""Attention compiled by numba: the result of `attention.py`, and a row's bits depend on nothing but its own sequence.
 
-Not on the rows that are computed with it, nor on where a chunk of a prompt begins, nor on the number of threads. For
-that, every query meets the keys in blocks of KEYS from position 0, and each block in the same steps: the dot products,
-the largest score so far, the exponentials, and the sum of the values with these weights. What is summed up so far is
-scaled down when a larger score is found (online softmax, Milakov and Gimelshein 2018). The scores of a whole row are
-never in memory. Keys and values behind a row's own position are not read.
+They depend neither on the rows that are computed with it, nor on where a chunk of a prompt begins, nor on the number of
+threads. For that, each query meets the keys in blocks of KEYS from position 0, and each block in the same steps: the
+scores, the largest score so far, the exponentials as weights, and the sum of the values with these weights. When a
+larger score is found, what has been summed up is scaled down (online softmax, Milakov and Gimelshein 2018), so the
+scores of a whole row are never in memory. Keys and values behind a row's own position are not read.
 
-The two products are vector instructions written by hand, so that their order of addition is plain to see: numba's
-optimiser may reorder a sum, but only over a whole block, whose length never changes. A tile of four query heads of one
-position, which share their keys, uses each entry of a key or value four times while it is in a register.
+numba's own loops would either add in an order that LLVM chooses or use a small part of the CPU. So the products of
+scores and values are vector instructions, written for LLVM: the order of every sum is fixed, and each product is added
+with one rounding. Four query heads of one position share their keys and values, so each entry that is loaded is used
+four times.
 """
 
 import math
@@ -65,7 +66,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[begin : begin + size].reshape(shape)
 
 
-# The two products, in LLVM's language. A tile is a loop in which all sums stay in registers.
+# Instructions for numba, written for LLVM. A tile is a loop in which all sums stay in registers.
 
 
 def dots(heads: int, keys: int) -> Any:
@@ -108,11 +109,11 @@ def dots(heads: int, keys: int) -> Any:
 
 
 def weigh(heads: int, lanes: int) -> Any:
-    """An instruction for numba: add n values, each times its weight, to the sums of `heads` heads, one by one."""
+    """An instruction for numba: add n values times their weights, one after another, to the sums of heads."""
 
     @intrinsic
     def tile(typing, sums, weights, v, row, head, kv_head, first, n, channel):
-        """sums[row, head + h, channel:][:lanes] += weights[row, head + h, :n] @ v[kv_head, first : first + n]"""
+        """sums[row, head + h] += weights[row, head + h, :n] @ v[kv_head, first : first + n], `lanes` channels of it"""
 
         def emit(context, builder, signature, arguments):
             sums, weights, v, row, head, kv_head, first, n, channel = _values(context, builder, signature, arguments)
@@ -135,7 +136,7 @@ def weigh(heads: int, lanes: int) -> Any:
 
 
 def fold(add: bool) -> Any:
-    """An instruction for numba: the sum of KEYS numbers, or else the largest, by adding or comparing halves."""
+    """An instruction for numba: the sum of KEYS numbers in a row, or the largest, by adding or comparing halves."""
 
     @intrinsic
     def row_of(typing, weights, row, head):
@@ -185,7 +186,7 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: Any) -> Any:
 
 dots_4x4, dots_1x16 = dots(4, 4), dots(1, 16)
 sum_of, largest_of = fold(add=True), fold(add=False)
-weigh_4, weigh_1, weigh_4_narrow, weigh_1_narrow = weigh(4, WIDE), weigh(1, WIDE), weigh(4, NARROW), weigh(1, NARROW)
+weigh_4, weigh_1, weigh_narrow = weigh(4, WIDE), weigh(1, WIDE), weigh(1, NARROW)
 
 LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(0.693359375)  # ln 2 in 9 bits: times a whole number, it is exact
 LN_2_REST = np.float32(np.log(2) - 0.693359375)
@@ -249,27 +250,27 @@ def weigh_block(sums, weights, v, row, kv_head, first, visible):
     """sums[row] += weights[row, :, :visible] @ v[kv_head, first : first + visible]"""
     _, group, head_dim = sums.shape
     fours, wide = group // 4 * 4, head_dim // WIDE * WIDE
-    for head in range(0, fours, 4):
-        for channel in range(0, wide, WIDE):
+    for channel in range(0, wide, WIDE):
+        for head in range(0, fours, 4):
             weigh_4(sums, weights, v, row, head, kv_head, first, visible, channel)
-        for channel in range(wide, head_dim, NARROW):
-            weigh_4_narrow(sums, weights, v, row, head, kv_head, first, visible, channel)
-    for head in range(fours, group):
-        for channel in range(0, wide, WIDE):
+        for head in range(fours, group):
             weigh_1(sums, weights, v, row, head, kv_head, first, visible, channel)
-        for channel in range(wide, head_dim, NARROW):
-            weigh_1_narrow(sums, weights, v, row, head, kv_head, first, visible, channel)
+    for channel in range(wide, head_dim, NARROW):
+        for head in range(group):
+            weigh_narrow(sums, weights, v, row, head, kv_head, first, visible, channel)
 
 
-READ = "Array(float32, 3, '{}', readonly=True)"
-SIGNATURE = f"void({READ.format('C')}, {READ.format('A')}, {READ.format('A')}, " + (
-    "float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1], int64, int64)"
-)
+_given = "Array(float32, 3, '{}', readonly=True)"  # the argument may be read-only
+_scratch = ", ".join(["float32[:, :, ::1]"] * 5)  # out, queries, sums, state, weights
+_signature = f"void({_given.format('C')}, {_given.format('A')}, {_given.format('A')}, {_scratch}, int64, int64)"
 
 
-@compiled(SIGNATURE, fastmath=FUSE)
+@compiled(_signature, fastmath=FUSE)
 def attend(q, k, v, out, queries, sums, state, weights, first_task, last_task):
-    """Some tasks: the queries of one kv head at up to ROWS positions each. state: largest score, sum of weights."""
+    """Tasks first_task to last_task: each is the queries of one kv head at up to ROWS positions.
+
+    state: of each query, the largest score and the sum of the weights. All arrays that come in are float32.
+    """
     n, _, head_dim = q.shape
     n_kv_heads, length, _ = k.shape
     group = queries.shape[1]
