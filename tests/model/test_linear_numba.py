@@ -1,5 +1,8 @@
 """numba's kernels against the float64 product, and which bits do not change."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -63,6 +66,37 @@ def test_weights_may_be_mapped_read_only_and_x_may_be_strided(tmp_path: Path) ->
     (tmp_path / "file").write_bytes(w.tobytes())
     mapped = NumbaMatrix(np.memmap(tmp_path / "file", ml_dtypes.bfloat16, "r", shape=w.shape))
     np.testing.assert_array_equal(mapped.product(np.asfortranarray(x)), NumbaMatrix(w).product(x))
+
+
+def test_eight_threads_at_once_get_the_right_products() -> None:
+    w = NumbaMatrix(draw(1000, 100, ml_dtypes.bfloat16, seed=1))
+    xs = [draw(1 + i % 9, 100, seed=i) for i in range(64)]
+    with small_steps, ThreadPoolExecutor(8) as callers:
+        for x, y in zip(xs, callers.map(w.product, xs)):
+            np.testing.assert_array_equal(y, w.product(x))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
+def test_a_forked_child_computes_the_same_model() -> None:
+    """Attention, too, and while another thread of the parent generates."""
+    program = """
+import os, sys, threading
+from llama3 import Llama
+llama = Llama.load(linear="numba", slots=2)
+expected = llama.generate("The KV cache", max_tokens=5, temperature=0).text
+thread = threading.Thread(target=lambda: llama.generate("RoPE " * 300, max_tokens=20), daemon=True)
+thread.start()
+for _ in range(5):
+    child = os.fork()
+    same = llama.generate("The KV cache", max_tokens=5, temperature=0).text == expected
+    if not child:
+        os._exit(not same)
+    if not same or os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=root, timeout=120, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_a_float64_input_is_refused() -> None:
