@@ -22,9 +22,9 @@ from llama3.model.threads import share
 FEW = 8  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
 MANY = 128  # from this many rows of x on, the product costs more than the conversion
 SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kernel for small matrices
-# Entries of a tile. Few rows read a tile once, so it should stay in a core's own cache (L2): 1 MB as float32. BLAS
-# repacks x for every tile, so the more rows there are, the fewer tiles there should be: 4 MB, and 8 MB for many.
-SMALL_TILE, MIDDLE_TILE, LARGE_TILE = 2**18, 2**20, 2**21
+# A few rows of x use each tile once, so it should stay in a core's own cache (L2): entries of a tile, 1 MB as float32.
+# BLAS repacks x for every tile, so with more rows fewer and larger tiles pay off: rows of w in a tile.
+SMALL_TILE, TILE_ROWS, MANY_TILE_ROWS = 2**18, 256, 512
 
 
 class Matrix(Protocol):
@@ -40,8 +40,9 @@ def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)
     out = np.empty((len(x), len(w)), np.float32)
     if len(x):  # else no logits are needed for this chunk of a prompt: do not read the output matrix
-        entries = SMALL_TILE if len(x) <= FEW else MIDDLE_TILE if len(x) < MANY else LARGE_TILE
-        height = max(8, entries // max(1, w.shape[1]) // 8 * 8)  # rows of w in a tile; BLAS works in eights
+        height = MANY_TILE_ROWS if len(x) >= MANY else TILE_ROWS  # rows of w in a tile
+        if len(x) <= FEW:
+            height = max(8, SMALL_TILE // max(1, w.shape[1]) // 8 * 8)  # BLAS works in eights
         share(partial(_multiply, x, w, out, height), len(w), height)
     return out
 

@@ -19,13 +19,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from llama3.model import linear as module
 from llama3.model import threads
-from llama3.model.linear import FEW, LARGE_TILE, MANY, MIDDLE_TILE, SMALL_TILE, linear, linears
+from llama3.model.linear import FEW, MANY, MANY_TILE_ROWS, SMALL_TILE, TILE_ROWS, linear, linears
 
 DTYPES = [ml_dtypes.bfloat16, np.float16, np.float32]
 new_pool = mock.patch.object(threads, "_workers", None)  # which finds every BLAS that is loaded by now
-small_tiles = mock.patch.multiple(
-    module, SMALL_TILE=512, MIDDLE_TILE=512, LARGE_TILE=1024
-)  # so that small matrices have many
+small_tiles = mock.patch.multiple(module, SMALL_TILE=512, TILE_ROWS=8, MANY_TILE_ROWS=16)  # small matrices have many
 
 
 def draw(rows: int, columns: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
@@ -60,11 +58,12 @@ def test_equals_the_float64_product(rows: int, out: int, columns: int, dtype: An
 
 
 @pytest.mark.parametrize(
-    ("rows", "entries"), [(1, SMALL_TILE), (FEW, SMALL_TILE), (FEW + 1, MIDDLE_TILE), (MANY, LARGE_TILE)]
+    ("rows", "height"),
+    [(1, SMALL_TILE // 1024), (FEW, SMALL_TILE // 1024), (FEW + 1, TILE_ROWS), (MANY, MANY_TILE_ROWS)],
 )
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
-def test_tiles_of_full_size_meet_without_a_gap(rows: int, entries: int, beyond: int) -> None:
-    x, w = draw(rows, 1024), draw(2 * entries // 1024 + beyond, 1024, ml_dtypes.bfloat16, seed=1)
+def test_tiles_of_full_size_meet_without_a_gap(rows: int, height: int, beyond: int) -> None:
+    x, w = draw(rows, 1024), draw(2 * height + beyond, 1024, ml_dtypes.bfloat16, seed=1)
     assert worst_error(x, w, linear(x, w)) <= 1e-6
 
 
