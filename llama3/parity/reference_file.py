@@ -92,11 +92,19 @@ def save_reference(path: str | Path, reference: Reference) -> None:
     if len(r.positions) == len(r.tokens):
         del tensors["positions"]
     tensors |= {f"activations.{name}": values for name, values in r.activations.items()}
-    header: dict[str, Any] = {"__metadata__": metadata}
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing else."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
-        dtype = "I64" if array.dtype == np.int64 else "F32"
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [end, end := end + array.nbytes]}
+        header[name] = {
+            "dtype": f"{'I' if array.dtype.kind == 'i' else 'F'}{8 * array.dtype.itemsize}",
+            "shape": array.shape,
+            "data_offsets": [end, end := end + array.nbytes],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     with Path(path).open("wb") as file:
@@ -170,16 +178,17 @@ def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Refe
         tokens,
         logits,
         positions,
-        _config(metadata["config"]),
+        config_from_json(metadata["config"]),
         metadata["dtype"],
         metadata["producer"],
         metadata["model"],
         {name.removeprefix(prefix): array for name, array in tensors.items()},
-        _hashes(metadata.get("weights", "{}")),
+        hashes_from_json(metadata.get("weights", "{}")),
     )
 
 
-def _hashes(text: str) -> dict[str, str]:
+def hashes_from_json(text: str) -> dict[str, str]:
+    """The hashes of a file's metadata. Raises CheckpointError."""
     try:
         hashes = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -189,7 +198,8 @@ def _hashes(text: str) -> dict[str, str]:
     return hashes
 
 
-def _config(text: str) -> ModelConfig:
+def config_from_json(text: str) -> ModelConfig:
+    """The config of a file's metadata. Raises CheckpointError."""
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
