@@ -5,7 +5,7 @@ known too. It also has hashes of the weights. It is a safetensors file; its tens
   tokens      (T,) int64: one sequence from position 0
   ids         (T, 64) int32: the tokens with the highest logits, highest first; of equal logits the lowest id first
   logits      (T, 64) float32
-  log_sum     (T,) float64
+  log_sum     (T,) float64; all 0 if `logits` are log-probabilities
 The metadata are those of a reference file, with another format.
 """
 
@@ -210,6 +210,8 @@ def compare_compact(
     for begin in range(0, T, ROWS):
         rows = slice(begin, min(begin + ROWS, T))
         ours = (logits(rows) if callable(logits) else logits[rows]).astype(np.float64)  # (n, vocab_size)
+        if not r.log_sum.any():  # the reference has log-probabilities, as vLLM gives them
+            ours -= _log_sum(ours)[:, None]
         a, b = np.take_along_axis(ours, r.ids[rows], axis=1), r.logits[rows].astype(np.float64)  # (n, k)
         with np.errstate(all="ignore"):
             finite = np.isfinite(ours).all(axis=1)

@@ -83,6 +83,17 @@ def test_the_divergence_is_at_most_that_of_whole_logits(whole: Reference, compac
     assert np.all(found <= real + 1e-12) and np.all(found > 0)
 
 
+def test_log_probabilities_are_compared_with_ours(llama: Llama, compact: Compact) -> None:
+    """As vLLM gives them: no sum is known, and none is needed."""
+    shifted = replace(
+        compact, logits=(compact.logits - compact.log_sum[:, None]).astype(np.float32), log_sum=np.zeros(20)
+    )
+    assert compare_model_compact(llama.model, shifted).ok
+    logits = llama.logits(TOKENS)
+    logits[:, 0] += 3
+    assert not compare_compact(logits, shifted).ok
+
+
 def test_a_file_of_the_same_tokens_is_compared(whole: Reference, compact: Compact) -> None:
     assert compare_file_compact(whole, compact).ok
     with pytest.raises(CheckpointError, match="ours has 20 tokens, logits at 20; expected the reference's 20 tokens"):
