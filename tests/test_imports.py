@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors limits resources philox added_tokens lfs_pointer",
     "config sampling_params byte_pair json_text",
+    "activation_names",
     "model",
     "plain",
     "tokenizer_file",
@@ -29,7 +30,7 @@ LAYERS = (
     "completion",
     "workers_ai_input",
     "workers_ai",
-    "prefix stream turns",
+    "prefix stream turns trace",
     "llama",
     "llama3",  # the public names
     "parity",

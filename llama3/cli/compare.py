@@ -42,9 +42,12 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("compare takes a reference file, and optionally another one: llama3 compare FILE [OTHER]")
     prepare_hub(args.quiet)
     from llama3.parity import Limits, compare_files, compare_model, read_reference
+    from llama3.parity.compact import is_compact
 
     limits = {name: getattr(args, name) for name in ("rtol", "max_kl", "min_top1")}
     Limits(**limits)  # raises RequestError for a bad limit, before a model is loaded
+    if is_compact(args.words[0]):
+        return compare_with_compact(args, limits)
     reference = read_reference(args.words[0])
     if len(args.words) == 2:
         report = compare_files(args.words[1], reference, **limits)
@@ -53,6 +56,28 @@ def run(args: argparse.Namespace) -> int:
 
         cpu = {"linear": args.linear, "activations": args.activations}
         report = compare_model(Llama.load(args.model, device=args.device, **cpu).model, reference, **limits)
+    if args.json:
+        print_json(report.as_dict())
+    else:
+        print(report)
+    return 0 if report.ok else 3
+
+
+def compare_with_compact(args: argparse.Namespace, limits: dict[str, float | None]) -> int:
+    """The same for a compact reference (`llama3 reference --compact`)."""
+    from llama3.llama import Llama
+    from llama3.parity import read_reference
+    from llama3.parity.compact import compare_file_compact, compare_model_compact, read_compact
+    from llama3.parity.weights_hash import weights_hash
+
+    compact = read_compact(args.words[0])
+    if len(args.words) == 2:
+        report = compare_file_compact(read_reference(args.words[1]), compact, **limits)
+    else:
+        cpu = {"linear": args.linear, "activations": args.activations}
+        llama = Llama.load(args.model, device=args.device, **cpu)
+        hashes = weights_hash(llama.checkpoint.weights)
+        report = compare_model_compact(llama.model, compact, weights=hashes, **limits)
     if args.json:
         print_json(report.as_dict())
     else:

@@ -19,6 +19,7 @@ COMMANDS = {
     "tokenize": "show the tokens of a text, or the text of tokens",
     "info": "describe a checkpoint: shape, parameters, sizes, special tokens",
     "doctor": "check whether this machine can run the model on its GPU, and how to fix what is missing",
+    "reference": "write what a model computes for a text, for other implementations to compare with",
     "compare": "compare a model with a reference file, or two reference files",
 }
 ENVIRONMENT = [

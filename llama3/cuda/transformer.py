@@ -1,7 +1,7 @@
 """The whole model on the GPU: the steps of `llama3/model/transformer.py`, each of them a kernel launch or two."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,7 @@ from llama3.cuda.memory import check_shape
 from llama3.cuda.qkv import norm_qkv_rope
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
+from llama3.cuda.trace import Tracer
 from llama3.cuda.weights import Weights
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
@@ -108,7 +109,9 @@ class Transformer:
         host_tiles = tiles(counts[prompts], starts[prompts], batch.slots[prompts], first_row=single_rows)
         prompt_tiles = self.device.upload(host_tiles) if len(host_tiles) else None
         lora = Lora(self.device, self.adapters, batch) if batch.adapters else None
-        self.layers(a, cache, single_rows, prompt_tiles, trace, lora)
+        parts = list(zip(batch.slots, starts, counts))
+        tracer = Tracer(self.device, self.config, a, trace, parts) if trace else None
+        self.layers(a, cache, single_rows, prompt_tiles, tracer, lora)
         for slot, n in zip(batch.slots, counts):
             cache.advance(slot, n)
         return a
@@ -119,7 +122,7 @@ class Transformer:
         cache: KVCache,
         single_rows: int,
         prompt_tiles: Array | None,
-        trace: Trace | None = None,
+        tracer: Tracer | None = None,
         lora: Lora | None = None,
     ) -> None:
         """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need only kernel launches.
@@ -127,23 +130,29 @@ class Transformer:
         In attention the first `single_rows` rows are handled one by one, and `prompt_tiles` (see `attention_prompt`)
         covers the other rows.
         """
-        record = self._recorder(a, trace)
         embedding(self.device, a.tokens, self.weights.tok_embeddings, a.x)
-        record("tok_embeddings")
+        if tracer:
+            tracer.embedding()
         for i in range(self.config.n_layers):
-            self._attention_block(i, a, cache, single_rows, prompt_tiles, lora)
-            record(f"layers.{i}.attention")
-            self._feed_forward_block(i, a, lora)
-            record(f"layers.{i}.feed_forward")
-            record(f"layers.{i}")
+            self._attention_block(i, a, cache, single_rows, prompt_tiles, lora, tracer)
+            self._feed_forward_block(i, a, lora, tracer)
 
     def _attention_block(
-        self, i: int, a: Activations, cache: KVCache, single_rows: int, prompt_tiles: Array | None, lora: Lora | None
+        self,
+        i: int,
+        a: Activations,
+        cache: KVCache,
+        single_rows: int,
+        prompt_tiles: Array | None,
+        lora: Lora | None,
+        tracer: Tracer | None,
     ) -> None:
         """a.x += wo @ attention(rms_norm(a.x)), in layer i."""
         device, c, layer, layer_cache = self.device, self.config, self.weights.layers[i], cache.layer(i)
         T = len(a.tokens)
         source = NormInput(a.x, layer.attention_norm, c.norm_eps)
+        if tracer:
+            tracer.before_attention(source, layer.wqkv, fused=T == 1 and not lora)
         if T == 1 and not lora:
             norm_qkv_rope(device, source, layer.wqkv, self.rope_table, a.rows, a.q, layer_cache)
         else:
@@ -161,11 +170,15 @@ class Transformer:
         linear_add(device, attention_out, layer.wo, a.x)
         if lora:
             lora.add(i, {"wo": c.dim}, attention_out, a.x)
+        if tracer:
+            tracer.after_attention(i, layer_cache)
 
-    def _feed_forward_block(self, i: int, a: Activations, lora: Lora | None) -> None:
+    def _feed_forward_block(self, i: int, a: Activations, lora: Lora | None, tracer: Tracer | None) -> None:
         """a.x += w2 @ swiglu(rms_norm(a.x)), in layer i."""
         device, c, layer = self.device, self.config, self.weights.layers[i]
         source = NormInput(a.x, layer.ffn_norm, c.norm_eps)
+        if tracer:
+            tracer.before_feed_forward(source, layer.w13, lora=lora is not None)
         if lora:  # norm and product are two launches, because the adapters need the norm, too
             norm_then_linear(device, source, layer.w13, a.h, a.gate_up)
             lora.add(i, {"w1": c.hidden_dim, "w3": c.hidden_dim}, a.h, a.gate_up)
@@ -175,6 +188,8 @@ class Transformer:
         linear_add(device, a.hidden, layer.w2, a.x)
         if lora:
             lora.add(i, {"w2": c.dim}, a.hidden, a.x)
+        if tracer:
+            tracer.after_feed_forward(i)
 
     def logits(self, a: Activations, out: Array) -> None:
         """The logits of every row, into out (T, vocab_size) float32."""
@@ -192,26 +207,6 @@ class Transformer:
             trace("norm", device.download(h).astype(np.float32))
         linear(device, h, w.output, out)
         return out
-
-    def _recorder(self, a: Activations, trace: Trace | None) -> Callable[[str], None]:
-        """A function that passes a.x to `trace`, or, after a block, what the block has added to a.x.
-
-        The kernels add to a.x in place, so a block's output is recovered as a.x after the block minus a.x before.
-        """
-        if trace is None:
-            return lambda name: None
-        before = np.zeros(0, np.float32)
-
-        def record(name: str) -> None:
-            nonlocal before
-            x = self.device.download(a.x)
-            if name.endswith(("attention", "feed_forward")):
-                trace(name, x - before)
-            else:
-                trace(name, x)
-            before = x
-
-        return record
 
 
 class Pending:

@@ -18,6 +18,7 @@ from llama3.model.batch import Batch
 from llama3.parity.measures import compare_logits, compare_rows
 from llama3.parity.reference_file import Reference, read_reference
 from llama3.parity.report import Limits, Report
+from llama3.trace import Recorder
 
 if TYPE_CHECKING:
     from llama3.engine import Model
@@ -35,6 +36,7 @@ def compare_model(model: "Model", reference: Reference | str | Path, **limits: f
         )
     logits: list[np.ndarray] = []
     activations: dict[str, list[np.ndarray]] = {name: [] for name in r.activations}
+    recorder = Recorder([name for name in r.activations if name.endswith((".scores", ".weights"))], model.config)
     cache = model.new_cache(1, len(r.tokens))
     slot = cache.allocate()
     for begin in range(0, len(r.tokens), MODEL_ROWS):
@@ -43,11 +45,15 @@ def compare_model(model: "Model", reference: Reference | str | Path, **limits: f
         rows = slice(*np.searchsorted(r.positions, [chunk.start, chunk.stop]))  # rows of r.logits for this chunk
 
         def trace(name: str, values: np.ndarray, chunk: slice = chunk, rows: slice = rows) -> None:
+            recorder(name, values)
             if name in activations:
-                activations[name].append(compare_rows(values, r.activations[name][rows if name == "norm" else chunk]))
+                expected = r.activations[name][rows if name == "norm" else chunk]
+                activations[name].append(compare_rows(*_same_shape(f"activation {name}", values, expected)))
 
         ours = model.forward(Batch.of([(slot, tokens)]), cache, r.positions[rows] - begin, trace)
         logits.append(compare_logits(ours, r.logits[rows]))
+    for name, values in recorder.values().items():  # scores and weights need the keys of all chunks
+        activations[name].append(compare_rows(values, r.activations[name]))
     joined = {name: np.concatenate(parts) for name, parts in activations.items()}
     return _report(r, "llama3", model.config, np.concatenate(logits), joined, limits)
 
@@ -66,12 +72,12 @@ def compare_files(ours: Reference | str | Path, reference: Reference | str | Pat
         raise CheckpointError(f"ours has no logits at position {missing[0]}, but the reference has")
     indices = np.searchsorted(o.positions, r.positions)
 
-    def at_reference(rows: np.ndarray) -> np.ndarray:
+    def at_reference(rows: np.ndarray, name: str = "norm") -> np.ndarray:
         """The rows at the reference's positions, without a copy if that is all of them."""
-        return rows if len(indices) == len(rows) else rows[indices]
+        return rows if len(indices) == len(rows) or name != "norm" else rows[indices]
 
     activations = {
-        name: compare_rows(at_reference(o.activations[name]) if name == "norm" else o.activations[name], values)
+        name: compare_rows(*_same_shape(f"activation {name}", at_reference(o.activations[name], name), values))
         for name, values in r.activations.items()
         if name in o.activations
     }

@@ -26,10 +26,18 @@ LOGITS_ROW = np.dtype(
 
 
 def compare_rows(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The errors of each row. ours, reference: (n, width) -> (n,) ROW."""
+    """The errors of each row. ours, reference: (n, ...) -> (n,) ROW; what follows the first axis is one row.
+
+    Attention scores of later positions are -inf. They are left out where both sides have them.
+    """
+    width = int(np.prod(reference.shape[1:]))
+    ours, reference = ours.reshape(-1, width), reference.reshape(-1, width)
     found = np.empty(len(ours), ROW)
     for block in _blocks(ours):
-        _write_errors(ours[block].astype(np.float64), reference[block].astype(np.float64), found[block])
+        a, b = ours[block].astype(np.float64), reference[block].astype(np.float64)
+        masked = np.isneginf(a) & np.isneginf(b)
+        a[masked] = b[masked] = 0
+        _write_errors(a, b, found[block])
     return found
 
 

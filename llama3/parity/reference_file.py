@@ -4,11 +4,14 @@ It is a safetensors file. docs/parity.md describes it for people who write one w
   tokens              (T,) int64: one sequence from position 0
   logits              (n, vocab_size) float32
   positions           (n,) int64, ascending: the position of each row of `logits`; absent if each token has a row
-  activations.<name>  (T, dim) float32, but `norm` (n, dim): any of the names that `activation_names` returns, or none
-The metadata are strings: format, version, producer, dtype, model, and config (JSON with the fields of ModelConfig).
+  activations.<name>  float32: any of `activation_names` but the logits, or none. A row for each token; `norm` n rows
+The metadata are strings: format, version, producer, dtype, model, config (JSON with the fields of ModelConfig), and
+perhaps weights (JSON: hashes by part of the model, see weights_hash.py).
+Version 1 has no weights, and of the activations only the embedding, each block's output, and `norm`.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,11 +20,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from llama3.activation_names import activation_names, activation_shape
 from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
 from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
 
-FORMAT, VERSION = "llama3-reference", "1"
+FORMAT, VERSIONS = "llama3-reference", ("1", "2")
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # in which a reference can be computed
 STORED: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4")}
 
@@ -38,6 +42,7 @@ class Reference:
     producer: str  # the software: "transformers 5.23.0, torch 2.13.0"
     model: str  # free text that identifies the weights
     activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # sorted in the order of computation
+    weights: Mapping[str, str] = field(default_factory=dict)  # hashes (`weights_hash`); empty: not known
 
     def __post_init__(self) -> None:
         c = self.config
@@ -50,46 +55,56 @@ class Reference:
         _check("positions", self.positions, np.int64, (len(self.logits),))
         if np.any(np.diff(self.positions) <= 0) or self.positions[0] < 0 or self.positions[-1] >= len(self.tokens):
             raise CheckpointError(f"positions must ascend from 0 or more to {len(self.tokens) - 1} or less")
-        known = activation_names(c)
+        known = activation_names(c)[:-1]  # without the logits
         for name, values in self.activations.items():
             if name not in known:
                 raise CheckpointError(f"activations.{name} is unknown; expected {', '.join(known[:4])}, ..., norm")
-            rows = len(self.logits) if name == "norm" else len(self.tokens)
-            _check(f"activations.{name}", values, np.float32, (rows, c.dim))
-        ordered = {name: self.activations[name] for name in known if name in self.activations}
-        object.__setattr__(self, "activations", ordered)
+            T, *width = activation_shape(name, c, len(self.tokens))
+            _check(f"activations.{name}", values, np.float32, (len(self.logits) if name == "norm" else T, *width))
+        if self.activations:
+            ordered = {name: self.activations[name] for name in known if name in self.activations}
+            object.__setattr__(self, "activations", ordered)
 
-
-def activation_names(config: ModelConfig) -> list[str]:
-    """The names that `Transformer.forward` passes to its `trace`, in the order of computation."""
-    layers = range(config.n_layers)
-    blocks = [f"layers.{i}{part}" for i in layers for part in (".attention", ".feed_forward", "")]
-    return ["tok_embeddings", *blocks, "norm"]
+    @property
+    def version(self) -> str:
+        """The lowest version of the format that can hold this reference, so that old programs read what they can."""
+        blocks = re.compile(r"tok_embeddings|layers\.\d+(\.attention|\.feed_forward)?|norm")
+        return "1" if not self.weights and all(map(blocks.fullmatch, self.activations)) else "2"
 
 
 def save_reference(path: str | Path, reference: Reference) -> None:
-    """Write a reference file of the current version. The same reference always gives the same bytes.
+    """Write a reference file. The same reference always gives the same bytes.
 
     The safetensors library could not be used for this: its writer changes the order of the metadata from run to run.
     """
     r = reference
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": r.version,
         "producer": r.producer,
         "dtype": r.dtype,
         "model": r.model,
         "config": json.dumps(asdict(r.config)),
     }
+    if r.weights:
+        metadata["weights"] = json.dumps(dict(r.weights))
     tensors = {"tokens": r.tokens, "positions": r.positions, "logits": r.logits}
     if len(r.positions) == len(r.tokens):
         del tensors["positions"]
     tensors |= {f"activations.{name}": values for name, values in r.activations.items()}
-    header: dict[str, Any] = {"__metadata__": metadata}
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing else."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
-        dtype = "I64" if array.dtype == np.int64 else "F32"
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [end, end := end + array.nbytes]}
+        header[name] = {
+            "dtype": f"{'I' if array.dtype.kind == 'i' else 'F'}{8 * array.dtype.itemsize}",
+            "shape": array.shape,
+            "data_offsets": [end, end := end + array.nbytes],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     with Path(path).open("wb") as file:
@@ -122,8 +137,8 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if metadata.get("format") != FORMAT:
         found = metadata.get("format")
         raise CheckpointError(f"not a reference file: the metadata's format is {found!r}; expected {FORMAT!r}")
-    if metadata.get("version") != VERSION:
-        raise CheckpointError(f"version is {metadata.get('version')!r}; this program reads only version {VERSION!r}")
+    if (found := metadata.get("version")) not in VERSIONS:
+        raise CheckpointError(f"version is {found!r}; this program reads the versions {', '.join(VERSIONS)}")
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
@@ -163,15 +178,28 @@ def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Refe
         tokens,
         logits,
         positions,
-        _config(metadata["config"]),
+        config_from_json(metadata["config"]),
         metadata["dtype"],
         metadata["producer"],
         metadata["model"],
         {name.removeprefix(prefix): array for name, array in tensors.items()},
+        hashes_from_json(metadata.get("weights", "{}")),
     )
 
 
-def _config(text: str) -> ModelConfig:
+def hashes_from_json(text: str) -> dict[str, str]:
+    """The hashes of a file's metadata. Raises CheckpointError."""
+    try:
+        hashes = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"weights in the metadata is not a JSON object: {error}") from error
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise CheckpointError("weights in the metadata must be a JSON object of hashes, all of them text")
+    return hashes
+
+
+def config_from_json(text: str) -> ModelConfig:
+    """The config of a file's metadata. Raises CheckpointError."""
     try:
         values = json.loads(text)
         if not isinstance(values, dict):

@@ -4,7 +4,8 @@ This needs `pip install torch transformers`; nothing else in llama3 does.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +13,44 @@ import numpy as np
 import torch
 import transformers
 
+from llama3.activation_names import choose_names
+from llama3.checkpoint import Checkpoint
 from llama3.checkpoint.config_file import config_from_hf
+from llama3.errors import RequestError
 from llama3.parity.reference_file import Reference, save_reference
+from llama3.parity.transformers_hooks import recording
+from llama3.parity.weights_hash import weights_hash
 
+BLOCKS = ("tok_embeddings", "layers.*.attention", "layers.*.feed_forward", "layers.*", "norm")
 DTYPES = ("float32", "float16", "bfloat16")  # not float64, because transformers computes norms and angles in float32
 
 
 @torch.inference_mode()
 def reference_of(
-    model: Any, tokens: Sequence[int], label: str, positions: Sequence[int] | None = None, activations: bool = False
+    model: Any,
+    tokens: Sequence[int],
+    label: str,
+    positions: Sequence[int] | None = None,
+    activations: bool | Collection[str] = False,
 ) -> Reference:
     """The output of a `LlamaForCausalLM` for one sequence of token ids.
 
     positions: the positions whose logits are kept (None: all). The output matrix is multiplied for these only.
+    activations: names or patterns, as for `Llama.trace`; True: each block's output. Weights by head need a model with
+    "eager" attention (see `load`). Raises RequestError for what cannot be recorded.
     """
     kept = torch.arange(len(tokens)) if positions is None else torch.tensor(list(positions))
-    recorded: dict[str, np.ndarray] = {}
-
-    def record(name: str) -> Any:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            rows = (output[0] if isinstance(output, tuple) else output)[0]  # attention also returns its weights
-            recorded[name] = (rows[kept] if name == "norm" else rows).float().numpy()
-
-        return hook
-
-    modules = {"tok_embeddings": model.model.embed_tokens, "norm": model.model.norm}
-    for i, layer in enumerate(model.model.layers):
-        modules |= {
-            f"layers.{i}.attention": layer.self_attn,
-            f"layers.{i}.feed_forward": layer.mlp,
-            f"layers.{i}": layer,
-        }
-    hooks = [m.register_forward_hook(record(name)) for name, m in modules.items()] if activations else []
-    try:
+    config = config_from_hf(model.config.to_dict())
+    chosen = BLOCKS if activations is True else activations or ()
+    with recording(model, [name for name in choose_names(chosen, config) if name != "logits"]) as recorded:
         logits = model(torch.tensor([list(tokens)]), logits_to_keep=kept, use_cache=False).logits[0]  # (n, vocab_size)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    if "norm" in recorded:
+        recorded["norm"] = recorded["norm"][kept.numpy()]
     return Reference(
         tokens=np.array(tokens, np.int64),
         logits=logits.float().numpy(),
         positions=kept.numpy(),
-        config=config_from_hf(model.config.to_dict()),
+        config=config,
         dtype=str(model.dtype).removeprefix("torch."),
         producer=f"transformers {transformers.__version__}, torch {torch.__version__}",
         model=label,
@@ -61,10 +58,24 @@ def reference_of(
     )
 
 
-def load(model: str | Path, dtype: str = "float32") -> Any:
-    """Load a LlamaForCausalLM on the CPU from a folder in Hugging Face's form, or by its name on the hub."""
-    loaded: Any = transformers.LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+def load(model: str | Path, dtype: str = "float32", attention: str | None = None) -> Any:
+    """Load a LlamaForCausalLM on the CPU from a folder in Hugging Face's form, or by its name on the hub.
+
+    attention: "eager" or "sdpa"; None: transformers' own choice.
+    """
+    loaded: Any = transformers.LlamaForCausalLM.from_pretrained(
+        model, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
     return loaded.eval()
+
+
+def from_folder(checkpoint: Checkpoint, tokens: Sequence[int], dtype: str, activations: Collection[str]) -> Reference:
+    """`reference_of` for a loaded checkpoint in Hugging Face's form, with hashes of its weights."""
+    if checkpoint.layout != "Hugging Face":
+        raise RequestError(f"{checkpoint.path} has Meta's form; transformers reads Hugging Face's (config.json)")
+    model = load(checkpoint.path, dtype, "eager" if activations else None)
+    reference = reference_of(model, tokens, checkpoint.path.resolve().name, activations=activations)
+    return replace(reference, weights=weights_hash(checkpoint.weights))
 
 
 def main() -> None:

@@ -118,15 +118,26 @@ def test_only_the_requested_logits_are_computed(device):
 
 
 def test_the_trace_has_the_names_and_the_values_of_the_numpy_trace(device):
-    traces = []
-    for model in (on_device(device), in_numpy()):
-        traces.append({})
-        tokens = Batch.of([(0, tokens_of(5))])
-        model.forward(tokens, model.new_cache(1, 8), np.arange(5), traces[-1].__setitem__)
-    assert list(traces[0]) == list(traces[1])
-    for name, value in traces[1].items():
-        error = np.linalg.norm(traces[0][name] - value) / np.linalg.norm(value)
-        assert error <= LIMIT, (name, error)
+    for rows in ([(0, tokens_of(5))], [(0, tokens_of(1))], [(1, tokens_of(1)), (0, tokens_of(70, 1))]):
+        traces, batch = [], Batch.of(rows)
+        for model in (on_device(device), in_numpy()):
+            traces.append({})
+            cache = model.new_cache(2, 80)
+            model.forward(Batch.of([(1, tokens_of(3, 2))]), cache, np.arange(0))  # slot 1 begins at position 3
+            model.forward(batch, cache, np.arange(len(batch.tokens)), traces[-1].__setitem__)
+        assert list(traces[0]) == list(traces[1])
+        for name, value in traces[1].items():
+            found = traces[0][name]
+            assert found.shape == value.shape and found.dtype == np.float32, name
+            assert np.linalg.norm(found - value) <= LIMIT * np.linalg.norm(value), name
+
+
+def test_a_trace_changes_no_logits(device):
+    model, tokens = on_device(device), tokens_of(9)
+    for n in (1, 9):
+        batch = Batch.of([(0, tokens[:n])])
+        plain = model.forward(batch, model.new_cache(1, 9), np.arange(n))
+        assert np.array_equal(plain, model.forward(batch, model.new_cache(1, 9), np.arange(n), lambda *at: None))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama3 import plain
 from llama3.checkpoint import load_folder
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
@@ -41,7 +42,7 @@ def own(model: Transformer) -> Reference:
 def test_a_model_agrees_with_itself(model: Transformer, own: Reference) -> None:
     report = compare_model(model, own)
     assert report.ok and report.logits["relative"].max() == 0 and not report.config_differences
-    assert list(report.activations) == list(own.activations) and len(own.activations) == 8
+    assert list(report.activations) == list(own.activations) and len(own.activations) == 36
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10, 29])
@@ -70,15 +71,15 @@ def layer_1(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Weights]
     ("spoil", "first"),
     [
         (lambda w: replace(w, tok_embeddings=w.tok_embeddings + 1e-3), "tok_embeddings"),
-        (layer_1(attention_norm=lambda a: a * 1.001), "layers.1.attention"),
-        (layer_1(wq=lambda a: a * 1.01), "layers.1.attention"),
-        (layer_1(wk=lambda a: a[::-1]), "layers.1.attention"),
-        (layer_1(wv=lambda a: a * 1.001), "layers.1.attention"),
+        (layer_1(attention_norm=lambda a: a * 1.001), "layers.1.attention_norm"),
+        (layer_1(wq=lambda a: a * 1.01), "layers.1.q"),
+        (layer_1(wk=lambda a: a[::-1]), "layers.1.k"),
+        (layer_1(wv=lambda a: a * 1.001), "layers.1.v"),
         (layer_1(wo=lambda a: a * 1.001), "layers.1.attention"),
-        (layer_1(ffn_norm=lambda a: a * 1.001), "layers.1.feed_forward"),
-        (layer_1(w1=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (layer_1(ffn_norm=lambda a: a * 1.001), "layers.1.ffn_norm"),
+        (layer_1(w1=lambda a: a * 1.001), "layers.1.gate"),
         (layer_1(w2=lambda a: a * 1.001), "layers.1.feed_forward"),
-        (layer_1(w3=lambda a: a * 1.001), "layers.1.feed_forward"),
+        (layer_1(w3=lambda a: a * 1.001), "layers.1.up"),
         (lambda w: replace(w, norm=w.norm * 1.001), "norm"),
         (lambda w: replace(w, output=w.output * 1.001), None),
     ],
@@ -93,7 +94,7 @@ def test_a_wrong_weight_is_first_seen_where_it_is_used(
 
 @pytest.mark.parametrize(
     ("change", "first", "position"),
-    [({"rope_theta": 10_000.0}, "layers.0.attention", 1), ({"norm_eps": 1e-3}, "layers.0.attention", 0)],
+    [({"rope_theta": 10_000.0}, "layers.0.q_rope", 1), ({"norm_eps": 1e-3}, "layers.0.attention_norm", 0)],
 )
 def test_a_wrong_constant_is_reported_beside_the_numbers(
     model: Transformer, own: Reference, change: dict[str, float], first: str, position: int
@@ -130,6 +131,29 @@ def test_another_model_is_an_error(model: Transformer, config: ModelConfig, expe
         compare_model(model, other)
 
 
+def test_scores_and_weights_are_compared_though_a_model_never_holds_them_whole(
+    model: Transformer, own: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, np.ndarray] = {}
+    plain.forward(own.tokens, model.config, model.weights, lambda name, value: values.update({name: value}))
+    by_head = {name: value.astype(np.float32) for name, value in values.items() if ".heads." in name}
+    monkeypatch.setattr(compare, "MODEL_ROWS", 7)
+    report = compare_model(model, replace(own, activations=by_head))
+    assert report.ok and list(report.activations) == list(by_head), f"\n{report}"
+    by_head["layers.1.heads.3.scores"][20, 5] += 0.1
+    report = compare_model(model, replace(own, activations=by_head))
+    assert report.breaches[0].startswith("the first activation that differs is layers.1.heads.3.scores, first at pos")
+
+
+def test_activations_of_another_shape_are_an_error(model: Transformer, own: Reference) -> None:
+    fewer = replace(own.config, n_heads=2, head_dim=32, n_kv_heads=1)
+    q = {"layers.0.q": own.activations["layers.0.q"].reshape(30, 2, 32)}
+    with pytest.raises(
+        CheckpointError, match=r"layers.0.q of shape \(30, 4, 16\); expected \(30, 2, 32\), as in the r"
+    ):
+        compare_model(model, replace(own, config=fewer, activations=q))
+
+
 def test_more_tokens_than_the_context_are_an_error(model: Transformer, own: Reference) -> None:
     short = Transformer(replace(model.config, max_seq_len=29), model.weights)
     with pytest.raises(CheckpointError, match="the reference has 30 tokens, and the model's context window holds 29"):
@@ -143,7 +167,7 @@ def test_files_are_compared_at_the_references_positions(tmp_path: Path) -> None:
     save_reference(ours, replace(r, logits=r.logits * np.array([[9], [1], [9], [1]], np.float32), model="mine"))
     report = compare_files(ours, theirs, rtol=0.0)
     assert report.ok and report.ours == "mine (a producer, bfloat16)"
-    assert report.as_dict()["positions"]["position"] == [1, 3] and len(report.activations) == 5
+    assert report.as_dict()["positions"]["position"] == [1, 3] and len(report.activations) == 27
     with pytest.raises(CheckpointError, match="ours has no logits at position 0, but the reference has"):
         compare_files(theirs, ours)
 

@@ -13,10 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from llama3.activation_names import activation_names, activation_shape
 from llama3.config import RopeScaling
 from llama3.errors import CheckpointError
 from llama3.parity import Reference, read_reference, save_reference
-from llama3.parity.reference_file import activation_names
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config(n_layers=1, dim=8, vocab_size=7, rope_scaling=RopeScaling(factor=32.0))
@@ -33,8 +33,10 @@ def reference(**changes: Any) -> Reference:
         "producer": "a producer",
         "model": "a modèl",
         "activations": {
-            name: random.standard_normal((4, 8)).astype(np.float32) for name in reversed(activation_names(CONFIG))
+            name: random.standard_normal(activation_shape(name, CONFIG, 4)).astype(np.float32)
+            for name in reversed(activation_names(CONFIG)[:-1])
         },
+        "weights": {"norm": "0123"},
     }
     return Reference(**(fields | changes))
 
@@ -49,26 +51,30 @@ def at_positions(r: Reference, *positions: int) -> Reference:
     )
 
 
-@pytest.mark.parametrize("r", [reference(), at_positions(reference(), 1, 3), reference(activations={})])
+@pytest.mark.parametrize("r", [reference(), at_positions(reference(), 1, 3), reference(activations={}, weights={})])
 def test_what_was_saved_is_what_is_read(r: Reference, tmp_path: Path) -> None:
     save_reference(tmp_path / "r.safetensors", r)
     found = read_reference(tmp_path / "r.safetensors")
     for name in ("tokens", "logits", "positions"):
         array = getattr(found, name)
         assert array.dtype == getattr(r, name).dtype and np.array_equal(array, getattr(r, name))
-    assert [found.config, found.dtype, found.producer, found.model] == [r.config, r.dtype, r.producer, r.model]
+    for name in ("config", "dtype", "producer", "model", "weights", "version"):
+        assert getattr(found, name) == getattr(r, name)
     assert list(found.activations) == list(r.activations)
     assert all(np.array_equal(found.activations[name], r.activations[name]) for name in r.activations)
 
 
 def test_activations_come_in_the_order_of_computation() -> None:
-    assert list(reference().activations) == [
-        "tok_embeddings",
-        "layers.0.attention",
-        "layers.0.feed_forward",
-        "layers.0",
-        "norm",
-    ]
+    assert list(reference().activations) == activation_names(CONFIG)[:-1]
+
+
+def test_the_version_is_the_lowest_that_holds_the_reference() -> None:
+    blocks = ["tok_embeddings", "layers.0.attention", "layers.0.feed_forward", "layers.0", "norm"]
+    old = {name: reference().activations[name] for name in blocks}
+    assert reference(activations=old, weights={}).version == reference(activations={}, weights={}).version == "1"
+    assert reference(activations=old).version == "2"
+    for name in set(activation_names(CONFIG)[:-1]) - set(blocks):
+        assert reference(activations={name: reference().activations[name]}, weights={}).version == "2", name
 
 
 def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
@@ -80,9 +86,10 @@ def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
     with safe_open(file, "np") as opened:
         metadata = opened.metadata()
     assert json.loads(metadata.pop("config")) == asdict(CONFIG)
+    assert json.loads(metadata.pop("weights")) == {"norm": "0123"}
     assert metadata == {
         "format": "llama3-reference",
-        "version": "1",
+        "version": "2",
         "dtype": "bfloat16",
         "producer": "a producer",
         "model": "a modèl",
@@ -139,7 +146,9 @@ NO: Any = None  # marks a field that is left out
     [
         ({}, {"format": "pt"}, "not a reference file: the metadata's format is 'pt'; expected 'llama3-reference'"),
         ({}, {"format": NO}, "not a reference file: the metadata's format is None"),
-        ({}, {"version": "2"}, "version is '2'; this program reads only version '1'"),
+        ({}, {"version": "3"}, "version is '3'; this program reads the versions 1, 2"),
+        ({}, {"weights": "["}, "weights in the metadata is not a JSON object"),
+        ({}, {"weights": '{"norm": 3}'}, "weights in the metadata must be a JSON object of hashes, all of them text"),
         ({}, {"version": NO}, "version is None"),
         ({}, {"producer": NO}, "producer is missing in the metadata"),
         ({}, {"model": NO}, "model is missing in the metadata"),
@@ -181,6 +190,13 @@ NO: Any = None  # marks a field that is left out
             "activations.layers.1 is unknown; expected tok_emb",
         ),
         ({"activations.norm": np.zeros((4, 9), np.float32)}, {}, "activations.norm is float32 of shape (4, 9)"),
+        (
+            {"activations.layers.0.q": np.zeros((4, 64), np.float32)},
+            {},
+            "activations.layers.0.q is float32 of shape (4, 64); expected float32 of shape (4, 4, 16)",
+        ),
+        ({"activations.layers.0.heads.4.scores": np.zeros((4, 4), np.float32)}, {}, "heads.4.scores is unknown"),
+        ({"activations.logits": np.zeros((4, 7), np.float32)}, {}, "activations.logits is unknown"),
         ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is unknown; expected tokens, logits"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value) or "good",
