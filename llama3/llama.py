@@ -100,8 +100,8 @@ class Llama:
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
         request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
         (docs/cpu.md); None: the environment variable LLAMA3_LINEAR, or "auto". activations: "bfloat16" rounds the input
-        of each product; it needs AMX. rope_angles: "float32" rounds RoPE's angles as transformers does, whose numbers a
-        prompt of thousands of tokens then matches. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
+        of each product; it needs AMX. rope_angles: "float32" rounds RoPE's angles as transformers does, to match
+        its numbers after thousands of tokens. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
         return cls(load_folder(resolve(model)), device, slots, on_upload, lora, linear, activations, rope_angles)

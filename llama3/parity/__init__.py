@@ -13,7 +13,8 @@ files. Reading order: reference_file, measures, report, compare; for faults: pla
 """
 
 from llama3.parity.compare import assert_close, compare_arrays, compare_files, compare_model
-from llama3.parity.explain import Explanation, explain, explained
+from llama3.parity.explain import explain, explained
+from llama3.parity.explanation import Explanation
 from llama3.parity.reference_file import Reference, read_reference, save_reference
 from llama3.parity.report import Limits, Report
 

@@ -7,7 +7,7 @@ from llama3.errors import CheckpointError
 
 
 def beginning(ours: Array, right: Array | None) -> str | None:
-    """What is wrong with our <|begin_of_text|>, if that alone makes the tokens differ. Raises CheckpointError if not."""
+    """What is wrong with our <|begin_of_text|>, if that alone differs. Raises CheckpointError for other tokens."""
     if right is None or np.array_equal(ours, right):
         return None
     if np.array_equal(ours, right[1:]):

@@ -15,8 +15,8 @@ import numpy as np
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.batch import Batch
-from llama3.parity.measures import compare_logits, compare_rows
 from llama3.parity.beginning import beginning
+from llama3.parity.measures import compare_logits, compare_rows
 from llama3.parity.reference_file import Reference, read_reference
 from llama3.parity.report import Limits, Report
 
@@ -59,7 +59,7 @@ def compare_files(ours: Reference | str | Path, reference: Reference | str | Pat
     _same_fields(o.config, r.config, "vocab_size", "dim", "n_layers")
     if bos := beginning(o.tokens, r.tokens):
         return replace(
-            compare_files(*_shifted(o, r), **limits),
+            compare_files(*_shifted(o, r), **limits),  # type: ignore[arg-type]
             config_differences=[f"{bos} in the tokens of ours: rows are shifted"],
         )
     if len(missing := np.setdiff1d(r.positions, o.positions)):

@@ -6,18 +6,18 @@ measured: the same run, each result rounded to the other side's dtype. Else the 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from textwrap import wrap
-from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
+from llama3 import plain
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.weights import Weights
 from llama3.parity.beginning import beginning
+from llama3.parity.explanation import Explanation, Tried
 from llama3.parity.faults import fixed, from_row, numbers
 from llama3.parity.hints import hint
 from llama3.parity.planted import Fault, PlainModel, Run
@@ -26,45 +26,9 @@ from llama3.parity.report import RTOL, Report
 from llama3.parity.search import distance, search
 
 NEARER = 3.0  # a fault must bring the numbers nearer by this factor
+CAST_NEARER = 1.4  # the two orders of the cast differ in rounding only: other roundings blur them
 ROUNDING = 6.0  # and leave no more than this many times the difference that rounding makes in our own run
-NEAREST = 10  # so many of the faults that were tried are shown
 SURE = 100.0  # nearer by so much and to within rounding, no other fault is tried
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One fault and how far from the other side's logits it is: root mean square of the rows' relative errors."""
-
-    fault: Fault
-    layer: int | None  # None: in every layer
-    distance: float
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why two implementations differ."""
-
-    cause: str | None  # one of docs/faults.md's words and what it is, "rounding", "unknown: ..."; None: nothing differs
-    lines: list[str]  # the same in words
-    right: float  # distance of the right model from the other side
-    rounding: float  # distance that rounding to the other side's dtype makes
-    tried: list[Tried] = field(default_factory=list)  # nearest first
-
-    def __str__(self) -> str:
-        return "\n".join(self.wrapped(100))
-
-    def wrapped(self, width: int) -> list[str]:
-        """The lines, none wider than this."""
-        return [part for line in self.lines for part in wrap(line, width, subsequent_indent="  ")]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `cause`, and `explanation` with the distances behind it."""
-        nearest = [
-            {"cause": t.fault.cause, "what": t.fault.what, "layer": t.layer, "distance": _finite(t.distance)}
-            for t in self.tried[:NEAREST]
-        ]
-        distances = {"right": _finite(self.right), "rounding": _finite(self.rounding), "nearest": nearest}
-        return {"cause": self.cause, "explanation": {"lines": self.lines, **distances}}
 
 
 def explained(report: Report, ours: Reference, config: ModelConfig, weights: Weights) -> Report:
@@ -134,6 +98,9 @@ class _Search:
             ]
         elif bos:
             cause, lines = "bos", []
+        elif same and self.cast_order():
+            cause = "cast_order: RMSNorm multiplies by its weight before it rounds, transformers after"
+            lines = [f"CAUSE: {cause}. With bfloat16 or float16 this order shows; float32 hides it."]
         elif same:
             cause = "rounding"
             lines = [
@@ -146,6 +113,15 @@ class _Search:
             cause = f"bos: {bos}" + ("" if cause == "bos" else f"; {cause}")
             lines = [f"CAUSE: {bos} in the other side's tokens.", *lines]
         return Explanation(cause, lines, self.right, self.rounding, nearest)
+
+    def cast_order(self) -> bool:
+        """Whether the other order of RMSNorm's cast and weight gives the numbers better, in the other side's dtype."""
+        dtype = _dtype(self.ours)
+        if dtype == "float32":
+            return False
+        fault = Fault("cast_order", "RMSNorm multiplies by its weight before it rounds", {"rms_norm": plain.rms_norm})
+        usual, other = (distance(self.errors_of(self.model.run(f, None, dtype))) for f in (None, fault))
+        return other * CAST_NEARER <= usual
 
     def place(self, layer: int) -> str:
         return "the final norm" if layer == self.config.n_layers else f"layer {layer}"
@@ -221,13 +197,9 @@ class _Search:
         if nearest:
             t = nearest[0]
             lines.append(
-                f"Nearest, but not the cause: {t.fault.cause}: {t.fault.what} ({t.distance:.1e}; right {self.right:.1e})."
+                f"Nearest, not the cause: {t.fault.cause}: {t.fault.what} ({t.distance:.1e}; none {self.right:.1e})."
             )
         return f"unknown: {name} differs first", ["CAUSE: none of the known faults gives these numbers.", *lines]
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _dtype(ours: Reference) -> str:

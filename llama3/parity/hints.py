@@ -19,7 +19,7 @@ HINTS = {  # the end of an activation's name -> where to look
     "feed_forward": "Look at SwiGLU: w2 (silu(w1 x) * (w3 x)).",
     "": "Look at the sum of the residual stream and the feed-forward block's output.",
     "norm": "Look at the final RMSNorm.",
-    "logits": "Look at the output matrix, if the final norm is known to be right; else write activations into the file.",
+    "logits": "Look at the output matrix, if the final norm is known to be right; else add activations to the file.",
 }
 
 

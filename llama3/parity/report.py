@@ -1,16 +1,14 @@
 """The result of a comparison: judged by limits, printed as a table, or returned as values for JSON."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from llama3.errors import RequestError
+from llama3.parity.explanation import Explanation
 from llama3.parity.measures import TOP
 from llama3.parity.reference_file import Reference
-
-if TYPE_CHECKING:
-    from llama3.parity.explain import Explanation
 
 # The default limits of the relative error, by the dtype that the reference was computed in: for a row of logits, and
 # for a row of an activation. Correct float32 models differ only in the order of their sums, and stay below 6e-6. A
@@ -51,7 +49,7 @@ class Report:
     logits: np.ndarray  # (n,) measures.LOGITS_ROW, a row for each of the reference's positions
     activations: dict[str, np.ndarray]  # (T,) measures.ROW each, `norm` (n,), in the order of computation
     config_differences: list[str]  # reported, but not counted as a failure
-    explanation: "Explanation | None" = None  # the fault that makes the difference, if it was sought
+    explanation: Explanation | None = None  # the fault that makes the difference, if it was sought
 
     @property
     def rtol(self) -> float:

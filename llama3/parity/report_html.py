@@ -1,6 +1,6 @@
 """The report as one HTML page with plots. It asks no other host for anything, and needs no script."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -43,7 +43,8 @@ def page(report: Report) -> str:
         parts += [title, _bars(names, [t.distance for t in nearest], report.explanation.right)]
     parts += ["<h2>The whole report</h2>", f"<pre>{_text(str(report))}</pre>"]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{verdict}</title>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
+    head += f"<style>{STYLE}</style>"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
 def _curve(report: Report) -> str:
@@ -65,7 +66,7 @@ def _curve(report: Report) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{ticks}{marks}{limit}{shape}</svg>'
 
 
-def _axis(values: Sequence[float]) -> tuple[object, str]:
+def _axis(values: Sequence[float]) -> tuple[Callable[[float], float], str]:
     """A logarithmic axis for these values -> (value -> y, the SVG of its lines)."""
     logs = np.log10(np.clip(np.nan_to_num(np.array(values, float), nan=1e3, posinf=1e3), SMALLEST, 1e3))  # (values,)
     low, high = int(np.floor(logs.min())), int(np.ceil(logs.max() + 0.1))
