@@ -132,11 +132,11 @@ def rounded(x: Array, dtype: str) -> Array:
 
 def _rounding(dtype: str, functions: Mapping[str, Callable[..., Array]]) -> dict[str, Callable[..., Array]]:
     """Functions of plain.py that round inside, where transformers does. `see` rounds their results."""
-    linear = functions.get("linear", plain.linear)
+    linear: Callable[..., Array] = functions.get("linear", plain.linear)
 
     def rotate(x: Array, angle: Array) -> Array:
         a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2)
-        cos, sin = rounded(np.cos(angle), dtype)[:, None], rounded(np.sin(angle), dtype)[:, None]
+        cos, sin = (rounded(table, dtype)[:, None] for table in (np.cos(angle), np.sin(angle)))  # (T, 1, head_dim / 2)
         ac, bs, as_, bc = (rounded(product, dtype) for product in (a * cos, b * sin, a * sin, b * cos))
         return np.concatenate([ac - bs, as_ + bc], axis=-1)
 

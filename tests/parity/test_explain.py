@@ -38,10 +38,10 @@ def written(checkpoint: Checkpoint, cause: str | None = None, tokens: np.ndarray
     return Reference(tokens, logits, np.arange(len(tokens)), c, "float32", "a test", "tiny")
 
 
-@pytest.mark.parametrize(
-    "cause",
-    ["rope_layout", "missing_scale", "kv_head_order", "mask", "gate_up_swapped", "residual_missing", "tied_output"],
-)
+CAUSES = "rope_layout missing_scale kv_head_order mask gate_up_swapped residual_missing tied_output"
+
+
+@pytest.mark.parametrize("cause", CAUSES.split())
 def test_a_fault_is_named(checkpoint: Checkpoint, cause: str) -> None:
     found = explain(written(checkpoint, cause), checkpoint.config, checkpoint.weights)
     assert str(found.cause).startswith(cause + ":") and str(found).startswith("CAUSE: " + cause)
