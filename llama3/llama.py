@@ -53,6 +53,7 @@ class Llama:
         lora: Mapping[str, str | Path] | None = None,
         linear: str | None = None,
         activations: str = "float32",
+        rope_angles: str = "float64",
     ):
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -62,6 +63,8 @@ class Llama:
         self.adapters = tuple(self._adapters)  # names of the LoRA adapters
         cpu = linear, activations
         self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, self._adapters, cpu)
+        if rope_angles != "float64":
+            self.model.use_rope_angles(rope_angles)
         self._engine, self._turns = Engine(self.model, slots), Turns()
         _llamas.add(self)
 
@@ -88,6 +91,7 @@ class Llama:
         lora: Mapping[str, str | Path] | None = None,
         linear: str | None = None,
         activations: str = "float32",
+        rope_angles: str = "float64",
     ) -> "Llama":
         """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
@@ -97,10 +101,11 @@ class Llama:
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
         request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
         (docs/cpu.md); None: the environment variable LLAMA3_LINEAR, or "auto". activations: "bfloat16" rounds the input
-        of each product; it needs AMX. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
+        of each product; it needs AMX. rope_angles: "float32" rounds RoPE's angles as transformers does, to match
+        its numbers after thousands of tokens. Raises CheckpointError, TokenizerError, DownloadError or DeviceError.
         """
         check_device(device)  # before reading 16 GB
-        return cls(load_folder(resolve(model)), device, slots, on_upload, lora, linear, activations)
+        return cls(load_folder(resolve(model)), device, slots, on_upload, lora, linear, activations, rope_angles)
 
     def encode(self, text: str) -> list[int]:
         """Raw text -> ids. The names of special tokens in the text become these tokens.

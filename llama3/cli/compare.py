@@ -1,6 +1,7 @@
 """`llama3 compare FILE`: compare a model's logits with those of a reference file. `llama3/parity/` does the work."""
 
 import argparse
+from pathlib import Path
 
 from llama3.cli.options import Parser, common_options, number
 from llama3.cli.terminal import prepare_hub, print_json
@@ -9,10 +10,13 @@ from llama3.errors import RequestError
 DESCRIPTION = """\
 Run the tokens of a reference file through a model, and compare logits and activations. With a
 second file, compare the two files instead. docs/parity.md describes the files. The exit code is
-3 if a limit is exceeded.
+3 if a limit is exceeded. With --explain, the report names the fault that makes the difference
+(docs/faults.md): FILE then holds right numbers and OTHER those of another implementation of --model.
+Without OTHER, the numbers in FILE are explained.
 
   llama3 compare reference.safetensors --model FOLDER
-  llama3 compare reference.safetensors other.safetensors"""
+  llama3 compare reference.safetensors other.safetensors
+  llama3 compare reference.safetensors other.safetensors --explain --model FOLDER"""
 
 
 def parser() -> Parser:
@@ -33,15 +37,26 @@ def parser() -> Parser:
         type=number,
         help="smallest share of positions that agree on the most likely token, 0 to 1 (default: no limit)",
     )
-    common_options(parser, json="print the whole report as one JSON object")
+    option = parser.group("fault")
+    option("--explain", help="name the fault: compute the model with each known fault, and see which gives the numbers")
+    option(
+        "--rope-angles",
+        metavar="DTYPE",
+        default="float64",
+        help="float64 (default), or float32: the model rotates by angles rounded as transformers rounds them",
+    )
+    output = common_options(parser, json="print the whole report as one JSON object")
+    output("--html", metavar="FILE", help="also write the report with plots as one HTML page")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if len(args.words) not in (1, 2):
         raise RequestError("compare takes a reference file, and optionally another one: llama3 compare FILE [OTHER]")
+    if args.rope_angles not in ("float64", "float32"):
+        raise RequestError(f"{args.source['rope_angles']} is {args.rope_angles!r}; expected float64 or float32")
     prepare_hub(args.quiet)
-    from llama3.parity import Limits, compare_files, compare_model, read_reference
+    from llama3.parity import Limits, compare_files, compare_model, explained, read_reference
     from llama3.parity.compact import is_compact
 
     limits = {name: getattr(args, name) for name in ("rtol", "max_kl", "min_top1")}
@@ -50,12 +65,25 @@ def run(args: argparse.Namespace) -> int:
         return compare_with_compact(args, limits)
     reference = read_reference(args.words[0])
     if len(args.words) == 2:
-        report = compare_files(args.words[1], reference, **limits)
+        ours = read_reference(args.words[1])
+        report = compare_files(ours, reference, **limits)
+        if args.explain:
+            from llama3.checkpoint import load_folder, resolve
+
+            checkpoint = load_folder(resolve(args.model))
     else:
         from llama3.llama import Llama
 
-        cpu = {"linear": args.linear, "activations": args.activations}
-        report = compare_model(Llama.load(args.model, device=args.device, **cpu).model, reference, **limits)
+        cpu = {"linear": args.linear, "activations": args.activations, "rope_angles": args.rope_angles}
+        llama = Llama.load(args.model, device=args.device, **cpu)
+        ours, checkpoint = reference, llama.checkpoint
+        report = compare_model(llama.model, reference, **limits)
+    if args.explain:
+        report = explained(report, ours, checkpoint.config, checkpoint.weights)
+    if args.html:
+        from llama3.parity.report_html import page
+
+        Path(args.html).write_text(page(report), encoding="utf-8")
     if args.json:
         print_json(report.as_dict())
     else:

@@ -50,6 +50,11 @@ class Transformer:
         self._activations = Activations.alloc(device, config, 1)
         self._decodings: WeakKeyDictionary[KVCache, Decoding] = WeakKeyDictionary()
 
+    def use_rope_angles(self, angles: str) -> None:
+        """Rotate by "float64" or by "float32" angles: see `rope_table`. Before the first step, which is recorded."""
+        cos, sin = rope_table(self.config, self.config.max_seq_len, angles)
+        self.rope_table = RopeTable(self.device.upload(cos), self.device.upload(sin))
+
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.device, self.config, slots, max_len)
 

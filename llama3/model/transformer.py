@@ -27,6 +27,10 @@ class Transformer:
         self.attention = attention  # a faster function for the same may take its place
         self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
 
+    def use_rope_angles(self, angles: str) -> None:
+        """Rotate by "float64" or by "float32" angles: see `rope_table`."""
+        self.cos, self.sin = rope_table(self.config, self.config.max_seq_len, angles)
+
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.config, slots, max_len)
 

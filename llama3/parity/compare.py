@@ -6,7 +6,7 @@ different tokens or different shapes.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.batch import Batch
+from llama3.parity.beginning import beginning
 from llama3.parity.measures import compare_logits, compare_rows
 from llama3.parity.reference_file import Reference, read_reference
 from llama3.parity.report import Limits, Report
@@ -62,11 +63,10 @@ def compare_files(ours: Reference | str | Path, reference: Reference | str | Pat
     """Compare two files of the same tokens: the logits at the reference's positions, and the activations in both."""
     o, r = _read(ours), _read(reference)
     _same_fields(o.config, r.config, "vocab_size", "dim", "n_layers")
-    if not np.array_equal(o.tokens, r.tokens):
-        n, m = len(o.tokens), len(r.tokens)
-        first = next((i for i in range(min(n, m)) if o.tokens[i] != r.tokens[i]), min(n, m))
-        raise CheckpointError(
-            f"the files hold different tokens, {n} and {m} of them; the first difference is at {first}"
+    if bos := beginning(o.tokens, r.tokens):
+        return replace(
+            compare_files(*_shifted(o, r), **limits),  # type: ignore[arg-type]
+            config_differences=[f"{bos} in the tokens of ours: rows are shifted"],
         )
     if len(missing := np.setdiff1d(r.positions, o.positions)):
         raise CheckpointError(f"ours has no logits at position {missing[0]}, but the reference has")
@@ -110,11 +110,29 @@ def compare_arrays(
     return _report(r, "arrays", r.config, compare_logits(*_same_shape("logits", rows, r.logits)), compared, limits)
 
 
-def assert_close(logits: Any, reference: Reference | str | Path, **arguments: Any) -> None:
-    """`compare_arrays` for tests: raises AssertionError with the whole report unless ours and reference agree."""
+def assert_close(logits: Any, reference: Reference | str | Path, *, model: Any = None, **arguments: Any) -> None:
+    """`compare_arrays` for tests: raises AssertionError with the whole report unless ours and reference agree.
+
+    model: the folder with the weights, or a loaded `Llama`. If it is given, the report names the fault.
+    """
     report = compare_arrays(logits, reference, **arguments)
+    if not report.ok and model is not None:
+        report = _explained_arrays(report, logits, arguments.get("activations") or {}, model)
     if not report.ok:
         raise AssertionError(f"logits differ from the reference\n{report}")
+
+
+def _explained_arrays(report: Report, logits: Any, activations: Mapping[str, Any], model: Any) -> Report:
+    from llama3.checkpoint import load_folder
+    from llama3.parity.explain import explained
+
+    r, rows = report.reference, np.asarray(logits)
+    rows = rows[r.positions] if len(rows) == len(r.tokens) else rows
+    dtype = rows.dtype.name if rows.dtype.name in ("float16", "bfloat16") else r.dtype
+    values = {name: np.asarray(value).astype(np.float32) for name, value in activations.items()}
+    checkpoint = load_folder(model) if isinstance(model, str | Path) else model.checkpoint
+    ours = replace(r, logits=rows.astype(np.float32), dtype=dtype, activations=values)
+    return explained(report, ours, checkpoint.config, checkpoint.weights)
 
 
 def _report(
@@ -133,6 +151,19 @@ def _report(
     ]
     ordered = {name: activations[name] for name in reference.activations if name in activations}
     return Report(reference, ours, Limits(**limits), logits, ordered, differences)
+
+
+def _shifted(ours: Reference, reference: Reference) -> tuple[Reference, Reference]:
+    """Both at the tokens that they share, where ours begins with one <|begin_of_text|> fewer or more."""
+    by = len(reference.tokens) - len(ours.tokens)  # position p of ours is p + by of the reference
+    shared = np.intersect1d(ours.positions + by, reference.positions)
+    if not len(shared):
+        raise CheckpointError("ours has logits at none of the reference's positions")
+    rows, at = np.searchsorted(ours.positions + by, shared), np.searchsorted(reference.positions, shared)
+    r = replace(reference, logits=reference.logits[at], positions=shared, activations={})
+    return replace(
+        r, logits=ours.logits[rows], config=ours.config, dtype=ours.dtype, producer=ours.producer, model=ours.model
+    ), r
 
 
 def _read(reference: Reference | str | Path) -> Reference:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import RequestError
+from llama3.parity.explanation import Explanation
 from llama3.parity.measures import TOP
 from llama3.parity.reference_file import Reference
 
@@ -48,6 +49,7 @@ class Report:
     logits: np.ndarray  # (n,) measures.LOGITS_ROW, a row for each of the reference's positions
     activations: dict[str, np.ndarray]  # (T,) measures.ROW each, `norm` (n,), in the order of computation
     config_differences: list[str]  # reported, but not counted as a failure
+    explanation: Explanation | None = None  # the fault that makes the difference, if it was sought
 
     @property
     def rtol(self) -> float:
@@ -101,6 +103,7 @@ class Report:
             "ours": self.ours,
             "reference": {"model": r.model, "producer": r.producer, "dtype": r.dtype, "tokens": len(r.tokens)},
             "config_differences": self.config_differences,
+            **({} if self.explanation is None else self.explanation.as_dict()),
             "worst": {name: _worst(values, r.positions) for name, values in self._measures().items()},
             "top1": float(rows["top1"].mean()),
             "top5": float(rows["top5"].mean() / self._top),
@@ -142,7 +145,10 @@ class Report:
             lines += ["", "equal within the limits"]
         else:
             lines += ["", *self._most_likely(), "", *(f"DIFFERS: {breach}" for breach in self.breaches)]
-        return "\n".join(map(_fit, lines))
+        lines = list(map(_fit, lines))
+        if self.explanation is not None and self.explanation.lines:
+            lines += ["", *self.explanation.wrapped(WIDTH)]
+        return "\n".join(lines)
 
     def _most_likely(self) -> list[str]:
         """The five most likely tokens of ours and of the reference, at the position with the largest error."""

@@ -1,0 +1,95 @@
+"""The fault in another implementation is named. tests/oracle/test_faults.py plants faults in torch; here a few are
+planted in plain.py, so that the newcomer's tests need no torch."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama3.checkpoint import Checkpoint, load_folder
+from llama3.cli import main
+from llama3.errors import CheckpointError
+from llama3.parity import Reference, assert_close, explain, save_reference
+from llama3.parity.faults import fixed
+from llama3.parity.planted import PlainModel
+from tests.tiny import random_tensors, tiny_config, write_hf
+
+TOKENS = np.random.RandomState(2).randint(0, 96, 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config()
+    return write_hf(tmp_path_factory.mktemp("tiny"), config, random_tensors(config, 5))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return load_folder(folder)
+
+
+def written(checkpoint: Checkpoint, cause: str | None = None, tokens: np.ndarray = TOKENS) -> Reference:
+    """What an implementation with the first fault of this kind gives."""
+    c = checkpoint.config
+    fault = next((f for f in fixed(c, False) if f.cause == cause), None)
+    logits = PlainModel(c, checkpoint.weights, tokens.tolist()).run(fault).logits.astype(np.float32)
+    return Reference(tokens, logits, np.arange(len(tokens)), c, "float32", "a test", "tiny")
+
+
+CAUSES = "rope_layout missing_scale kv_head_order mask gate_up_swapped residual_missing tied_output"
+
+
+@pytest.mark.parametrize("cause", CAUSES.split())
+def test_a_fault_is_named(checkpoint: Checkpoint, cause: str) -> None:
+    found = explain(written(checkpoint, cause), checkpoint.config, checkpoint.weights)
+    assert str(found.cause).startswith(cause + ":") and str(found).startswith("CAUSE: " + cause)
+
+
+def test_the_right_model_is_not_accused(checkpoint: Checkpoint) -> None:
+    assert explain(written(checkpoint), checkpoint.config, checkpoint.weights).cause == "rounding"
+
+
+def test_the_command_names_the_fault(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, wrong, page = (str(tmp_path / name) for name in ("right", "wrong", "page.html"))
+    save_reference(right, written(checkpoint))
+    save_reference(wrong, written(checkpoint, "gate_up_swapped"))
+    assert main(["compare", right, wrong, "--explain", "--model", str(folder), "--html", page]) == 3
+    assert "CAUSE: gate_up_swapped" in capsys.readouterr().out
+    html = Path(page).read_text()
+    assert "gate_up_swapped" in html and "<svg" in html and "http" not in html
+    for other, code, cause in ((wrong, 3, "gate_up_swapped"), (right, 0, None)):
+        assert main(["compare", right, other, "--explain", "--json", "--model", str(folder)]) == code
+        found = json.loads(capsys.readouterr().out)["cause"]
+        assert found is cause or found.startswith(str(cause))
+
+
+@pytest.mark.parametrize(("tokens", "what"), [(TOKENS[1:], "missing"), (np.insert(TOKENS, 0, TOKENS[0]), "twice")])
+def test_begin_of_text_missing_or_doubled_is_a_cause_and_no_error(
+    checkpoint: Checkpoint,
+    folder: Path,
+    tmp_path: Path,
+    tokens: np.ndarray,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right, wrong = str(tmp_path / "right"), str(tmp_path / "wrong")
+    save_reference(right, written(checkpoint))
+    save_reference(wrong, written(checkpoint, tokens=tokens))
+    assert main(["compare", right, wrong, "--explain", "--json", "--model", str(folder)]) == 3
+    cause = json.loads(capsys.readouterr().out)["cause"]
+    assert cause.startswith("bos:") and what in cause
+
+
+def test_assert_close_names_the_fault(checkpoint: Checkpoint, folder: Path) -> None:
+    with pytest.raises(AssertionError, match="CAUSE: missing_scale"):
+        assert_close(written(checkpoint, "missing_scale").logits, written(checkpoint), model=folder)
+
+
+def test_logits_that_are_all_nan_are_an_error(checkpoint: Checkpoint) -> None:
+    r = written(checkpoint)
+    with pytest.raises(CheckpointError, match="none of the logits is finite"):
+        explain(replace(r, logits=r.logits * np.float32(np.nan)), checkpoint.config, checkpoint.weights)
