@@ -19,6 +19,7 @@ COMMANDS = {
     "tokenize": "show the tokens of a text, or the text of tokens",
     "info": "describe a checkpoint: shape, parameters, sizes, special tokens",
     "doctor": "check whether this machine can run the model on its GPU, and how to fix what is missing",
+    "inspect": "look inside: tokens, attention, the logit lens, how each token was chosen",
     "compare": "compare a model with a reference file, or two reference files",
 }
 ENVIRONMENT = [
