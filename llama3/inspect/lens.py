@@ -64,3 +64,8 @@ def _read_rows(
         likely = np.take_along_axis(np.concatenate([likely, ids + at], axis=1), order, axis=1)
     probabilities = np.exp(best - total[:, None]).astype(np.float32)
     return likely, probabilities, np.exp(wanted - total).astype(np.float32)
+
+
+def in_pieces(x: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """x (n, dim) @ output.T -> (n, vocab_size), in x's dtype, without a copy of the whole output matrix in it."""
+    return np.concatenate([linear(x, output[at : at + OUTPUTS]) for at in range(0, len(output), OUTPUTS)], axis=1)

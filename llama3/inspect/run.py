@@ -18,7 +18,7 @@ from llama3.config import ModelConfig
 from llama3.cpu_model import CpuModel
 from llama3.errors import RequestError
 from llama3.inspect.cost import Operation, measure
-from llama3.inspect.lens import Lens, read_lens
+from llama3.inspect.lens import Lens, in_pieces, read_lens
 from llama3.inspect.steps import Step, choose_steps
 from llama3.inspect.without import Ablation, Part, all_parts, check_part, same_beginning, switch_off
 from llama3.llama import Llama
@@ -85,9 +85,11 @@ def inspect(
     drawn = [piece.token for piece in answer.pieces]  # with the stop token
     params = replace(_sampling(parameters), seed=answer.seed)
 
-    stream, attention, logits = see_inside(tokens, llama.config, llama.checkpoint.weights)
-    steps = choose_steps(logits[len(ids) - 1 :][: len(drawn)].astype(np.float32), drawn, ids, params)
-    lens = read_lens(stream, tokens, llama.config, llama.checkpoint.weights)
+    weights = llama.checkpoint.weights
+    stream, attention, normed = see_inside(tokens, llama.config, weights)
+    logits = in_pieces(normed[len(ids) - 1 :][: len(drawn)], weights.output)  # (len(drawn), vocab_size)
+    steps = choose_steps(logits.astype(np.float32), drawn, ids, params)
+    lens = read_lens(stream, tokens, llama.config, weights)
     norms = np.array([np.sqrt(np.mean(x**2, axis=1)) for x in stream.values()], np.float32)  # (S, T)
     loss = -float(np.mean([np.log(max(step.probability, 1e-300)) for step in steps]))
     groups = [list(without)] if without else []
@@ -106,31 +108,35 @@ def inspect(
         norms=norms,
         vocabulary=_texts(llama, {*lens.tokens.ravel().tolist(), *(t for step in steps for t in step.rivals)}),
         ablations=[ablate(llama, ids, answer, group, params, loss) for group in groups],
-        operations=(
-            measure(llama.model, llama.checkpoint.weights, tokens) if isinstance(llama.model, CpuModel) else []
-        ),
+        operations=(measure(llama.model, weights, tokens) if isinstance(llama.model, CpuModel) else []),
     )
 
 
 def see_inside(
     tokens: Sequence[int], config: ModelConfig, weights: Weights
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """-> the residual stream (T, dim) at each point, the attention weights (L, H, T, T), and the logits (T, vocab)."""
+    """-> the residual stream (T, dim) at each point, the attention weights (L, H, T, T), the final norm's output (T, dim).
+
+    No logits are computed: a matrix for the output in float64 would take 4 GB with the 8B.
+    """
     T = len(tokens)
     stream: dict[str, np.ndarray] = {}
+    seen: dict[str, np.ndarray] = {}
     attention = np.zeros((config.n_layers, config.n_heads, T, T), np.float32)
 
     def see(name: str, value: np.ndarray) -> None:
         parts = name.split(".")
-        if name == "tok_embeddings" or (parts[0] == "layers" and len(parts) == 2):
+        if name == "norm":
+            seen[name] = value
+        elif name == "tok_embeddings" or (parts[0] == "layers" and len(parts) == 2):
             stream[name] = value
         elif parts[-1] == "attention":
             stream[f"{name}_residual"] = next(reversed(stream.values())) + value
         elif parts[-1] == "weights":
             attention[int(parts[1]), int(parts[3])] = value
 
-    logits = plain.forward(tokens, config, weights, see)
-    return stream, attention, logits
+    plain.forward(tokens, config, replace(weights, output=weights.output[:1]), see)
+    return stream, attention, seen["norm"]
 
 
 def ablate(
