@@ -115,7 +115,7 @@ def inspect(
 def see_inside(
     tokens: Sequence[int], config: ModelConfig, weights: Weights
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """-> the residual stream (T, dim) at each point, the attention weights (L, H, T, T), the final norm's output (T, dim).
+    """-> residual stream (T, dim) at each point, attention weights (L, H, T, T), output of the final norm (T, dim).
 
     No logits are computed: a matrix for the output in float64 would take 4 GB with the 8B.
     """

@@ -51,9 +51,9 @@ def answer(seen: Inspection) -> Section:
     runs = [(certain, list(run)) for certain, run in groupby(seen.steps, lambda step: step.probability >= CERTAIN)]
     for step in [one for certain, run in runs for one in ([run] if certain and len(run) > 2 else run)]:
         if isinstance(step, list):
-            text = quoted("".join(seen.vocabulary[one.token] for one in step), WIDTH - 34)
+            text = quoted("".join(seen.vocabulary[one.token] for one in step), WIDTH - 43)
             lines.append(
-                f"  {step[0].position:3}  {f'{len(step)} tokens, each at {share(CERTAIN).strip()} or more':30} {text}"
+                f"  {step[0].position:3}  {len(step):3} tokens, each at {share(CERTAIN).strip()} or more:  {text}"
             )
             continue
         others = [(t, p) for t, p in zip(step.rivals, step.stages["model"]) if t != step.token][:3]
@@ -159,10 +159,8 @@ def attention(seen: Inspection, part: Part) -> Section:
             continue
         lines.append(top_weights(seen.tokens, i, row))
     if fits:
-        lines += [
-            f"  {'':19} one column a position; " + ", ".join(f"{s} from {b}" for s, b in zip(SHADES[1:], BOUNDS)),
-            "",
-        ]
+        shades = ", ".join(f"{shade} from {bound}" for shade, bound in zip(SHADES[1:], BOUNDS))
+        lines += [f"  A column is a position; {shades}.", ""]
         lines += [top_weights(seen.tokens, i, row) for i, row in enumerate(weights)]
     return f"Head {name_of(part)}: what each position looks at", lines
 
@@ -177,8 +175,7 @@ def without(seen: Inspection) -> Section:
     """The answers that follow when parts are switched off."""
     lines = [f"  {'all parts on':14} {quoted(seen.answer.text, WIDTH - 18)}"]
     for a in seen.ablations:
-        lines.append(f"  {'without ' + ', '.join(map(name_of, a.parts)):14} {quoted(a.text, WIDTH - 18)}")
-        lines.append(
-            f"  {'':14} the first {a.same} tokens are the same; {a.loss:+.2f} nats a token for the first answer"
-        )
+        lines.append(f"  {'without ' + ', '.join(map(name_of, a.parts)):14} {quoted(a.text, WIDTH - 18)}"[:WIDTH])
+        lines.append(f"  {'':14} the same tokens at its beginning: {a.same}")
+        lines.append(f"  {'':14} nats a token by which the first answer is less likely: {a.loss:.2f}")
     return "Parts switched off, and the answer that follows", lines
