@@ -79,7 +79,7 @@ def sampler(seen: Inspection, changed: Sequence[str]) -> list[str]:
     step = max(seen.steps, key=lambda step: step.entropy)
     names = ["model", *changed]
     lines = [
-        f"  The sampler at position {step.position}, the least certain one (the draw's number is {step.u:.3f}):",
+        f"  The sampler at position {step.position}, the least certain (the draw's number is {step.u:.3f}):",
         "  " + " " * 14 + "".join(f"{name:>13}" for name in names),
     ]
     for i, token in enumerate(step.rivals[:6]):
