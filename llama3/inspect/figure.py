@@ -26,7 +26,8 @@ def draw(seen: Inspection, heads: Sequence[Part], kind: str) -> bytes:
 
     n = max(len(heads), 1)
     size = 1.5 + 0.14 * len(seen.tokens)  # inches: a token's name has 6 points
-    figure = Figure(figsize=(size * n, size), layout="constrained")
+    tall = size if heads else 1.5 + 0.14 * len(seen.lens.points)
+    figure = Figure(figsize=(size * n, tall), layout="constrained")
     axes = figure.subplots(1, n, squeeze=False)[0]
     for axis, part in zip(axes, heads):
         weights = seen.attention[part[0], int(part[1])]  # (T, T)
@@ -39,7 +40,7 @@ def draw(seen: Inspection, heads: Sequence[Part], kind: str) -> bytes:
     if not heads:
         draw_lens(axes[0], seen)
     file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=200)
+    figure.savefig(file, format=kind, dpi=200, bbox_inches="tight")
     return file.getvalue()
 
 
