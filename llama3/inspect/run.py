@@ -72,18 +72,19 @@ def inspect(
     """Answer a prompt and look inside. prompt: as for `Llama.stream`, or messages as for `Llama.chat`.
 
     without: parts (layer, head) or (layer, "ffn") to switch off together, for a second answer. each: also switch off
-    each part alone, if the model is small. parameters: fields of `SamplingParams`, and `stop_ids`. Raises RequestError
+    each part alone, if the model is small. parameters: fields of `SamplingParams`. Raises RequestError
     for a part that the model lacks, a parameter or a prompt that is not acceptable, and a text that is too long.
     """
     for part in without:
         check_part(part, llama.config)
+    params = _sampling(parameters)
     ids = _ids(llama, prompt)
     _check_length(len(ids) + 1, llama.config)
-    answer = llama.generate(ids, max_tokens=max_tokens or MAX_TOKENS, **parameters)
+    answer = llama.generate(ids, max_tokens=MAX_TOKENS if max_tokens is None else max_tokens, **parameters)
     tokens = [*ids, *answer.tokens]
     _check_length(len(tokens), llama.config)
     drawn = [piece.token for piece in answer.pieces]  # with the stop token
-    params = replace(_sampling(parameters), seed=answer.seed)
+    params = replace(params, seed=answer.seed)
 
     weights = llama.checkpoint.weights
     stream, attention, normed = see_inside(tokens, llama.config, weights)
@@ -164,7 +165,11 @@ def _ids(llama: Llama, prompt: Any) -> list[int]:
 
 
 def _sampling(parameters: dict[str, Any]) -> SamplingParams:
-    return SamplingParams(**{k: v for k, v in parameters.items() if k in SamplingParams.__dataclass_fields__})
+    """A grammar or a bias would change the logits before the stages that a step shows, so they are refused."""
+    known = SamplingParams.__dataclass_fields__
+    if unknown := sorted(parameters.keys() - known.keys()):
+        raise RequestError(f"inspect takes no {', '.join(unknown)}; expected max_tokens, {', '.join(known)}")
+    return SamplingParams(**parameters)
 
 
 def _check_length(n: int, config: ModelConfig) -> None:

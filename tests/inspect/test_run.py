@@ -114,3 +114,10 @@ def test_a_text_whose_attention_weights_do_not_fit_is_refused(demo: Llama, monke
     with pytest.raises(RequestError, match="the text has 30 tokens; the attention weights of at most 20 fit"):
         inspect(demo, [7] * 29)
     assert inspect(demo, [7] * 9, max_tokens=3).attention.shape == (4, 4, 12, 12)
+
+
+def test_what_a_step_cannot_show_is_refused(demo: Llama):
+    with pytest.raises(RequestError, match="inspect takes no json_schema; expected max_tokens, temperature"):
+        inspect(demo, ASK, json_schema={})
+    with pytest.raises(RequestError, match="max_tokens is 0"):
+        inspect(demo, ASK, max_tokens=0)
