@@ -129,17 +129,19 @@ function canvas(id, columns, rows, left, value) {
   probe.style.color = "var(--line)";
   const line = getComputedStyle(probe).color;
   probe.remove();
+  const gap = cell > 5 ? 1 : 0;
   for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) {
-      const w = value(r, c);
-      if (w < 0) continue;
-      pen.globalAlpha = 0.25;
-      pen.fillStyle = line;
-      pen.fillRect(left + c * cell, r * tall, cell - (cell > 5), tall - (tall > 5));
+    const weights = Array.from({ length: columns }, (_, c) => value(r, c)), seen = weights.filter((w) => w >= 0).length;
+    pen.globalAlpha = 0.25;
+    pen.fillStyle = line;
+    if (!gap) pen.fillRect(left, r * tall, seen * cell, tall); // the visible columns are the first ones
+    else for (let c = 0; c < seen; c++) pen.fillRect(left + c * cell, r * tall, cell - gap, tall - gap);
+    pen.fillStyle = heat;
+    weights.forEach((w, c) => {
+      if (w < 2) return; // below a hundredth: not to be seen
       pen.globalAlpha = w / 255;
-      pen.fillStyle = heat;
-      pen.fillRect(left + c * cell, r * tall, cell - (cell > 5), tall - (tall > 5));
-    }
+      pen.fillRect(left + c * cell, r * tall, cell - gap, tall - gap);
+    });
   }
   pen.globalAlpha = 1;
   pen.fillStyle = style.color;
