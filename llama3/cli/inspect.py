@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         from llama3.inspect.figure import need_matplotlib
 
         need_matplotlib()
+    for path in (args.html, args.png, args.svg):  # before the work
+        if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+            raise RequestError(f"{path}: {'is a folder' if Path(path).is_dir() else 'its folder does not exist'}")
     prompt = read_prompt(args.words)
     system = [{"role": "system", "content": args.system}] if args.system is not None else []
     llama = load(args)

@@ -36,7 +36,7 @@ def test_json_is_one_object_and_the_same_each_time(capsys: pytest.CaptureFixture
 
 
 def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main([*ASK, "--html", str(tmp_path / "page.html")]) == 0
+    assert main(["inspect", "Hi", "--max-tokens", "4", "--html", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     captured = capsys.readouterr()
     assert page.startswith("<!doctype html>") and captured.out == "" and "page.html" in captured.err
@@ -48,7 +48,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--without", "9.1"], "there is no layer 9; this model has layers 0 to 3"),
         (["--attention", "0.7"], "there is no head 0.7; this model has heads 0 to 3 in a layer"),
         (["--attention", "0.ffn"], "'0.ffn' is not a part of the model; expected LAYER.HEAD, such as 0.1"),
-        (["--html", "no/such/folder/x.html"], "no/such/folder/x.html: No such file or directory"),
+        (["--html", "no/such/folder/x.html"], "no/such/folder/x.html: its folder does not exist"),
         (["--raw", "--system", "x"], "--raw takes no system message"),
     ],
 )
