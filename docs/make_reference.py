@@ -20,6 +20,7 @@ from llama3.cli.help import COMMANDS, everything
 PUBLIC: dict[str, list[str]] = {  # module -> its public names; none given: all of its __all__
     "llama3": [],
     "llama3.parity": [],
+    "llama3.inspect": [],
     "llama3.plain": ["merge", "forward", "sample", "survivors"],
     "llama3.workers_ai": ["run", "validate"],
     "llama3.tools": ["prepare", "read_calls", "Call"],

@@ -32,6 +32,7 @@ NOT_RUN = {
     ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it emulated",
     ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
+    ".venv/bin/llama3 inspect": "writes a page; tests/cli/test_inspect.py runs these",
     ".venv/bin/python docs/make_picture.py": "writes a file of this tree; a test below compares it",
     ".venv/bin/python -m docs.make_reference": "writes files of this tree; tests/test_docs_reference.py compares them",
 }
@@ -147,7 +148,7 @@ def test_its_python_runs_and_prints_what_its_comments_say(page: Path, tmp_path: 
     if name_of(page) in NOT_EXECUTED:
         assert code and (ROOT / NOT_EXECUTED[name_of(page)].rpartition(" ")[2]).is_file()
         return
-    monkeypatch.chdir(tmp_path if page.name == "parity.md" else ROOT)  # that page writes files
+    monkeypatch.chdir(tmp_path if page.name in ("parity.md", "inspect.md") else ROOT)  # these pages write files
     names = prepared(page, tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         for text in code:

@@ -34,6 +34,7 @@ LAYERS = (
     "llama",
     "llama3",  # the public names
     "parity",
+    "inspect",
     "server",
     "cli",
     "__main__",

@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "describe a checkpoint: shape, parameters, sizes, special tokens",
     "doctor": "check whether this machine can run the model on its GPU, and how to fix what is missing",
     "reference": "write what a model computes for a text, for other implementations to compare with",
+    "inspect": "look inside: tokens, attention, the logit lens, how each token was chosen",
     "compare": "compare a model with a reference file, or two reference files",
 }
 ENVIRONMENT = [

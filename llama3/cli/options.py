@@ -184,6 +184,11 @@ def answer_options(parser: Parser) -> None:
         repeat=True,
         help="answer with a LoRA adapter; if repeated, with the first one",
     )
+    sampling_options(option)
+
+
+def sampling_options(option: Callable[..., None]) -> None:
+    """Add the options of the sampler to a group."""
     for name, (whole, help) in SAMPLING.items():
         convert, metavar = (whole_number, "N") if whole else (number, "X")
         option("--" + name.replace("_", "-"), metavar=metavar, type=convert, help=help)
@@ -191,13 +196,14 @@ def answer_options(parser: Parser) -> None:
 
 def answer_parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The given `answer_options`, checked, as keyword arguments of `Llama.stream`. Raises RequestError."""
-    given = {name: value for name in ("max_tokens", "stop", *SAMPLING) if (value := getattr(args, name)) is not None}
+    names = ("max_tokens", "stop", *SAMPLING)
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     for name, value in given.items():
         try:
             check_parameter(name, value)
         except RequestError as error:
             raise RequestError(f"{args.source[name]}: {error}") from None
-    return given | ({"lora": args.lora[0][0]} if args.lora else {})
+    return given | ({"lora": args.lora[0][0]} if getattr(args, "lora", None) else {})
 
 
 def check_parameter(name: str, value: Any) -> None:

@@ -22,11 +22,12 @@ from llama3.server.auth import BINDING_RUN, Auth
 from llama3.server.chat_completions import CHAT_COMPLETIONS
 from llama3.server.completions import COMPLETIONS
 from llama3.server.cors import Cors
+from llama3.server.inspect_api import inspect_object
 from llama3.server.models import ALIASES, MODELS, openai_names, unknown_model
-from llama3.server.responses import JsonResponse, binding_error, error_response, rest_error
+from llama3.server.responses import JsonResponse, binding_error, error_response, no_capacity, rest_error
 from llama3.server.responses_api import RESPONSES
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
-from llama3.workers_ai_input import bad_input, check_type
+from llama3.workers_ai_input import bad_input, check_type, to_contract_error
 
 ACCOUNT = "/client/v4/accounts/{account}/ai"
 OPENAI_BASES = ("", ACCOUNT)  # in front of /v1
@@ -38,6 +39,7 @@ class Routes:
 
     def __init__(self, service: Service):
         self.service = service
+        self.inspecting = False
 
     async def run(self, request: Request) -> Response:
         unknown = unknown_model(request.path_params["model"])
@@ -70,6 +72,24 @@ class Routes:
             return rest_error(bad_input(str(error)))
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def inspect(self, request: Request) -> Response:
+        """The inputs of `run`, and {"without": ["0.1", ...]} -> what the page /inspect draws. One at a time."""
+        if self.service.llama is None:
+            return error_response("the model is not loaded yet", SERVICE_UNAVAILABLE, 503)
+        try:
+            body = await self.service.bodies.read(request)
+            if self.inspecting:
+                raise no_capacity()
+            self.inspecting = True
+            try:
+                return JsonResponse(await self.service.in_thread(inspect_object, self.service.llama, body))
+            finally:
+                self.inspecting = False
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            return rest_error(to_contract_error(error))
 
     async def models(self, request: Request) -> Response:
         llama = self.service.llama
@@ -115,6 +135,7 @@ def make_app(
             *(Route(f"{base}/v1/chat/completions", routes.chat_completions, methods=["POST"]) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/completions", routes.completions, methods=["POST"]) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/responses", routes.responses, methods=["POST"]) for base in OPENAI_BASES),
+            Route("/inspect/run", routes.inspect, methods=["POST"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             *(Route(f"{base}/v1/models", routes.models) for base in OPENAI_BASES),
             *(Route(f"{base}/v1/models/{{model:path}}", routes.model) for base in OPENAI_BASES),

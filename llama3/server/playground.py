@@ -1,4 +1,4 @@
-"""The playground page at `/`: HTML, a style sheet and three scripts, with nothing loaded from another host."""
+"""The pages at `/` (the playground) and `/inspect`: HTML, style sheets and scripts, nothing from another host."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,16 +17,23 @@ HEADERS = {
 }
 # Not from `mimetypes`: on Windows it reads the registry, where .js may be text/plain, which `nosniff` does not run.
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# URL path -> file. Only these files are served: the path of a request is never used as a path on disk.
+# URL path -> package and file. Only these files are served: the path of a request is never used as a path on disk.
 FILES = {
-    "/": "index.html",
-    **{f"/static/{name}": name for name in ("style.css", "chat.js", "parameters.js", "code.js")},
+    "/": ("server", "index.html"),
+    "/inspect": ("server", "inspect.html"),
+    **{f"/static/{name}": ("server", name) for name in ("style.css", "chat.js", "parameters.js", "code.js", "ask.js")},
+    **{f"/static/{name}": ("inspect", name) for name in ("inspect.css", "inspect.js")},
 }
+VIEWS = b"<!-- views -->"  # the place in inspect.html of what `llama3 inspect --html` shows
 
 
 async def static_file(request: Request) -> Response:
-    file = resource("server", "static", FILES[request.url.path])
-    return Response(file.read_bytes(), headers=HEADERS, media_type=MEDIA_TYPES[file.suffix])  # small: read in one go
+    package, name = FILES[request.url.path]
+    file = resource(package, "static", name)
+    content = file.read_bytes()  # small: read in one go
+    if VIEWS in content:
+        content = content.replace(VIEWS, resource("inspect", "static", "inspect.html").read_bytes())
+    return Response(content, headers=HEADERS, media_type=MEDIA_TYPES[file.suffix])
 
 
-ROUTES = [Route(path, static_file) for path in FILES]
+ROUTES = [Route(path, static_file, methods=["GET"]) for path in FILES]
