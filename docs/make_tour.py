@@ -30,7 +30,7 @@ NOTE = "<!-- Written by `make docs` from src/{name}. Change that file; do not ed
 SOURCES = sorted((TOUR / "src").glob("*.md"))
 DIRECTIVE = re.compile(r"^(include|picture|claim) ")
 BLOCK = re.compile(r"```(compute|python)\n(.+)\n```", re.S)
-EXPRESSION = re.compile(r"\{\{ (.+?) \}\}")
+EXPRESSION = re.compile(r"\{\{ (.+?) ?\}\}")
 PICTURE = re.compile(r"picture ([\w-]+) \((.+?)\): (.+)", re.S)
 INCLUDE = re.compile(r'include (\S+?):(\w+)(?: "(.+)" "(.+)")?')
 

@@ -72,6 +72,37 @@ def cosine(a: Array, b: Array) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
+def parameters(c: ModelConfig) -> dict[str, int]:
+    """How many numbers the matrices of a model hold."""
+    heads = c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads)  # rows of wq, wk, wv, and columns of wo
+    return {
+        "embedding": c.vocab_size * c.dim,
+        "attention": c.n_layers * heads * c.dim,
+        "feed-forward": c.n_layers * 3 * c.hidden_dim * c.dim,
+        "norms": (2 * c.n_layers + 1) * c.dim,
+        "output": c.vocab_size * c.dim,
+    }
+
+
+def chat(question: str) -> list[int]:
+    """The token ids of a question in Llama 3's chat format."""
+    return llama.encode_chat([{"role": "user", "content": question}])
+
+
+def merge_steps(chunk: bytes) -> list[list[str]]:
+    """The parts of a chunk of text, as plain.merge has them at first, after the first merge, and so on."""
+    steps: list[list[str]] = []
+    parts, ranks = [bytes([byte]) for byte in chunk], tokenizer.ranks
+    while True:
+        steps.append([part.decode("utf-8", "replace") for part in parts])
+        joined = {parts[i] + parts[i + 1]: i for i in reversed(range(len(parts) - 1))}
+        known = [pair for pair in joined if pair in ranks]
+        if not known:
+            return steps
+        i = joined[min(known, key=ranks.__getitem__)]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
 # ---- broken models
 
 
@@ -80,6 +111,11 @@ def changed(layer: int, **matrices: Array) -> Weights:
     layers = list(weights.layers)
     layers[layer] = replace(layers[layer], **matrices)
     return replace(weights, layers=layers)
+
+
+def shuffled(w: Array, random: np.random.Generator) -> Array:
+    """The same numbers in another order."""
+    return random.permutation(w.ravel()).reshape(w.shape)
 
 
 def without(layer: int, head: int) -> Weights:

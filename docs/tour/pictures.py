@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy import ndarray as Array
 
+from llama3.config import ModelConfig
 from llama3.inspect.svg import bars, document, heat_map, lines, text
 
-__all__ = ["Picture", "bars", "heat_map", "lines", "maps", "wheels"]
+__all__ = ["Picture", "bars", "groups", "heat_map", "lines", "machine", "maps", "merges", "wheels"]
 
 
 class Picture(str):
@@ -48,3 +49,79 @@ def maps(weights: Array, row: int, title: str) -> str:
         body.append(f'<rect x="{x0}" y="{y0}" width="{T * cell}" height="{T * cell}" class="line"/>')
         body.append(f'<rect x="{x0}" y="{y0 + row * cell}" width="{T * cell}" height="{cell}" class="s1"/>')
     return document(16 + heads * (T * cell + gap), 46 + layers * (T * cell + gap), body, title)
+
+
+def machine(columns: dict[str, ModelConfig], T: int) -> str:
+    """The steps from tokens to logits, and the shape of what leaves each step, for T tokens and one or more models."""
+    first, name, step, top, wide = 36, 250, 34, 66, 190  # px
+    rows = [step_shapes(c, T) for c in columns.values()]
+    body = [text(4, 16, f"The machine, for {T} tokens", classes="bold")]
+    body += [text(name + wide * (j + 0.5), top - 14, label, anchor="middle") for j, label in enumerate(columns)]
+    end = top + step * len(rows[0])
+    body.append(f'<path d="M18 {top + step * 0.5:.0f}V{end - step * 0.5:.0f}" class="s1" stroke-width="4"/>')
+    for i, (label, _) in enumerate(rows[0]):
+        y, indent = top + step * i, 26 if label.startswith(" ") else 0
+        if label.endswith("+"):  # what is added to the residual stream
+            body.append(f'<path d="M{first + indent} {y + 15}H22" class="s1" stroke-width="2"/>')
+        box = f'x="{first + indent}" y="{y + 3}" width="{name - first - indent - 8}" height="{step - 8}" rx="5"'
+        body.append(f'<rect {box} class="s0"/>')
+        body.append(text(first + indent + 8, y + 20, label.strip().removesuffix(" +")))
+        shapes = [shapes[i][1] for shapes in rows]
+        body += [text(name + wide * (j + 0.5), y + 20, s, anchor="middle") for j, s in enumerate(shapes)]
+    notes = [f"{c.n_layers} layers" for c in columns.values()]
+    body += [text(name + wide * (j + 0.5), end + 20, s, anchor="middle", classes="h1") for j, s in enumerate(notes)]
+    body.append(text(first, end + 20, "indented: once in each layer", classes="h1"))
+    return document(name + wide * len(columns) + 8, end + 34, body, "The machine on one page")
+
+
+def step_shapes(c: ModelConfig, T: int) -> list[tuple[str, str]]:
+    """(step, shape of its output) in the order of computation. " " in front: in each layer; "+" behind: added to x."""
+    shapes: list[tuple[str, tuple[int, ...]]] = [
+        ("embedding", (T, c.dim)),
+        (" RMSNorm", (T, c.dim)),
+        (" queries", (T, c.n_heads, c.head_dim)),
+        (" keys, values", (T, c.n_kv_heads, c.head_dim)),
+        (" RoPE on q and k", (T, c.n_heads, c.head_dim)),
+        (" attention weights", (c.n_heads, T, T)),
+        (" attention output +", (T, c.dim)),
+        (" RMSNorm", (T, c.dim)),
+        (" gate, up", (T, c.hidden_dim)),
+        (" feed-forward output +", (T, c.dim)),
+        ("RMSNorm", (T, c.dim)),
+        ("logits", (T, c.vocab_size)),
+    ]
+    return [(name, " x ".join(f"{n:,}" for n in shape)) for name, shape in shapes]
+
+
+def merges(steps: Sequence[Sequence[str]], title: str) -> str:
+    """A row of boxes for each step: the parts of a word before the first merge, after it, and so on."""
+    unit, step, top = 40, 40, 30  # px; a character has one unit
+    body = [text(4, 16, title, classes="bold")]
+    for i, parts in enumerate(steps):
+        x, y = 90.0, top + step * i
+        body.append(text(80, y + 22, f"{len(parts)} parts" if len(parts) > 1 else "1 token", anchor="end"))
+        for part in parts:
+            wide = unit * len(part)
+            body.append(f'<rect x="{x + 2:.0f}" y="{y + 4}" width="{wide - 4}" height="28" rx="5" class="s0"/>')
+            body.append(text(x + wide / 2, y + 22, part.replace(" ", "\u2423"), anchor="middle"))
+            x += wide
+    width = max(110 + unit * sum(len(part) for part in steps[0]), 8 * len(title))
+    return document(width, top + step * len(steps) + 8, body, title)
+
+
+def groups(n_heads: int, n_kv_heads: int, title: str) -> str:
+    """Query heads above, key and value heads below, and a line from each query head to the head that it reads."""
+    step, top = 44, 34  # px
+    each, group = n_heads // n_kv_heads, n_heads // n_kv_heads
+    body = [text(4, 16, title, classes="bold")]
+    for j in range(n_heads):
+        x, hue = 8 + step * j, j // group % 5
+        target = 8 + step * (j // group * each + (each - 1) / 2)
+        body.append(f'<path d="M{x + 18} {top + 26}L{target + 18:.0f} {top + 86}" class="s{hue}" stroke-width="1.5"/>')
+        body.append(f'<rect x="{x}" y="{top}" width="36" height="26" rx="5" class="s{hue}" stroke-width="1.5"/>')
+        body.append(text(x + 18, top + 17, f"q {j}", anchor="middle"))
+    for g in range(n_kv_heads):
+        x = 8 + step * (g * each + (each - 1) / 2)
+        body.append(f'<rect x="{x - 8:.0f}" y="{top + 86}" width="52" height="26" rx="5" class="h{g % 5}"/>')
+        body.append(text(x + 18, top + 103, f"k v {g}", anchor="middle", classes="back"))
+    return document(max(16 + step * n_heads, 8 * len(title)), top + 122, body, title)
