@@ -4,7 +4,7 @@
 A source is Markdown, in which these lines and marks stand for what the builder puts there:
 
     {{ expression:format }}                     a number or a text that docs/tour/demo.py computes
-    include plain.py:name                       the source of a function of a file of llama3/
+    include plain.py:name                       the source of a function of a file of llama3/ or of the repository
     include plain.py:name "a" "b"               its lines from the first with "a" to the next with "b"
     a block of code of the language `compute`   is executed and not shown; one of the language `python` is shown
     picture name (what it shows): expression    an SVG, written to docs/tour/pictures
@@ -17,7 +17,7 @@ import ast
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 from docs.tour import demo, pictures
 
 TOUR = Path(__file__).with_name("tour")
-PACKAGE = Path(__file__).parents[1] / "llama3"
+ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by `make docs` from src/{name}. Change that file; do not edit this one. -->"
 SOURCES = sorted((TOUR / "src").glob("*.md"))
 DIRECTIVE = re.compile(r"^(include|picture|claim) ")
@@ -71,7 +71,9 @@ class Page:
         if (
             text[0].isalpha() or text[0] in "*{([" or re.match("`[^`]", text)
         ):  # a paragraph, no heading, table, list or block of code
-            self.paragraph = textwrap.fill(self.paragraph, 120, break_long_words=False, break_on_hyphens=False)
+            whole = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), self.paragraph)  # code is not broken
+            filled = textwrap.fill(whole, 120, break_long_words=False, break_on_hyphens=False)
+            self.paragraph = filled.replace("\0", " ")
         self.text.append(self.paragraph)
         self.cells.append(("markdown", self.paragraph))
         for match in EXPRESSION.findall(text):
@@ -99,15 +101,22 @@ def include(part: str) -> str:
     match = INCLUDE.fullmatch(part)
     assert match, f"not an include: {part}"
     file, name, first, last = match.groups()
-    source = (PACKAGE / file).read_text(encoding="utf-8")
-    (node,) = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == name]
-    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    path = next(path for path in (ROOT / "llama3" / file, ROOT / file) if path.is_file())
+    source, shown = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+    lines = source.splitlines()
+    if file.endswith(".py"):
+        (node,) = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == name]
+        lines = lines[node.lineno - 1 : node.end_lineno]
+    else:  # CUDA C++: to the closing brace in the first column
+        begin = next(i for i, line in enumerate(lines) if f" {name}(" in line)
+        lines = lines[begin : lines.index("}", begin) + 1]
     if first:
         begin = next(i for i, line in enumerate(lines) if first in line)
         end = next(i for i, line in enumerate(lines) if last in line and i >= begin)
         lines = lines[begin : end + 1]
     code = textwrap.dedent("\n".join(lines))
-    return f"From [`llama3/{file}`](../../llama3/{file}), `{name}`:\n\n```python\n{code}\n```"
+    language = "python" if file.endswith(".py") else "cpp"
+    return f"From [`{shown}`](../../{shown}), `{name}`:\n\n```{language}\n{code}\n```"
 
 
 def build(source: Path) -> Page:
@@ -138,11 +147,12 @@ def build(source: Path) -> Page:
     return page
 
 
-def pages() -> dict[str, Page]:
-    """All pages by name, as docs/tour has them: with a note at the top and links to the neighbours at the end."""
-    built = {source.name: build(source) for source in SOURCES}
-    names = list(built)
-    for i, (name, page) in enumerate(built.items()):
+def pages(left_out: Collection[str] = ()) -> dict[str, Page]:
+    """The pages by name, as docs/tour has them: with a note at the top and links to the neighbours at the end."""
+    names = [source.name for source in SOURCES]
+    built = {source.name: build(source) for source in SOURCES if source.name not in left_out}
+    for name, page in built.items():
+        i = names.index(name)
         before = f"[back]({names[i - 1]})" if i else "[back](README.md)"
         after = f"[next]({names[i + 1]})" if i + 1 < len(names) else "[all pages](README.md)"
         page.text = [page.text[0], NOTE.format(name=name), *page.text[1:], f"{before} | {after}"]
@@ -163,12 +173,12 @@ def notebook(built: dict[str, Page]) -> str:
     return json.dumps({"cells": out, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
 
 
-START = ("code", "from demo import *\nfrom pictures import *")
+START = ("code", "import sys\n\nsys.path.append('../..')  # for page 11\nfrom demo import *\nfrom pictures import *")
 
 
-def files() -> dict[str, str]:
-    """What the tour consists of: path in docs/tour -> text."""
-    built = pages()
+def files(left_out: Collection[str] = ()) -> dict[str, str]:
+    """What the tour consists of: path in docs/tour -> text. left_out: pages that cannot be built here."""
+    built = pages(left_out)
     out = {name: "\n\n".join(page.text) + "\n" for name, page in built.items()}
     out |= {f"pictures/{name}": svg for page in built.values() for name, svg in page.pictures.items()}
     return out | {"tour.ipynb": notebook(built)}

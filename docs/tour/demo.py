@@ -14,13 +14,23 @@ from numpy import ndarray as Array
 from llama3 import Llama, SamplingParams, plain
 from llama3.config import ModelConfig
 from llama3.model.weights import Weights
+from llama3.philox import uniform
 
 QUESTION = "What is RoPE?"
 LENGTH = 40  # tokens of the answer that are looked at
 LLAMA_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128_256)  # the shape of Llama 3 8B, for comparison
 
+
+def in_float64(w: Weights) -> Weights:
+    """The same numbers. plain.py converts them in each product, which takes longer from bfloat16."""
+    layers = [replace(x, **{name: matrix.astype(np.float64) for name, matrix in vars(x).items()}) for x in w.layers]
+    arrays = {name: getattr(w, name).astype(np.float64) for name in ("tok_embeddings", "norm", "output")}
+    return replace(w, layers=layers, **arrays)
+
+
 llama = Llama.load()
-config, weights, tokenizer = llama.config, llama.checkpoint.weights, llama.tokenizer
+config, tokenizer = llama.config, llama.tokenizer
+weights = in_float64(llama.checkpoint.weights)
 prompt = llama.encode_chat([{"role": "user", "content": QUESTION}])
 answer = list(llama.generate(prompt, max_tokens=LENGTH, temperature=0).tokens)
 tokens = prompt + answer
@@ -35,6 +45,12 @@ def piece(token: int) -> str:
 def quoted(text: str) -> str:
     """As it stands in a sentence or a picture, with spaces and line ends visible."""
     return "`" + text.replace("\n", "\\n") + "`"
+
+
+def plainly(ids: list[int]) -> str:
+    """Tokens as text for a page: without line ends, and nothing in it is markup."""
+    text = "".join(c if c.isprintable() else " " for c in tokenizer.decode(ids))
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("*", "\\*")
 
 
 pieces = [piece(token) for token in tokens]
@@ -125,13 +141,20 @@ def without(layer: int, head: int) -> Weights:
     return changed(layer, wo=wo)
 
 
+answers: dict[tuple, tuple[Weights, str]] = {}  # what `ask` was asked before
+
+
 def ask(model: Weights = weights, start: list[int] = prompt, n: int = 14, **parts: Callable) -> str:
     """The n most likely tokens after `start`, one after the other, with functions of plain.py replaced by `parts`."""
+    key = (id(model), tuple(start), n, frozenset(parts.items()))
+    if key in answers:
+        return answers[key][1]
     out = list(start)
     while len(out) < len(start) + n and out[-1] not in llama.checkpoint.stop_ids:
         out.append(int(broken_logits(model, out, **parts)[-1].argmax()))
-    text = tokenizer.decode([token for token in out[len(start) :] if token not in llama.checkpoint.stop_ids])
-    return text.strip()
+    text = plainly([token for token in out[len(start) :] if token not in llama.checkpoint.stop_ids])
+    answers[key] = model, text  # the model is kept, so that no other one gets its id
+    return text
 
 
 def broken_logits(model: Weights = weights, ids: list[int] = tokens, **parts: Callable) -> Array:
@@ -142,6 +165,18 @@ def broken_logits(model: Weights = weights, ids: list[int] = tokens, **parts: Ca
 
 def draws(n: int, params: SamplingParams, row: Array) -> list[str]:
     """n tokens drawn from the same logits, with seeds 0 to n - 1."""
-    from llama3.philox import uniform
-
     return [piece(plain.sample(row, params, uniform(seed, 0))) for seed in range(n)]
+
+
+def spoken(params: SamplingParams, seed: int = 1, n: int = 14) -> str:
+    """n drawn tokens of an answer, as text."""
+    out = list(prompt)
+    while len(out) < last + 1 + n and out[-1] not in llama.checkpoint.stop_ids:
+        row = plain.forward(out, config, weights)[-1]
+        out.append(plain.sample(row, params, uniform(seed, len(out) - len(prompt))))
+    return plainly(out[last + 1 :])
+
+
+def rows_of(steps: int, cached: bool) -> list[int]:
+    """How many rows each step of an answer computes: the prompt first, then one token after the other."""
+    return [len(prompt) + i if not cached else len(prompt) if i == 0 else 1 for i in range(steps)]

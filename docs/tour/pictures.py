@@ -8,7 +8,7 @@ from numpy import ndarray as Array
 from llama3.config import ModelConfig
 from llama3.inspect.svg import bars, document, heat_map, lines, text
 
-__all__ = ["Picture", "bars", "groups", "heat_map", "lines", "machine", "maps", "merges", "wheels"]
+__all__ = ["Picture", "bars", "groups", "heat_map", "lines", "machine", "maps", "merges", "pins", "threads", "wheels"]
 
 
 class Picture(str):
@@ -125,3 +125,48 @@ def groups(n_heads: int, n_kv_heads: int, title: str) -> str:
         body.append(f'<rect x="{x - 8:.0f}" y="{top + 86}" width="52" height="26" rx="5" class="h{g % 5}"/>')
         body.append(text(x + 18, top + 103, f"k v {g}", anchor="middle", classes="back"))
     return document(max(16 + step * n_heads, 8 * len(title)), top + 122, body, title)
+
+
+def pins(rows: dict[str, tuple[Sequence[float], Sequence[str]]], u: float) -> str:
+    """A line from 0 to 1 for each row, divided by its probabilities, and a pin at u. rows: name -> (p, labels)."""
+    left, long, step, top = 210, 600, 40, 44  # px
+    body = [text(4, 16, f"The line of probabilities, and the random number u = {u:g}", classes="bold")]
+    for i, (name, (p, labels)) in enumerate(rows.items()):
+        y, x = top + step * i, float(left)
+        body.append(text(left - 8, y + 18, name, anchor="end"))
+        for j, (share, label) in enumerate(zip(p, labels)):
+            wide = long * float(share)
+            if wide < 1:  # too thin to be drawn
+                x += wide
+                continue
+            chosen = x <= left + long * u < x + wide
+            place = f'x="{x:.1f}" y="{y}" width="{max(wide - 1, 0.5):.1f}" height="26"'
+            body.append(f'<rect {place} class="h{1 if chosen else 0}" fill-opacity="{0.8 if j % 2 else 1}"/>')
+            if wide > 8 * len(label) + 4:
+                body.append(text(x + wide / 2, y + 17, label, anchor="middle", classes="back"))
+            x += wide
+        body.append(f'<rect x="{left}" y="{y}" width="{long}" height="26" class="line"/>')
+    at, end = left + long * u, top + step * len(rows)
+    body.append(f'<path d="M{at:.1f} {top - 10}V{end}" class="s1" stroke-width="2"/>')
+    body.append(text(at, top - 14, "u", anchor="middle", classes="h1"))
+    return document(left + long + 12, end + 8, body, "Sampling")
+
+
+def threads(rows: int, groups: int, titles: Sequence[str], names: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Two tables side by side, rows x groups of channels: names[i][row][group] is the thread that reads them."""
+    wide, high, top, gap = 44, 24, 62, 40  # px
+    body = []
+    for n, (title, table) in enumerate(zip(titles, names)):
+        x0 = 60 + n * (groups * wide + gap)
+        body.append(text(x0, 16, title, classes="bold"))
+        body += [text(x0 + wide * (j + 0.5), top - 8, f"{8 * j}-", anchor="middle") for j in range(groups)]
+        hues = {name: i for i, name in enumerate(dict.fromkeys(name for row in table for name in row))}
+        for i, row in enumerate(table):
+            y = top + high * i
+            for j, name in enumerate(row):
+                place = f'x="{x0 + wide * j}" y="{y}" width="{wide - 2}" height="{high - 2}"'
+                body.append(f'<rect {place} class="h{hues[name] % 5}" fill-opacity="0.3"/>')
+                body.append(text(x0 + wide * (j + 0.5), y + 16, name, anchor="middle"))
+    body.append(text(4, top - 8, "channel"))
+    body += [text(4, top + high * i + 16, f"row {i}") for i in range(rows)]
+    return document(60 + 2 * (groups * wide + gap), top + high * rows + 10, body, "Which thread reads what")
