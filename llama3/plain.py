@@ -1,7 +1,7 @@
 """Llama 3 as a textbook would write it: bytes to tokens, tokens to logits, logits to the next token.
 
-Nothing here is fast: no KV cache, no batch, all arithmetic in float64. Each part has a fast version (byte_pair.py,
-model/, sampler.py) that tests hold to this file. docs/examples/minimal_generator.py is the step between the two.
+Nothing here is fast: no KV cache, no batch, all arithmetic in float64. Tests hold the fast versions (byte_pair.py,
+model/, sampler.py) to this file. docs/examples/minimal_generator.py is the step between the two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,8 @@ def forward(tokens: Sequence[int], config: ModelConfig, weights: Weights, see: C
     """T token ids -> logits (T, vocab_size) float64; row i predicts token i + 1. see(name, value) gets each result."""
 
     def note(name: str, value: Array) -> Array:
-        if see is not None:
-            see(name, value)
-        return value
+        other = see(name, value) if see else None  # an array that `see` returns takes the value's place
+        return value if other is None else other
 
     c, T, group = config, len(tokens), config.n_heads // config.n_kv_heads
     angle = rope_angles(np.arange(T), c)  # (T, head_dim / 2)
@@ -45,13 +44,14 @@ def forward(tokens: Sequence[int], config: ModelConfig, weights: Weights, see: C
         heads = []
         for j in range(c.n_heads):  # `group` query heads share a key head and a value head (Ainslie 2023)
             scores = note(f"{at}.heads.{j}.scores", attention_scores(q[:, j], k[:, j // group]))  # (T, T)
-            heads.append(note(f"{at}.heads.{j}.weights", softmax(scores)) @ v[:, j // group])
-        x = x + note(f"{at}.attention", linear(np.concatenate(heads, axis=1), layer.wo))  # (T, dim)
+            mix = note(f"{at}.heads.{j}.weights", softmax(scores))  # (T, T)
+            heads.append(note(f"{at}.heads.{j}.output", mix @ v[:, j // group]))
+        x = note(f"{at}.attention_residual", x + note(f"{at}.attention", linear(np.hstack(heads), layer.wo)))
         h = note(f"{at}.ffn_norm", rms_norm(x, layer.ffn_norm, c.norm_eps))  # (T, dim)
         gate = note(f"{at}.gate", linear(h, layer.w1))  # (T, hidden_dim)
         up = note(f"{at}.up", linear(h, layer.w3))  # (T, hidden_dim)
-        x = x + note(f"{at}.feed_forward", linear(silu(gate) * up, layer.w2))  # (T, dim): SwiGLU (Shazeer 2020)
-        note(at, x)
+        h = note(f"{at}.feed_forward", linear(silu(gate) * up, layer.w2))  # (T, dim): SwiGLU (Shazeer 2020)
+        x = note(at, x + h)  # (T, dim)
     x = note("norm", rms_norm(x, weights.norm, c.norm_eps))  # (T, dim)
     return note("logits", linear(x, weights.output))
 

@@ -72,13 +72,32 @@ def test_see_is_given_every_intermediate_value(demo: Checkpoint):
     row, head, kv_head = (T, c.dim), (T, c.n_heads, c.head_dim), (T, c.n_kv_heads, c.head_dim)
     layer = {"attention_norm": row, "q": head, "k": kv_head, "v": kv_head, "q_rope": head, "k_rope": kv_head}
     for j in range(c.n_heads):
-        layer |= {f"heads.{j}.scores": (T, T), f"heads.{j}.weights": (T, T)}
-    layer |= {"attention": row, "ffn_norm": row, "gate": (T, c.hidden_dim), "up": (T, c.hidden_dim)}
+        layer |= {f"heads.{j}.scores": (T, T), f"heads.{j}.weights": (T, T), f"heads.{j}.output": (T, c.head_dim)}
+    layer |= {
+        "attention": row,
+        "attention_residual": row,
+        "ffn_norm": row,
+        "gate": (T, c.hidden_dim),
+        "up": (T, c.hidden_dim),
+    }
     layer |= {"feed_forward": row}
     expected = {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
     expected |= {f"layers.{i}": row for i in range(c.n_layers)}
     expected |= {"tok_embeddings": row, "norm": row, "logits": (T, c.vocab_size)}
     assert seen == expected and logits.shape == (T, c.vocab_size)
+
+
+def test_an_array_that_see_returns_takes_the_value_s_place(demo: Checkpoint):
+    tokens, seen = [1, 2, 3], {}
+    plain.forward(tokens, demo.config, demo.weights, seen.__setitem__)
+
+    def first_head_off(name: str, value: np.ndarray) -> np.ndarray | None:
+        return np.zeros_like(value) if name == "layers.0.heads.0.output" else None
+
+    changed: dict[str, np.ndarray] = {}
+    plain.forward(tokens, demo.config, demo.weights, lambda *at: (changed.setdefault(*at), first_head_off(*at))[1])
+    later = list(seen)[list(seen).index("layers.0.attention") :]
+    assert [name for name, value in changed.items() if not np.array_equal(value, seen[name])] == later
 
 
 MODEL_PARTS = ("rms_norm", "linear", "rope_angles", "rotate", "attention_scores", "softmax", "silu")
