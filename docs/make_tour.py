@@ -49,6 +49,7 @@ class Page:
     pictures: dict[str, str] = field(default_factory=dict)
     cells: list[tuple[str, str]] = field(default_factory=list)  # (kind, text)
     paragraph: str = ""
+    false: list[str] = field(default_factory=list)  # sentences that are no longer true
 
     def value(self, expression: str) -> Any:
         try:
@@ -120,7 +121,7 @@ def include(part: str) -> str:
 
 
 def build(source: Path) -> Page:
-    """A source -> its page. Raises NoLongerTrue if one of its claims is false."""
+    """A source -> its page. `false` has the paragraphs of the claims that do not hold."""
     page = Page(source, {**vars(pictures), **vars(demo)})
     for part in parts(source.read_text(encoding="utf-8")):
         kind = match[1] if (match := DIRECTIVE.match(part)) else ""
@@ -133,7 +134,7 @@ def build(source: Path) -> Page:
             page.text += [part] if block[1] == "python" else []
         elif kind == "claim":
             if not page.value(part.removeprefix("claim ")):
-                raise NoLongerTrue(f"{source.name}: no longer true: {page.paragraph}\nbecause not {part[6:]}")
+                page.false.append(f"{source.name}: no longer true: {page.paragraph}\n(not {part[6:]})")
             page.code(f"assert {part.removeprefix('claim ')}")
         elif kind == "picture":
             found = PICTURE.fullmatch(part)
@@ -148,9 +149,14 @@ def build(source: Path) -> Page:
 
 
 def pages(left_out: Collection[str] = ()) -> dict[str, Page]:
-    """The pages by name, as docs/tour has them: with a note at the top and links to the neighbours at the end."""
+    """The pages by name, as docs/tour has them: with a note at the top and links to the neighbours at the end.
+
+    Raises NoLongerTrue, with all sentences that are false, if there are any.
+    """
     names = [source.name for source in SOURCES]
     built = {source.name: build(source) for source in SOURCES if source.name not in left_out}
+    if false := [sentence for page in built.values() for sentence in page.false]:
+        raise NoLongerTrue("\n".join(false))
     for name, page in built.items():
         i = names.index(name)
         before = f"[back]({names[i - 1]})" if i else "[back](README.md)"

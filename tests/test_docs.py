@@ -34,6 +34,7 @@ NOT_RUN = {
     ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
     ".venv/bin/python docs/make_picture.py": "writes a file of this tree; a test below compares it",
+    ".venv/bin/python -m docs.make_tour": "writes files of this tree; tests/test_tour.py compares them",
     ".venv/bin/python -m docs.make_reference": "writes files of this tree; tests/test_docs_reference.py compares them",
 }
 MAY_FAIL = {".venv/bin/llama3 doctor": (0, 1)}  # 1: there is no GPU

@@ -7,10 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from docs import make_tour
 from docs.make_tour import SOURCES, TOUR, NoLongerTrue, build
+from docs.tour import demo
 from tests.cuda.emulator.build import COMPILER
 from tests.pages import links
 
@@ -27,7 +29,7 @@ PICTURES = sorted(name for name in FILES if name.endswith(".svg"))
 
 @pytest.mark.slow
 def test_everything_is_what_the_demo_gives_and_every_claim_is_true():
-    """Raises NoLongerTrue, with its sentence, if a claim is false. Without g++, page 11 is not built."""
+    """Raises NoLongerTrue, with the sentences, if claims are false. Without g++, page 11 is not built."""
     built = make_tour.files(left_out=[KERNELS] if COMPILER is None else [])
     if COMPILER is None:
         built |= {name: text for name, text in FILES.items() if name.startswith(("11-", "pictures/11-", "tour"))}
@@ -66,8 +68,17 @@ def test_the_comparison_sees_a_word_and_a_second_digit():
 def test_a_claim_that_is_false_fails_with_its_sentence(tmp_path: Path):
     source = tmp_path / "01-wrong.md"
     source.write_text("# Wrong\n\nThe demo has {{ config.n_layers }} layers.\n\nclaim config.n_layers == 5\n")
-    with pytest.raises(NoLongerTrue, match="no longer true: The demo has 4 layers"):
-        build(source)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NoLongerTrue, match="true: The demo has 4 layers"):
+        patch.setattr(make_tour, "SOURCES", [source])
+        make_tour.pages()
+
+
+def test_another_demo_makes_a_sentence_false(monkeypatch: pytest.MonkeyPatch):
+    """As if it had been trained anew, and head 1 of layer 0 now read all tokens alike."""
+    name = "layers.0.heads.1.weights"
+    monkeypatch.setitem(demo.seen, name, np.tri(len(demo.tokens)) / np.arange(1, len(demo.tokens) + 1)[:, None])
+    (sentence, *_) = build(TOUR / "src" / "06-attention.md").false
+    assert sentence.startswith("06-attention.md: no longer true: The framed rows") and "puts 0.06 of its" in sentence
 
 
 def test_a_name_that_does_not_exist_is_reported_with_its_page(tmp_path: Path):
