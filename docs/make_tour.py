@@ -69,9 +69,7 @@ class Page:
 
     def prose(self, text: str) -> None:
         self.paragraph = self.sentence(text)
-        if (
-            text[0].isalpha() or text[0] in "*{([" or re.match("`[^`]", text)
-        ):  # a paragraph, no heading, table, list or block of code
+        if re.match(r"[\w*{(\[]|`[^`]", text):  # a paragraph, no heading, table, list or block of code
             whole = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), self.paragraph)  # code is not broken
             filled = textwrap.fill(whole, 120, break_long_words=False, break_on_hyphens=False)
             self.paragraph = filled.replace("\0", " ")
@@ -109,15 +107,22 @@ def include(part: str) -> str:
         (node,) = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == name]
         lines = lines[node.lineno - 1 : node.end_lineno]
     else:  # CUDA C++: to the closing brace in the first column
-        begin = next(i for i, line in enumerate(lines) if f" {name}(" in line)
+        begin = line_with(f" {name}(", lines, part)
         lines = lines[begin : lines.index("}", begin) + 1]
     if first:
-        begin = next(i for i, line in enumerate(lines) if first in line)
-        end = next(i for i, line in enumerate(lines) if last in line and i >= begin)
-        lines = lines[begin : end + 1]
+        lines = lines[line_with(first, lines, part) :]
+        lines = lines[: line_with(last, lines, part) + 1]
     code = textwrap.dedent("\n".join(lines))
     language = "python" if file.endswith(".py") else "cpp"
     return f"From [`{shown}`](../../{shown}), `{name}`:\n\n```{language}\n{code}\n```"
+
+
+def line_with(text: str, lines: list[str], part: str) -> int:
+    """The index of the first line with the text. Raises ValueError, naming the include, if there is none."""
+    for i, line in enumerate(lines):
+        if text in line:
+            return i
+    raise ValueError(f"{part}: no line there has {text!r}; the code has changed, so change the include")
 
 
 def build(source: Path) -> Page:
