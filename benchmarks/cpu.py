@@ -133,6 +133,12 @@ def show(title: str, found: dict[str, dict[str, Any]], tokens: int) -> None:
     print(flush=True)
 
 
+def save(results: dict[str, Any], out: Path | None) -> None:
+    """After each measurement, so that a run which is stopped keeps what it has."""
+    if out:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=9, help="for decoding; a prompt takes a third of them")
@@ -161,11 +167,11 @@ def main() -> int:
         for rows in arguments.rows:
             results["decode"][rows] = decoding(sides, rows, arguments.turns)
             show(f"decoding {rows} sequence{'s' * (rows > 1)}", results["decode"][rows], rows)
+            save(results, arguments.out)
         for n in arguments.prompts:
             results["prompt"][n] = prompts(sides, weights, n, max(1, arguments.turns // 3))
             show(f"a prompt of {n}", results["prompt"][n], n)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, arguments.out)
     return 0
 
 
