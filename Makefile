@@ -17,9 +17,10 @@ bench:  ## run the quick benchmarks, about two minutes; benchmarks/ has more
 	PYTHONPATH=. $(PYTHON) benchmarks/tokenizer.py
 	PYTHONPATH=. $(PYTHON) benchmarks/sampler.py
 
-docs:  ## write docs/cli.md, docs/api.md and the pictures from the code
+docs:  ## write docs/cli.md, docs/api.md, the pictures and the tour from the code
 	$(PYTHON) -m docs.make_reference
 	$(PYTHON) -m docs.make_picture
 	$(PYTHON) -m docs.make_heads_picture
+	$(PYTHON) -m docs.make_tour
 
 .PHONY: help test lint bench docs

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from docs.make_picture import PICTURE, picture
+from docs.make_tour import SOURCES
 from llama3 import Llama
 from llama3.limits import Limits
 from llama3.parity import Reference, save_reference
@@ -34,12 +35,14 @@ NOT_RUN = {
     ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 inspect": "writes a page; tests/cli/test_inspect.py runs these",
     ".venv/bin/python docs/make_picture.py": "writes a file of this tree; a test below compares it",
+    ".venv/bin/python -m docs.make_tour": "writes files of this tree; tests/test_tour.py compares them",
     ".venv/bin/python -m docs.make_reference": "writes files of this tree; tests/test_docs_reference.py compares them",
 }
 MAY_FAIL = {".venv/bin/llama3 doctor": (0, 1)}  # 1: there is no GPU
 NOT_EXECUTED = {
     "docs/server.md": "needs a server and the package openai; tests/server/clients/test_server_page.py",
     "docs/api.md": "signatures; tests/test_docs_reference.py",
+    **{f"docs/tour/{source.name}": "parts of files; tests/test_tour.py" for source in SOURCES},
 }
 
 
