@@ -33,6 +33,7 @@ LAYERS = (
     "llama",
     "llama3",  # the public names
     "parity",
+    "tour",
     "server",
     "cli",
     "__main__",

@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "describe a checkpoint: shape, parameters, sizes, special tokens",
     "doctor": "check whether this machine can run the model on its GPU, and how to fix what is missing",
     "compare": "compare a model with a reference file, or two reference files",
+    "tour": "learn how the model works: pages, and exercises that are checked inside the real model",
 }
 ENVIRONMENT = [
     (
@@ -38,7 +39,7 @@ EXIT_CODES = [
     ("0", "success"),
     ("1", "something failed: files, memory, the network"),
     ("2", "an option, a parameter or the prompt is wrong"),
-    ("3", "compare found a difference above its limits"),
+    ("3", "compare found a difference above its limits, or tour check a mistake"),
     ("130", "stopped by Ctrl-C"),
     ("141", "the program that read the output has ended (llama3 ... | head)"),
 ]

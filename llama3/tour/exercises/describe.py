@@ -1,0 +1,120 @@
+"""Says in one line how a result differs from the right one, where no known mistake explains it.
+
+The rows are compared with llama3.parity's measures. A row is a position.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from llama3.parity.measures import compare_rows
+
+LIMIT = 1e-6  # relative error of a row; float32 inside the reader's function is good enough
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether two results are equal to rounding. NaN equals NaN, so that a mistake that makes NaN is recognised."""
+    if not isinstance(expected, np.ndarray):
+        return bool(found == expected)
+    if not isinstance(found, np.ndarray) or found.shape != expected.shape or found.dtype.kind not in "fiu":
+        return False
+    nan = np.isnan(expected)
+    if not np.array_equal(np.isnan(found), nan):
+        return False
+    return not wrong_rows(np.where(nan, 0, found), np.where(nan, 0, expected)).size
+
+
+def wrong_rows(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The first index of each row that is above LIMIT or not finite; the numbers of a vector are its rows."""
+    rows = len(expected)
+    if expected.ndim == 1 and np.isfinite(found).all():  # one relative error for the whole vector
+        close = np.abs(found - expected) <= LIMIT * np.abs(expected).max()
+        return np.flatnonzero(~close)
+    errors = compare_rows(found.reshape(rows, -1), expected.reshape(rows, -1))["relative"]
+    return np.flatnonzero(~(errors <= LIMIT))
+
+
+def no_array(found: Any, expected: np.ndarray) -> str | None:
+    """What is wrong with the type or the shape of a result; None if nothing."""
+    if found is None:
+        return "it returns nothing: is a `return` missing?"
+    if not isinstance(found, np.ndarray):
+        return f"it returns a {type(found).__name__}; expected an array of shape {expected.shape}"
+    if found.shape != expected.shape:
+        turned = "; it is transposed" if found.shape == expected.shape[::-1] else ""
+        return f"shape is {found.shape}, expected {expected.shape}{turned}"
+    if found.dtype.kind not in "fiu":
+        return f"its numbers are {found.dtype}; expected float64"
+    return None
+
+
+def difference(found: np.ndarray, expected: np.ndarray, hint: str) -> str:
+    """Two arrays of one shape that differ -> where, and by what."""
+    bad = ~np.isfinite(found)
+    if bad.any():
+        place = ", ".join(str(n) for n in np.argwhere(bad)[0])
+        kind = "NaN" if np.isnan(found[bad]).any() else "infinity"
+        count = f"{bad.sum()} of {bad.size} numbers" if bad.sum() > 1 else "one number"
+        return f"{kind} at [{place}], {count}: {not_finite(found, bad)}"
+    if (factor := constant(found, expected)) is not None:
+        return by_factor(factor, expected)
+    if found.ndim == 2 and found.shape[0] == found.shape[1] and same(found.T, expected):
+        return "it is transposed"
+    wrong = wrong_rows(found, expected)
+    if expected.ndim == 1:
+        return f"{len(wrong)} of {len(expected)} numbers are wrong, first at {wrong[0]}: " + one(
+            found, expected, wrong[0], hint
+        )
+    return where(found, expected, wrong, hint)
+
+
+def not_finite(found: np.ndarray, bad: np.ndarray) -> str:
+    whole = bad.reshape(len(bad), -1).all(axis=1).sum()
+    rows = (
+        f"rows {', '.join(map(str, np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[:4]))}" if whole else "there"
+    )
+    return f"look in {rows} for 0 / 0, for the root of a negative number, and for exp of a large one"
+
+
+def constant(found: np.ndarray, expected: np.ndarray) -> float | None:
+    """The factor between two arrays, if it is the same everywhere."""
+    top = np.abs(expected).argmax()
+    factor = float(found.flat[top] / expected.flat[top]) if expected.flat[top] else 0.0
+    return factor if factor and not wrong_rows(found, factor * expected).size else None
+
+
+def by_factor(factor: float, expected: np.ndarray) -> str:
+    if abs(factor + 1) < LIMIT:
+        return "every entry has the wrong sign"
+    n = expected.shape[-1]
+    reasons = {np.sqrt(n): f"sqrt({n})", 1 / np.sqrt(n): f"1 / sqrt({n})", n: str(n), 1 / n: f"1 / {n}"}
+    named = [f", which is {text}" for value, text in reasons.items() if abs(factor / value - 1) < LIMIT and n > 1]
+    size = "too large" if abs(factor) > 1 else "too small"
+    reason = named[0] if named else ""
+    return f"every entry is {size} by the same factor {factor:.4g}{reason}: look at what it is divided by"
+
+
+def where(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, hint: str) -> str:
+    """The first wrong position, and what is right."""
+    rows, half = len(expected), expected.shape[-1] // 2
+    first = wrong[0]
+    parts = {"first": slice(None, half), "second": slice(half, None)}
+    halves = [name for name, cut in parts.items() if half and not wrong_rows(found[..., cut], expected[..., cut]).size]
+    right = [n for n in range(rows) if n not in wrong]
+    if halves:
+        return f"the {halves[0]} half of the channels is right, and the other is not: {hint}"
+    if not right:
+        factors = [constant(found[n], expected[n]) for n in range(rows)]
+        if all(factors):
+            listed = ", ".join(f"{factor:.4g}" for factor in factors[:4] if factor)
+            return f"every row is the right one times a factor of its own ({listed}, ...): {hint}"
+        return f"differs at every position: {hint}"
+    listed = f"position {right[0]} is right" if len(right) == 1 else f"{len(right)} of {rows} positions are right"
+    if right == list(range(first)) and len(right) > 1:
+        listed = f"positions 0 to {first - 1} are right"
+    return f"first differs at position {first}; {listed}: {hint}"
+
+
+def one(found: np.ndarray, expected: np.ndarray, i: int, hint: str) -> str:
+    sums = f"the sum is {found.sum():.4g}, expected {expected.sum():.4g}"
+    return f"{found[i]:.4g}, expected {expected[i]:.4g}; {sums}: {hint}"
