@@ -15,7 +15,7 @@ LIMIT = 1e-6  # relative error of a row; float32 inside the reader's function is
 def same(found: Any, expected: Any) -> bool:
     """Whether two results are equal to rounding. NaN equals NaN, so that a mistake that makes NaN is recognised."""
     if not isinstance(expected, np.ndarray):
-        return bool(found == expected)
+        return bool((found.tolist() if isinstance(found, np.ndarray) else found) == expected)
     if not isinstance(found, np.ndarray) or found.shape != expected.shape or found.dtype.kind not in "fiu":
         return False
     nan = np.isnan(expected)

@@ -76,20 +76,23 @@ def replaced(feed_forward: Network) -> Iterator[None]:
     the two before silu, and the one after it.
     """
     linear, before = plain.linear, [(np.empty(0), np.empty(0))] * 2
-    inside = False
+    after_silu = inside = False
 
     def mine(x: Array, w: Array) -> Array:
-        nonlocal inside
-        if inside:
+        nonlocal after_silu, inside
+        if not after_silu or inside:
+            before[:] = [before[1], (x, w)]
+            return linear(x, w)
+        (h, w1), (_, w3) = before
+        after_silu, inside = False, True
+        try:
+            return feed_forward(h, *(matrix.astype(h.dtype) for matrix in (w1, w, w3)))
+        finally:
             inside = False
-            (h, w1), (_, w3) = before
-            return feed_forward(h, w1.astype(h.dtype), w.astype(h.dtype), w3.astype(h.dtype))
-        before[:] = [before[1], (x, w)]
-        return linear(x, w)
 
     def note_silu(x: Array) -> Array:
-        nonlocal inside
-        inside = True
+        nonlocal after_silu
+        after_silu = not inside
         return silu(x)
 
     with patch.multiple(plain, linear=mine, silu=note_silu):

@@ -34,12 +34,12 @@ class Reader:
 
     def __init__(self, path: Path):
         self.path = path.resolve()
-        self.module = types.ModuleType(path.stem)
+        self.module = types.ModuleType(f"exercise_{path.stem}")  # a file may be called numpy.py
         self.module.__file__ = str(self.path)
 
     def run(self) -> None:
         """Run the file as a module. Its neighbours can be imported."""
-        sys.path.insert(0, str(self.path.parent))
+        sys.path.append(str(self.path.parent))
         sys.modules[self.module.__name__] = self.module
         exec(compile(self.path.read_bytes(), self.path, "exec"), vars(self.module))
 
@@ -74,7 +74,7 @@ def grade_part(part: Part, function: Callable, reader: Reader) -> Line:
                 found[name] = function(*arguments)
         except NotImplementedError as error:
             return "wrong", f"{part.name}: {reader.error(error)}"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             called = ", ".join(map(shown, inspect.signature(part.right).parameters, given))
             text = f"{part.name}, {name}: {reader.error(error)} (called with {called})"
             known = [sentence for sentence in part.mistakes if fails(part, sentence, error, given)]
@@ -92,7 +92,7 @@ def grade_part(part: Part, function: Callable, reader: Reader) -> Line:
     return "right", f"{part.name}: {len(part.cases)} cases"
 
 
-def fails(part: Part, mistake: str, error: Exception, given: tuple[Any, ...]) -> bool:
+def fails(part: Part, mistake: str, error: BaseException, given: tuple[Any, ...]) -> bool:
     """Whether a known mistake raises the same error as the reader's function."""
     try:
         with np.errstate(all="ignore"):
@@ -155,10 +155,12 @@ def grade(exercise: catalogue.Exercise, reader: Reader) -> Iterator[Line]:
         yield lines[-1]
     if any("not written yet" in text for _, text in lines):
         return
+    alone = all(mark == "right" for mark, _ in lines)
     try:
-        yield from in_the_demo(exercise, grader.install(functions), all(mark == "right" for mark, _ in lines))
+        yield from in_the_demo(exercise, grader.install(functions), alone)
     except Exception as error:
-        yield "wrong", f"in the demo: {reader.error(error)}"
+        if alone:
+            yield "wrong", f"in the demo: {reader.error(error)}"
 
 
 def watch(reader: Reader, seconds: float, write: Callable[..., None]) -> None:

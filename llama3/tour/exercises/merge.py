@@ -70,25 +70,8 @@ MISTAKES: dict[str, Callable[[bytes, Ranks], list[int]]] = {
         ranks[bytes([byte])] for byte in chunk
     ],
 }
-TOKENS = (
-    b"a",
-    b"b",
-    b"c",
-    b"d",
-    b"bc",
-    b"ab",
-    b"aa",
-    b"cd",
-    b"bcd",
-    b"aab",
-    b"abab",
-    b"da",
-    b"dab",
-    b"cda",
-    b"bcda",
-    b"dbd",
-)
-RANKS = {token: rank for rank, token in enumerate(TOKENS)}
+TOKENS = ["a", "b", "c", "d", "bc", "ab", "aa", "cd", "bcd", "aab", "abab", "da", "dab", "cda", "bcda", "dbd"]
+RANKS = {token.encode(): rank for rank, token in enumerate(TOKENS)}
 CHUNKS = (b"abcd", b"aaa", b"ab", b"aaab", b"bcdab", b"ababab", b"dcbaab", b"bcdabcdaab", b"cdab", b"dbd", b"d", b"")
 PARTS = [
     Part(
