@@ -20,7 +20,7 @@ code is 3 if something is wrong with the file or with the answer.
   llama3 tour check 5 [FILE]       grade it, or another file
   llama3 tour hunt 1               find the wrong line in the demo: 1 to 4
   llama3 tour hunt 1 --answer WORD"""
-COLOURS = {"right": "32", "wrong": "31", "": "2"}
+COLOURS = {"right": "32", "wrong": "31", "error": "31", "": "2"}
 
 
 def parser() -> Parser:
@@ -63,18 +63,19 @@ def run(args: argparse.Namespace) -> int:
 
 def hunt(number: str, answer: str | None) -> int:
     """Show what a hunt's bug changes, or judge an answer."""
-    from llama3.tour.exercises.hunt import SIGNS, clues, judge
+    from llama3.tour.exercises.hunt import SIGNS, answers, clues, find, judge
 
+    bug = find(number)
     if answer is not None:
-        right, text = judge(number, answer)
+        right, text = judge(bug, answer)
         print(text)
         return 0 if right else 3
-    (_, expected), (_, said), *activations = clues(number)
+    expected, said = answers(bug)
     print("One line of the demo is wrong. Asked 'What is RoPE?', it says:")
     print(f"\n  {said}\n\nand it should say:\n\n  {expected}\n")
     print("Its embedding and its layer 0, beside the right ones, in the order of computation:")
-    print(f"\n{columns(activations)}\n")
-    print(f"Which bug is it: {', '.join(SIGNS)}? Answer with: llama3 tour hunt {number} --answer WORD")
+    print(f"\n{columns(clues(bug))}\n")
+    print(f"Which bug is it: {', '.join(SIGNS)}?\nAnswer with: llama3 tour hunt {number} --answer WORD")
     return 0
 
 
@@ -93,8 +94,10 @@ def contents() -> str:
     from llama3.tour.exercises.catalogue import EXERCISES
 
     pages = tour_pages()
-    rows = [(str(path), title(path)) for path in pages]
-    listed = "Pages:\n" + columns(rows) if pages else "The pages are in docs/tour of llama3's source."
+    rows = [(path.name, title(path)) for path in pages]
+    listed = "The pages are in docs/tour of llama3's source."
+    if pages:
+        listed = f"Pages, in {pages[0].parent}:\n{columns(rows)}"
     exercises = [(f"{e.page}  {e.name}", e.about) for e in EXERCISES]
     return f"{listed}\n\nExercises (llama3 tour start PAGE, then llama3 tour check PAGE):\n{columns(exercises)}"
 

@@ -57,10 +57,10 @@ def exp_first(scores: Array) -> Array:
 
 
 MISTAKES: dict[str, Head] = {
-    "it attends to the future: row 0 takes every key, and only the last row is right. The mask is missing: scores of "
-    "later keys are -inf": lambda q, k, v: plain.softmax(raw(q, k)) @ v,
-    "it attends to the future: each position sees one key too many. The mask is off by one: key t is the last one that "
-    "query t sees": masked(2),
+    "it attends to the future: the mask is missing, which sets the scores of later keys to -inf": lambda q, k, v: (
+        plain.softmax(raw(q, k)) @ v
+    ),
+    "it attends to the future: each position sees one key too many. Key t is the last one that query t sees": masked(2),
     "NaN in row 0, which sees no key: the mask is off by one, and query t must see key t itself": masked(0),
     "it attends to the future: the mask is added as 0 and 1, and must be 0 and -inf": (
         lambda q, k, v: plain.softmax(raw(q, k) + ~later(q)) @ v

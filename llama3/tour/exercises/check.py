@@ -17,13 +17,13 @@ LATER = 10.0  # seconds until the process is ended from outside, if its own watc
 
 @dataclass(frozen=True)
 class Result:
-    """right: everything is. lines: (mark, text), where the mark is "right", "wrong" or, for a remark, empty."""
+    """right: everything is. lines: (mark, text); the mark is "right", "wrong", "error" or, for a remark, empty."""
 
     right: bool
     lines: list[tuple[str, str]]
 
 
-def check(exercise: Exercise, file: Path, seconds: float = SECONDS) -> Result:
+def check(exercise: Exercise, file: Path) -> Result:
     """Grade a file. Raises RequestError if there is no such file, or if it lacks a function of the exercise."""
     if not file.is_file():
         found = "is a folder" if file.is_dir() else "does not exist"
@@ -32,16 +32,16 @@ def check(exercise: Exercise, file: Path, seconds: float = SECONDS) -> Result:
         raise RequestError(f"{file} cannot be read")
     package = str(Path(llama3.__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-P", "-m", "llama3.tour.exercises.grade", exercise.name, str(file), str(seconds)]
+    command = [sys.executable, "-P", "-m", "llama3.tour.exercises.grade", exercise.name, str(file), str(SECONDS)]
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     try:
         ran = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=seconds + LATER
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=SECONDS + LATER
         )
     except subprocess.TimeoutExpired:
-        return Result(False, [("wrong", f"{file.name}: still running after {seconds:g} seconds")])
+        return Result(False, [("error", f"{file.name}: still running after {SECONDS:g} seconds")])
     if not ran.stdout.strip():
-        return Result(False, [("wrong", f"{file.name}: it ended Python (exit code {ran.returncode})")])
+        return Result(False, [("error", f"{file.name}: it ended Python (exit code {ran.returncode})")])
     report = json.loads(ran.stdout)
     if report["refused"]:
         raise RequestError(report["refused"])

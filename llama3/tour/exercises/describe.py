@@ -25,7 +25,7 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def wrong_rows(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The first index of each row that is above LIMIT or not finite; the numbers of a vector are its rows."""
+    """The rows whose error is above LIMIT, or which are not finite. The rows of a vector are its numbers."""
     rows = len(expected)
     if expected.ndim == 1 and np.isfinite(found).all():  # one relative error for the whole vector
         close = np.abs(found - expected) <= LIMIT * np.abs(expected).max()
@@ -96,23 +96,30 @@ def by_factor(factor: float, expected: np.ndarray) -> str:
 
 def where(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, hint: str) -> str:
     """The first wrong position, and what is right."""
-    rows, half = len(expected), expected.shape[-1] // 2
-    first = wrong[0]
+    half = expected.shape[-1] // 2
     parts = {"first": slice(None, half), "second": slice(half, None)}
     halves = [name for name, cut in parts.items() if half and not wrong_rows(found[..., cut], expected[..., cut]).size]
-    right = [n for n in range(rows) if n not in wrong]
     if halves:
         return f"the {halves[0]} half of the channels is right, and the other is not: {hint}"
+    if listed := place(wrong, len(expected)):
+        return f"{listed}: {hint}"
+    factors = [constant(*pair) for pair in zip(found, expected)]
+    if all(factors):
+        some = ", ".join(f"{factor:.4g}" for factor in factors[:4] if factor)
+        return f"every row is the right one times a factor of its own ({some}, ...): {hint}"
+    return f"differs at every position: {hint}"
+
+
+def place(wrong: np.ndarray, rows: int) -> str:
+    """The first wrong position, and the right ones; empty if all are wrong."""
+    first, right = wrong[0], rows - len(wrong)
     if not right:
-        factors = [constant(found[n], expected[n]) for n in range(rows)]
-        if all(factors):
-            listed = ", ".join(f"{factor:.4g}" for factor in factors[:4] if factor)
-            return f"every row is the right one times a factor of its own ({listed}, ...): {hint}"
-        return f"differs at every position: {hint}"
-    listed = f"position {right[0]} is right" if len(right) == 1 else f"{len(right)} of {rows} positions are right"
-    if right == list(range(first)) and len(right) > 1:
-        listed = f"positions 0 to {first - 1} are right"
-    return f"first differs at position {first}; {listed}: {hint}"
+        return ""
+    if right == 1:
+        (only,) = set(range(rows)) - set(wrong.tolist())
+        return f"first differs at position {first}; position {only} is right"
+    listed = f"positions 0 to {first - 1} are right" if right == first else f"{right} of {rows} positions are right"
+    return f"first differs at position {first}; {listed}"
 
 
 def one(found: np.ndarray, expected: np.ndarray, i: int, hint: str) -> str:

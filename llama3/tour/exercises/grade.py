@@ -23,10 +23,10 @@ import numpy as np
 
 from llama3.tour.exercises import catalogue
 from llama3.tour.exercises.demo import in_the_demo
-from llama3.tour.exercises.describe import difference, no_array, same
+from llama3.tour.exercises.describe import difference, no_array, place, same, wrong_rows
 from llama3.tour.exercises.part import Part
 
-Line = tuple[str, str]  # ("right", "wrong" or "", text)
+Line = tuple[str, str]  # ("right", "wrong", "error" or "", text)
 
 
 class Reader:
@@ -73,23 +73,23 @@ def grade_part(part: Part, function: Callable, reader: Reader) -> Line:
             with np.errstate(all="ignore"):  # the report says where a NaN is
                 found[name] = function(*arguments)
         except NotImplementedError as error:
-            return "wrong", f"{part.name}: {reader.error(error)}"
+            return "error", f"{part.name}: {reader.error(error)}"
         except (Exception, SystemExit) as error:
             called = ", ".join(map(shown, inspect.signature(part.right).parameters, given))
-            text = f"{part.name}, {name}: {reader.error(error)} (called with {called})"
+            text = f"{part.name} on {name}: {reader.error(error)} (called with {called})"
             known = [sentence for sentence in part.mistakes if fails(part, sentence, error, given)]
-            return "wrong", ": ".join([text, *known[:1]])
+            return "error", ": ".join([text, *known[:1]])
         if not all(same(now, before) for now, before in zip(arguments, given)):
             return (
                 "wrong",
-                f"{part.name}, {name}: it changed its input; compute a new array instead (no +=, no x[...] =)",
+                f"{part.name} on {name}: it changed its input; compute a new array instead (no +=, no x[...] =)",
             )
     for name, given in part.cases.items():
         with np.errstate(all="ignore"):
             expected = part.right(*deepcopy(given))
         if not same(found[name], expected):
-            return "wrong", f"{part.name}, {name}: {explain(part, function, found, name, expected)}"
-    return "right", f"{part.name}: {len(part.cases)} cases"
+            return "wrong", f"{part.name} on {name}: {explain(part, function, found, name, expected)}"
+    return "right", f"{part.name} on {len(part.cases)} small inputs"
 
 
 def fails(part: Part, mistake: str, error: BaseException, given: tuple[Any, ...]) -> bool:
@@ -116,14 +116,24 @@ def explain(part: Part, function: Callable, found: dict[str, Any], name: str, ex
         if is_result_of(wrong, part.cases[name], found[name]):
             counts[mistake] = sum(is_result_of(wrong, given, found[n]) for n, given in part.cases.items())
     if counts:
-        return max(counts, key=lambda mistake: counts[mistake])
+        return located(found[name], expected, max(counts, key=lambda mistake: counts[mistake]))
     if not isinstance(expected, np.ndarray):
-        return f"it returns {str(found[name])[:80]}, expected {expected}: {part.hint}"
+        return located(found[name], expected, part.hint)
     if problem := no_array(found[name], expected):
         return problem
     with np.errstate(all="ignore"):
         broken = part.probe(function, deepcopy(part.cases[name]), found[name])
     return broken or difference(found[name], expected, part.hint)
+
+
+def located(found: Any, expected: Any, mistake: str) -> str:
+    """A mistake, and before it where the result differs, if that tells anything."""
+    if not isinstance(expected, np.ndarray):
+        return f"it returns {str(found)[:80]}, expected {expected}: {mistake}"
+    if expected.ndim < 2 or not np.isfinite(found).all():
+        return mistake
+    listed = place(wrong_rows(found, expected), len(expected))
+    return f"{listed}: {mistake}" if listed else mistake
 
 
 def is_result_of(function: Callable, given: tuple[Any, ...], found: Any) -> bool:
@@ -140,7 +150,7 @@ def grade(exercise: catalogue.Exercise, reader: Reader) -> Iterator[Line]:
     try:
         reader.run()
     except BaseException as error:
-        yield "wrong", reader.error(error)
+        yield "error", reader.error(error)
         return
     functions: dict[str, Callable] = vars(reader.module)
     for name in exercise.functions:
@@ -153,14 +163,14 @@ def grade(exercise: catalogue.Exercise, reader: Reader) -> Iterator[Line]:
     for part in grader.PARTS:
         lines.append(grade_part(part, functions[part.name], reader))
         yield lines[-1]
-    if any("not written yet" in text for _, text in lines):
+    if any(mark == "error" for mark, _ in lines):
         return
     alone = all(mark == "right" for mark, _ in lines)
     try:
         yield from in_the_demo(exercise, grader.install(functions), alone)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if alone:
-            yield "wrong", f"in the demo: {reader.error(error)}"
+            yield "error", f"in the demo: {reader.error(error)}"
 
 
 def watch(reader: Reader, seconds: float, write: Callable[..., None]) -> None:
@@ -187,7 +197,7 @@ def main() -> None:
     def write(refused: str | None, more: list[Line]) -> None:
         with lock:
             everything = [*lines, *more]
-            right = refused is None and all(mark != "wrong" for mark, _ in everything)
+            right = refused is None and all(mark in ("right", "") for mark, _ in everything)
             os.write(out, json.dumps({"refused": refused, "right": right, "lines": everything}).encode() + b"\n")
             os.close(out)
             os._exit(0)

@@ -1,6 +1,6 @@
 """The bug hunt: the demo with one wrong line. The reader sees what differs, and finds out which line it is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -80,21 +80,26 @@ BUGS = (
 
 
 def find(number: str) -> Bug:
+    """The bug of a hunt. Raises RequestError if there is no such hunt."""
     if number not in [str(n) for n in range(1, len(BUGS) + 1)]:
         raise RequestError(f"there is no hunt {number!r}; expected 1 to {len(BUGS)}")
     return BUGS[int(number) - 1]
 
 
-def clues(number: str) -> Iterator[tuple[str, str]]:
-    """What the reader is shown: (name, text). The demo with the bug, beside the right one."""
-    bug, greedy = find(number), SamplingParams(temperature=0)
-    right, expected = demo.answer(greedy), activations()
+def answers(bug: Bug) -> tuple[str, str]:
+    """The right answer to the tour's question, and the demo's with the bug."""
+    greedy = SamplingParams(temperature=0)
+    _, right = demo.as_it_is(greedy)
     with bug.plant():
-        said, found = demo.answer(greedy), activations()
-    yield "it should say", right
-    yield "it says", said
-    for name, value in expected.items():
-        yield name, compared(found[name], value)
+        return right, demo.answer(greedy)
+
+
+def clues(bug: Bug) -> list[tuple[str, str]]:
+    """(activation, how it differs from the right one), in the order of computation."""
+    expected = activations()
+    with bug.plant():
+        found = activations()
+    return [(name, compared(found[name], value)) for name, value in expected.items()]
 
 
 def activations() -> dict[str, np.ndarray]:
@@ -131,9 +136,8 @@ def compared(found: np.ndarray, expected: np.ndarray) -> str:
     return f"first differs at position {wrong[0]}; {len(expected) - len(wrong)} of {len(expected)} positions are right"
 
 
-def judge(number: str, word: str) -> tuple[bool, str]:
+def judge(bug: Bug, word: str) -> tuple[bool, str]:
     """Whether the word names the bug, and a sentence on it. Raises RequestError for a word that is not in the list."""
-    bug = find(number)
     if word not in SIGNS:
         raise RequestError(f"{word!r} is not one of the bugs: {', '.join(SIGNS)}")
     if word == bug.word:

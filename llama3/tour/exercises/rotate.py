@@ -9,7 +9,7 @@ import numpy as np
 
 from llama3 import plain
 from llama3.config import ModelConfig
-from llama3.tour.exercises.describe import LIMIT, same
+from llama3.tour.exercises.describe import LIMIT, place, same
 from llama3.tour.exercises.part import Part, draw
 
 Array = np.ndarray
@@ -130,12 +130,9 @@ def probe(function: Callable[[Array, Array], Array], given: tuple[Array, Array],
     if not np.isfinite(found).all() or not len(wrong) or len({i for _, _, i in wrong}) < 2:
         return None
     t, j, i = wrong[0]
-    right = [n for n in range(len(x)) if n not in wrong[:, 0]]
-    listed = f"; position {right[0]} is right" if len(right) == 1 else ""
-    return (
-        f"first differs at position {t}{listed}: look at the rotation. Pair {i} of head {j} there has length "
-        f"{after[t, j, i]:.4g}, and had {before[t, j, i]:.4g}: a rotation keeps it"
-    )
+    listed = place(np.unique(wrong[:, 0]), len(x)) or "differs at every position"
+    lengths = f"{after[t, j, i]:.4g}, and had {before[t, j, i]:.4g}"
+    return f"{listed}: look at the rotation. Pair {i} of head {j} there has length {lengths}: a rotation keeps it"
 
 
 POSITIONS = np.arange(6)
@@ -146,7 +143,7 @@ PARTS = [
         {
             "positions 0 to 5, head_dim 16": (POSITIONS, SHAPE),
             "positions 7, 8, 100, head_dim 16": (np.array([7, 8, 100]), SHAPE),
-            "theta 10,000": (POSITIONS, replace(SHAPE, rope_theta=1e4)),
+            "positions 0 to 5, theta 10,000": (POSITIONS, replace(SHAPE, rope_theta=1e4)),
         },
         ANGLE_MISTAKES,
         hint="look at the exponent of theta",
