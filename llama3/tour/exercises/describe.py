@@ -50,30 +50,27 @@ def no_array(found: Any, expected: np.ndarray) -> str | None:
 
 def difference(found: np.ndarray, expected: np.ndarray, hint: str) -> str:
     """Two arrays of one shape that differ -> where, and by what."""
-    bad = ~np.isfinite(found)
-    if bad.any():
-        place = ", ".join(str(n) for n in np.argwhere(bad)[0])
-        kind = "NaN" if np.isnan(found[bad]).any() else "infinity"
-        count = f"{bad.sum()} of {bad.size} numbers" if bad.sum() > 1 else "one number"
-        return f"{kind} at [{place}], {count}: {not_finite(found, bad)}"
+    if not np.isfinite(found).all():
+        return not_finite(found)
     if (factor := constant(found, expected)) is not None:
         return by_factor(factor, expected)
     if found.ndim == 2 and found.shape[0] == found.shape[1] and same(found.T, expected):
-        return "it is transposed"
+        return f"it is transposed: {hint}"
     wrong = wrong_rows(found, expected)
-    if expected.ndim == 1:
-        return f"{len(wrong)} of {len(expected)} numbers are wrong, first at {wrong[0]}: " + one(
-            found, expected, wrong[0], hint
-        )
-    return where(found, expected, wrong, hint)
+    return in_vector(found, expected, wrong, hint) if expected.ndim == 1 else where(found, expected, wrong, hint)
 
 
-def not_finite(found: np.ndarray, bad: np.ndarray) -> str:
-    whole = bad.reshape(len(bad), -1).all(axis=1).sum()
-    rows = (
-        f"rows {', '.join(map(str, np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[:4]))}" if whole else "there"
+def not_finite(found: np.ndarray) -> str:
+    """Where the numbers are that are none."""
+    bad = ~np.isfinite(found)
+    first, count = np.argwhere(bad)[0].tolist(), int(bad.sum())
+    kind = "NaN" if np.isnan(found[bad]).any() else "infinity"
+    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+    which = "every row" if len(rows) == len(bad) > 1 else f"row {', '.join(map(str, rows[:4]))}"
+    return (
+        f"{kind} at {first}, and {count} of {bad.size} numbers in all, in {which}: "
+        "look for 0 / 0, for the root of a negative number, and for exp of a large one"
     )
-    return f"look in {rows} for 0 / 0, for the root of a negative number, and for exp of a large one"
 
 
 def constant(found: np.ndarray, expected: np.ndarray) -> float | None:
@@ -122,6 +119,10 @@ def place(wrong: np.ndarray, rows: int) -> str:
     return f"first differs at position {first}; {listed}"
 
 
-def one(found: np.ndarray, expected: np.ndarray, i: int, hint: str) -> str:
-    sums = f"the sum is {found.sum():.4g}, expected {expected.sum():.4g}"
-    return f"{found[i]:.4g}, expected {expected[i]:.4g}; {sums}: {hint}"
+def in_vector(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, hint: str) -> str:
+    """The first wrong number of a vector, and its sum."""
+    i = wrong[0]
+    return (
+        f"{len(wrong)} of {len(expected)} numbers are wrong: [{i}] is {found[i]:.4g}, expected {expected[i]:.4g}; "
+        f"the sum is {found.sum():.4g}, expected {expected.sum():.4g}: {hint}"
+    )
