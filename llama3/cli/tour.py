@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from llama3.cli.options import Parser, output_options
-from llama3.cli.terminal import columns, paint, print_json, wrap
+from llama3.cli.terminal import VISIBLE, columns, paint, print_json, wrap
 from llama3.errors import RequestError
 
 DESCRIPTION = """\
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.answer is not None and action != "hunt":
         raise RequestError("--answer belongs to a hunt: llama3 tour hunt 1 --answer WORD")
+    if args.json and action != "check":
+        raise RequestError("--json belongs to check: llama3 tour check PAGE --json")
     if action == "hunt":
         return hunt(rest[0], args.answer)
     from llama3.tour.exercises.catalogue import find, start
@@ -70,7 +72,7 @@ def hunt(number: str, answer: str | None) -> int:
         right, text = judge(bug, answer)
         print(text)
         return 0 if right else 3
-    expected, said = answers(bug)
+    expected, said = (text.translate(VISIBLE) for text in answers(bug))
     print("One line of the demo is wrong. Asked 'What is RoPE?', it says:")
     print(f"\n  {said}\n\nand it should say:\n\n  {expected}\n")
     print("Its embedding and its layer 0, beside the right ones, in the order of computation:")
@@ -83,7 +85,7 @@ def show_lines(lines: list[tuple[str, str]]) -> None:
     """Print a report: its marks, and beside them its sentences, wrapped."""
     width = min(shutil.get_terminal_size().columns, 100) - 8
     for mark, text in lines:
-        first, *more = wrap(text, max(width, 20)) or [""]
+        first, *more = wrap(text.translate(VISIBLE), max(width, 20)) or [""]
         print(f"{paint(mark.ljust(5), COLOURS[mark], sys.stdout)}  {first}")
         for line in more:
             print(" " * 7 + line)

@@ -99,6 +99,7 @@ BAD = [
     (["tour", "hunt", "5"], "there is no hunt '5'; expected 1 to 4"),
     (["tour", "hunt", "1", "--answer", "what"], "'what' is not one of the bugs: embedding"),
     (["tour", "check", "3", "--answer", "mask"], "--answer belongs to a hunt"),
+    (["tour", "hunt", "1", "--json"], "--json belongs to check"),
 ]
 
 

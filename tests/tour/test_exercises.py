@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llama3.tour.exercises.catalogue import EXERCISES, Exercise, find
-from llama3.tour.exercises.grade import Line, Reader, grade, grade_part
+from llama3.tour.exercises.grade import Line, grade, grade_part
+from llama3.tour.exercises.reader import Reader
 
 ROOT = Path(__file__).parents[2]
 PLAIN = (ROOT / "llama3" / "plain.py").read_text()
