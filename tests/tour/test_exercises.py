@@ -292,6 +292,13 @@ WRONG = [  # (exercise, the reader's file, what the answer must say)
     ("merge", MERGE.format("_, i = pairs[0]"), "whatever its rank"),
     ("merge", "def merge(chunk, ranks): return [ranks[bytes([b])] for b in chunk]", "nothing is joined"),
     ("merge", "def merge(chunk, ranks): return ranks[chunk]", "KeyError"),
+    ("merge", "def merge(chunk, ranks): pass", "is a `return` missing?"),
+    ("merge", MERGE.replace("ranks[p]", "p").format("_, i = min(pairs)"), "return the id of each"),
+    (
+        "top_p",
+        TOP_P.format("order = np.argsort(probabilities)[::-1]; keep = order[:np.searchsorted(sums, p) + 1]"),
+        "it keeps the highest ids",
+    ),
     ("merge", "def merge(chunk, ranks): return list(chunk)", "it returns [97, 98, 99, 100], expected [0, 8]"),
     ("merge", MERGE.format("_, i = min(pairs); i = i and i - 1"), "merge.py, line 8: KeyError"),
     ("top_p", TOP_P.format("keep = order[:max(1, (sums < p).sum())]"), "left out"),

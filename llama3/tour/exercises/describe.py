@@ -36,8 +36,6 @@ def wrong_rows(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def no_array(found: Any, expected: np.ndarray) -> str | None:
     """What is wrong with the type or the shape of a result; None if nothing."""
-    if found is None:
-        return "it returns nothing: is a `return` missing?"
     if not isinstance(found, np.ndarray):
         return f"it returns a {type(found).__name__}; expected an array of shape {expected.shape}"
     if found.shape != expected.shape:

@@ -64,6 +64,8 @@ def shown(name: str, value: Any) -> str:
 
 def explain(part: Part, function: Callable, found: dict[str, Any], name: str, expected: Any) -> str:
     """Why a case is wrong: the known mistake with the same results, else a property that fails, else the place."""
+    if found[name] is None:
+        return "it returns nothing: is a `return` missing?"
     counts = {}
     for mistake, wrong in part.mistakes.items():
         if is_result_of(wrong, part.cases[name], found[name]):

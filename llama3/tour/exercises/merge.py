@@ -51,7 +51,12 @@ def one_pass(chunk: bytes, ranks: Ranks) -> list[int]:
     return [ranks[part] for part in parts]
 
 
-MISTAKES: dict[str, Callable[[bytes, Ranks], list[int]]] = {
+def parts_of(chunk: bytes, ranks: Ranks) -> list[bytes]:
+    tokens = {rank: token for token, rank in ranks.items()}
+    return [tokens[rank] for rank in plain.merge(chunk, ranks)]
+
+
+MISTAKES: dict[str, Callable[[bytes, Ranks], list]] = {
     "it joins the pair of highest rank first: the lowest rank, learnt earliest, comes first": by(
         lambda rank, i, n: (-rank, i)
     ),
@@ -66,6 +71,7 @@ MISTAKES: dict[str, Callable[[bytes, Ranks], list[int]]] = {
     "it takes the longest token at each place: parts are joined in the order of ranks": longest,
     "it joins the longest token first: the lowest rank comes first": by(lambda rank, i, n: (-n, rank, i)),
     "it goes through the bytes once, from left to right: of all pairs the one of lowest rank comes first": one_pass,
+    "these are the parts: return the id of each": lambda chunk, ranks: parts_of(chunk, ranks),
     "nothing is joined: these are the ids of single bytes": lambda chunk, ranks: [
         ranks[bytes([byte])] for byte in chunk
     ],

@@ -48,6 +48,11 @@ def ascending(x: Array, p: float) -> Array:
     return up[: np.searchsorted(np.cumsum(x[up]), p) + 1]
 
 
+def highest(x: Array) -> Array:
+    """As `order`, but of equal tokens the highest id first."""
+    return np.argsort(x, kind="stable")[::-1]
+
+
 MISTAKES: dict[str, Filter] = {
     "the token that crosses p is left out: it still belongs to the chosen ones": by(
         lambda x, p: order(x)[: count(x, p)]
@@ -69,6 +74,9 @@ MISTAKES: dict[str, Filter] = {
     "it keeps what p should remove: the tokens after the crossing one": by(lambda x, p: order(x)[count(x, p) + 1 :]),
     "the result is in the order of the sorted tokens: put each probability back to its token's id": (
         lambda x, p: right(x, p)[order(x)]
+    ),
+    "of tokens with equal probability it keeps the highest ids: keep the lowest (argsort of -probabilities, stable)": (
+        by(lambda x, p: highest(x)[: count(x, p) + 1])
     ),
     "nothing is removed": lambda x, p: x,
 }
