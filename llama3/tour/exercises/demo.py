@@ -1,10 +1,11 @@
 """The demo with a reader's function in it: whether its logits are the same, and what it answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from llama3 import plain
 from llama3.byte_pair import split
@@ -31,10 +32,16 @@ def demo() -> tuple[Checkpoint, Tokenizer, list[int]]:
     return checkpoint, checkpoint.tokenizer, encode_dialog(checkpoint.tokenizer, [{"role": "user", "content": PROMPT}])
 
 
-def logits(tokens: Sequence[int]) -> np.ndarray:
+def forward(tokens: Sequence[int], see: Callable | None = None) -> np.ndarray:
+    """The logits of the demo, by plain.py as it is now. Its matrices are too small for two threads of BLAS."""
     checkpoint, _, _ = demo()
-    with np.errstate(all="ignore"):
-        return plain.forward(tokens, checkpoint.config, checkpoint.weights)
+    with np.errstate(all="ignore"), blas().limit(limits=1):
+        return plain.forward(tokens, checkpoint.config, checkpoint.weights, see)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def answer(params: SamplingParams) -> str:
@@ -42,7 +49,7 @@ def answer(params: SamplingParams) -> str:
     _, tokenizer, prompt = demo()
     tokens = list(prompt)
     while len(tokens) < len(prompt) + LENGTH:
-        row = logits(tokens)[-1]  # (vocab_size,)
+        row = forward(tokens)[-1]  # (vocab_size,)
         if not np.isfinite(row).any():
             return tokenizer.decode(tokens[len(prompt) :]) + " ... and then no number: all logits are NaN"
         tokens.append(plain.sample(row, params, uniform(params.seed or 0, len(tokens) - len(prompt))))
@@ -52,7 +59,7 @@ def answer(params: SamplingParams) -> str:
 @cache
 def as_it_is(params: SamplingParams) -> tuple[np.ndarray, str]:
     """The logits of the prompt, and the answer, by plain.py unchanged."""
-    return logits(demo()[2]), answer(params)
+    return forward(demo()[2]), answer(params)
 
 
 def in_the_demo(exercise: Exercise, installed: AbstractContextManager, alone: bool) -> Iterator[tuple[str, str]]:
@@ -64,7 +71,7 @@ def in_the_demo(exercise: Exercise, installed: AbstractContextManager, alone: bo
     params = SAMPLED if exercise.name == "top_p" else SamplingParams(temperature=0)
     expected, right = as_it_is(params)
     with installed:
-        found, said = logits(prompt), answer(params)
+        found, said = forward(prompt), answer(params)
     wrong = np.flatnonzero(~(compare_rows(found, expected)["relative"] <= FLOAT32))
     same = f"the answer to {PROMPT!r} is" if exercise.name == "top_p" else f"logits and answer to {PROMPT!r} are"
     if len(wrong):

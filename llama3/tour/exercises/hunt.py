@@ -111,8 +111,8 @@ def activations() -> dict[str, np.ndarray]:
         if name in names:
             seen[name] = value
 
-    checkpoint, _, prompt = demo.demo()
-    plain.forward(prompt, checkpoint.config, checkpoint.weights, see)
+    _, _, prompt = demo.demo()
+    demo.forward(prompt, see)
     return seen
 
 
