@@ -34,6 +34,8 @@ NOT_RUN = {
     ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 inspect": "writes a page; tests/cli/test_inspect.py runs these",
+    ".venv/bin/llama3 tour start": "writes a file; tests/cli/test_tour.py",
+    ".venv/bin/llama3 tour check": "grades a file; tests/cli/test_tour.py",
     ".venv/bin/python docs/make_picture.py": "writes a file of this tree; a test below compares it",
     ".venv/bin/python -m docs.make_tour": "writes files of this tree; tests/test_tour.py compares them",
     ".venv/bin/python -m docs.make_reference": "writes files of this tree; tests/test_docs_reference.py compares them",

@@ -35,6 +35,7 @@ LAYERS = (
     "llama3",  # the public names
     "parity",
     "inspect",
+    "tour",
     "server",
     "cli",
     "__main__",

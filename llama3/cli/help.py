@@ -22,6 +22,7 @@ COMMANDS = {
     "reference": "write what a model computes for a text, for other implementations to compare with",
     "inspect": "look inside: tokens, attention, the logit lens, how each token was chosen",
     "compare": "compare a model with a reference file, or two reference files",
+    "tour": "learn how the model works: pages, and exercises that are checked inside the real model",
 }
 ENVIRONMENT = [
     (
@@ -40,7 +41,7 @@ EXIT_CODES = [
     ("0", "success"),
     ("1", "something failed: files, memory, the network"),
     ("2", "an option, a parameter or the prompt is wrong"),
-    ("3", "compare found a difference above its limits"),
+    ("3", "compare found a difference above its limits, or tour check a mistake"),
     ("130", "stopped by Ctrl-C"),
     ("141", "the program that read the output has ended (llama3 ... | head)"),
 ]

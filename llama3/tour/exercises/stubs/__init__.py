@@ -1,0 +1,1 @@
+"""What `llama3 tour start` copies: signatures, shapes and equations, without the code."""
