@@ -155,7 +155,7 @@ def test_float32_angles_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activations", [False, True])
 def test_the_order_of_the_cast_is_named(model: Model, activations: bool, tmp_path: Path) -> None:
-    config, tensors, checkpoint = model
+    config, tensors, _ = model
     tensors = {name: rounded(a, "bfloat16").astype(np.float32) for name, a in tensors.items()}
     folder = write_hf(tmp_path, config, {n: a.astype(DTYPES["bf16"]) for n, a in tensors.items()})
     rounded_model = config, tensors, load_folder(folder)
