@@ -21,7 +21,6 @@ from llama3.config import RopeScaling
 from llama3.cpu_model import CpuModel
 from llama3.model.batch import Batch
 from llama3.model.lora import LoraPair
-from llama3.model.rope import rope_table
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 ROOT = Path(__file__).parents[1]

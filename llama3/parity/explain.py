@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 from numpy import ndarray as Array
 
-from llama3 import plain
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.weights import Weights
@@ -26,7 +25,6 @@ from llama3.parity.report import RTOL, Report
 from llama3.parity.search import distance, search
 
 NEARER = 3.0  # a fault must bring the numbers nearer by this factor
-CAST_NEARER = 1.2  # the two orders of the cast differ in rounding only: other roundings blur them
 ROUNDING = 6.0  # and leave no more than this many times the difference that rounding makes in our own run
 SURE = 100.0  # nearer by so much and to within rounding, no other fault is tried
 
@@ -98,9 +96,6 @@ class _Search:
             ]
         elif bos:
             cause, lines = "bos", []
-        elif same and self.cast_order():
-            cause = "cast_order: RMSNorm multiplies by its weight before it rounds, transformers after"
-            lines = [f"CAUSE: {cause}. With bfloat16 or float16 this order shows; float32 hides it."]
         elif same:
             cause = "rounding"
             lines = [
@@ -113,15 +108,6 @@ class _Search:
             cause = f"bos: {bos}" + ("" if cause == "bos" else f"; {cause}")
             lines = [f"CAUSE: {bos} in the other side's tokens.", *lines]
         return Explanation(cause, lines, self.right, self.rounding, nearest)
-
-    def cast_order(self) -> bool:
-        """Whether the other order of RMSNorm's cast and weight gives the numbers better, in the other side's dtype."""
-        dtype = _dtype(self.ours)
-        if dtype == "float32":
-            return False
-        fault = Fault("cast_order", "RMSNorm multiplies by its weight before it rounds", {"rms_norm": plain.rms_norm})
-        usual, other = (distance(self.errors_of(self.model.run(f, None, dtype))) for f in (None, fault))
-        return other * CAST_NEARER <= usual
 
     def place(self, layer: int) -> str:
         return "the final norm" if layer == self.config.n_layers else f"layer {layer}"

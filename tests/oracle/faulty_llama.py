@@ -29,8 +29,6 @@ class FaultyLlama:
         eps = self.c.norm_eps if self.fault("eps", layer) is None else self.faults["eps"]
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        if self.fault("cast_order", layer):
-            return (wide * self.w[name].float()).to(self.dtype)
         return wide.to(self.dtype) * self.w[name]
 
     def rope(self, x: Tensor, layer: int) -> Tensor:  # (heads, T, head_dim)

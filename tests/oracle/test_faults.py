@@ -13,11 +13,10 @@ from llama3.checkpoint import Checkpoint, load_folder
 from llama3.config import ModelConfig, RopeScaling
 from llama3.llama import Llama
 from llama3.parity import Reference, compare_model, explain
-from llama3.parity.planted import rounded
 from llama3.parity.write_reference import load, reference_of
 from tests.oracle.faulty_llama import FaultyLlama
 from tests.pages import ROOT
-from tests.tiny import DTYPES, random_tensors, tiny_config, write_hf
+from tests.tiny import random_tensors, tiny_config, write_hf
 
 MODELS = {
     "grouped": tiny_config(n_heads=8, n_kv_heads=2),
@@ -151,16 +150,6 @@ def test_float32_angles_are_named(tmp_path: Path) -> None:
     positions = np.arange(1400, 1500)
     r = Reference(np.array(tokens), logits[positions], positions, config, "float32", "torch", "")
     assert str(explain(r, checkpoint.config, checkpoint.weights).cause).startswith("rope_angles:")
-
-
-@pytest.mark.parametrize("activations", [False, True])
-def test_the_order_of_the_cast_is_named(model: Model, activations: bool, tmp_path: Path) -> None:
-    config, tensors, _ = model
-    tensors = {name: rounded(a, "bfloat16").astype(np.float32) for name, a in tensors.items()}
-    folder = write_hf(tmp_path, config, {n: a.astype(DTYPES["bf16"]) for n, a in tensors.items()})
-    rounded_model = config, tensors, load_folder(folder)
-    found = cause_of(rounded_model, torch.bfloat16, activations=activations, cast_order=True)
-    assert found.startswith("cast_order:")
 
 
 @pytest.mark.slow
