@@ -32,6 +32,7 @@ NOT_RUN = {
     ".venv/bin/llama3 serve": "does not end by itself; tests/server/test_main.py",
     ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it emulated",
     ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
+    ".venv/bin/llama3 reference theirs.safetensors --from transformers": "needs torch; tests/oracle/parity has it",
     ".venv/bin/llama3 compare right.safetensors": "the files are the reader's; tests/parity/test_explain.py",
     ".venv/bin/llama3 compare demo.safetensors": "compares files made with torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 inspect": "writes a page; tests/cli/test_inspect.py runs these",
