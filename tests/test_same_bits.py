@@ -23,8 +23,6 @@ from llama3.model.linear_choice import LinearChoice
 from llama3.sampling_params import SamplingParams
 from tests.tiny import random_tensors, tiny_config, write_hf
 
-pytest.importorskip("numba", reason="numba is not installed")
-
 CONFIG = tiny_config(dim=64, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96, vocab_size=256, max_seq_len=256)
 LENGTH = 100
 TRIALS = 2_000
