@@ -138,6 +138,7 @@ def test_a_right_implementation_is_never_accused(number: int, tmp_path: Path) ->
     assert explain(r, checkpoint.config, checkpoint.weights).cause == "rounding"
 
 
+@pytest.mark.slow
 def test_float32_angles_are_named(tmp_path: Path) -> None:
     config = tiny_config(max_seq_len=4096, head_dim=32)
     tensors = random_tensors(config, 2)
