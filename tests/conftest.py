@@ -37,6 +37,7 @@ MAY_SKIP = (
     "stories260K",
     "GPU",
     "numba is not installed",
+    "the extra `plot` is not installed",
     "AMX",
     "the page's own schemas",
     "the page's own examples",
