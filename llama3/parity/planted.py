@@ -6,16 +6,15 @@ not changed: a copy of `forward` looks its functions up in another namespace, so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy import ndarray as Array
 
 from llama3 import plain
 from llama3.config import ModelConfig
 from llama3.model.weights import LayerWeights, Weights
+from llama3.parity.rounding import round_to, with_functions
 
 FLOAT64_BYTES = 1 << 31  # weights up to this size are converted to float64 once, larger ones at each use
 See = Callable[[str, Array], Any]
@@ -92,7 +91,7 @@ class PlainModel:
             if active and fault is not None and fault.see is not None:
                 other = fault.see(part, value, seen)
             if dtype != "float64":
-                other = rounded(value if other is None else other, dtype)
+                other = round_to(value if other is None else other, dtype)
             value = value if other is None else other
             if layer is not None:
                 seen[part.split(".")[-1] if part.startswith("heads.") else part] = value
@@ -109,7 +108,7 @@ class PlainModel:
         for name, faulty in (fault.functions if fault else {}).items():
             right = functions.get(name, getattr(plain, name))
             functions[name] = lambda *a, faulty=faulty, right=right: (faulty if active else right)(*a)
-        forward = FunctionType(plain.forward.__code__, vars(plain) | functions, "forward", plain.forward.__defaults__)
+        forward = with_functions(functions)
         w, tokens = self.weights, self.tokens
         layers = list(w.layers[start:])
         if fault is not None and fault.layer is not None:
@@ -123,28 +122,21 @@ class PlainModel:
             return Run(forward(tokens, self.config, w, see), values)
 
 
-def rounded(x: Array, dtype: str) -> Array:
-    """x rounded to this dtype, as float64."""
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    with np.errstate(over="ignore"):
-        return x.astype(np.float32).astype(kind).astype(np.float64)
-
-
 def _rounding(dtype: str, functions: Mapping[str, Callable[..., Array]]) -> dict[str, Callable[..., Array]]:
     """Functions of plain.py that round inside, where transformers does. `see` rounds their results."""
     linear: Callable[..., Array] = functions.get("linear", plain.linear)
 
     def rotate(x: Array, angle: Array) -> Array:
         a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2)
-        cos, sin = (rounded(table, dtype)[:, None] for table in (np.cos(angle), np.sin(angle)))  # (T, 1, head_dim / 2)
-        ac, bs, as_, bc = (rounded(product, dtype) for product in (a * cos, b * sin, a * sin, b * cos))
+        cos, sin = (round_to(table, dtype)[:, None] for table in (np.cos(angle), np.sin(angle)))  # (T, 1, head_dim / 2)
+        ac, bs, as_, bc = (round_to(product, dtype) for product in (a * cos, b * sin, a * sin, b * cos))
         return np.concatenate([ac - bs, as_ + bc], axis=-1)
 
     return {
-        "linear": lambda x, w: linear(rounded(x, dtype), w),
-        "rms_norm": lambda x, w, eps: rounded(plain.rms_norm(x, np.ones(1), eps), dtype) * w.astype(np.float64),
+        "linear": lambda x, w: linear(round_to(x, dtype), w),
+        "rms_norm": lambda x, w, eps: round_to(plain.rms_norm(x, np.ones(1), eps), dtype) * w.astype(np.float64),
         "rotate": rotate,
-        "silu": lambda x: rounded(plain.silu(x), dtype),
+        "silu": lambda x: round_to(plain.silu(x), dtype),
     }
 
 
