@@ -40,6 +40,7 @@ class CpuModel(Transformer):
         if self.linear.kind != "numpy":
             from llama3.model import attention_numba
 
+            attention_numba.attend.compile()  # now, and not in the first answer
             self.attention = attention_numba.attention
             self.mixed_prefill_chunk = 24  # 32 rows with those 8: more cost much more, on AMX as much as 64
 
