@@ -116,7 +116,10 @@ def test_numpy_leaves_the_weights_as_they_are(weights: Weights) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-def test_numba_computes_the_same_model(folder: Path) -> None:
+@pytest.mark.parametrize("head_dim", [16, 12])  # compiled attention takes multiples of 8; others stay with NumPy's
+def test_numba_computes_the_same_model(head_dim: int, tmp_path: Path) -> None:
+    config = tiny_config(head_dim=head_dim)
+    folder = write_hf(tmp_path, config, random_tensors(config, dtype="bf16"))
     numpy, numba = Llama.load(folder, linear="numpy"), Llama.load(folder, linear="numba")
     tokens = np.random.RandomState(0).randint(0, CONFIG.vocab_size, 40).tolist()
     for n in (1, 2, 7, 40):
