@@ -51,7 +51,8 @@ class FaultyLlama:
         inverse = 1.0 / theta ** (torch.arange(0, d, 2, dtype=exact) / d)
         scaling = self.fault("adds_scaling", layer) or c.rope_scaling
         factor = self.fault("factor", layer) or (scaling and scaling.factor)
-        if scaling and not self.fault("no_scaling", layer):
+        linear = self.fault("linear_scaling", layer)  # in place of the other kind
+        if scaling and not linear and not self.fault("no_scaling", layer):
             out = []
             for f in inverse.tolist():
                 length = 2 * math.pi / f
@@ -64,7 +65,7 @@ class FaultyLlama:
                     smooth = (scaling.original_max_seq_len / length - low) / (high - low)
                     out.append((1 - smooth) * f / factor + smooth * f)
             inverse = torch.tensor(out, dtype=exact)
-        inverse = inverse / (self.fault("linear_scaling", layer) or 1)
+        inverse = inverse / (linear or 1)
         positions = torch.arange(T, dtype=exact)
         if (start := self.fault("shift_from", layer)) is not None:
             positions[start:] += 1
