@@ -34,9 +34,10 @@ class CpuModel(Transformer):
         weights: Weights,
         adapters: Mapping[str, Adapter] | None = None,
         linear: LinearChoice | None = None,
+        rope_angles: str = "float64",
     ):
         self.linear = linear or LinearChoice("numpy", "nothing else was chosen")  # what multiplies by the weights
-        super().__init__(config, prepare(weights, self.linear), adapters)
+        super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
         if self.linear.kind != "numpy" and config.head_dim % 8 == 0:
             from llama3.model import attention_numba
 

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         ours, checkpoint = reference, llama.checkpoint
         report = compare_model(llama.model, reference, **limits)
     if args.explain:
-        report = explained(report, ours, checkpoint.config, checkpoint.weights)
+        bos = checkpoint.tokenizer.bos_id if checkpoint.tokenizer else None
+        report = explained(report, ours, checkpoint.config, checkpoint.weights, bos)
     if args.html:
         from llama3.parity.report_html import page
 

@@ -39,21 +39,21 @@ class Transformer:
     mixed_prefill_chunk = 512  # enough rows for fast products, few enough for a short step
 
     def __init__(
-        self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
+        self,
+        device: Device,
+        config: ModelConfig,
+        weights: Weights,
+        adapters: Mapping[str, Adapter] | None = None,
+        rope_angles: str = "float64",
     ):
-        """Raises DeviceError for a shape that the kernels do not support."""
+        """rope_angles: see `rope_table`. Raises DeviceError for a shape that the kernels do not support."""
         check_shape(config)
         self.device, self.config, self.weights = device, config, weights
         self.adapters = upload_adapters(device, config, adapters or {})
-        cos, sin = rope_table(config, config.max_seq_len)
+        cos, sin = rope_table(config, config.max_seq_len, rope_angles)
         self.rope_table = RopeTable(device.upload(cos), device.upload(sin))
         self._activations = Activations.alloc(device, config, 1)
         self._decodings: WeakKeyDictionary[KVCache, Decoding] = WeakKeyDictionary()
-
-    def use_rope_angles(self, angles: str) -> None:
-        """Rotate by "float64" or by "float32" angles: see `rope_table`. Before the first step, which is recorded."""
-        cos, sin = rope_table(self.config, self.config.max_seq_len, angles)
-        self.rope_table = RopeTable(self.device.upload(cos), self.device.upload(sin))
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.device, self.config, slots, max_len)

@@ -132,7 +132,8 @@ def _explained_arrays(report: Report, logits: Any, activations: Mapping[str, Any
     values = {name: np.asarray(value).astype(np.float32) for name, value in activations.items()}
     checkpoint = load_folder(model) if isinstance(model, str | Path) else model.checkpoint
     ours = replace(r, logits=rows.astype(np.float32), dtype=dtype, activations=values)
-    return explained(report, ours, checkpoint.config, checkpoint.weights)
+    bos = checkpoint.tokenizer.bos_id if checkpoint.tokenizer else None
+    return explained(report, ours, checkpoint.config, checkpoint.weights, bos)
 
 
 def _report(

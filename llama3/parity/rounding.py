@@ -6,6 +6,7 @@ PyTorch keeps the result of each operation in the model's dtype, and adds up the
 - RoPE's angles are float32; cosine and sine are rounded before they are used;
 - scores are rounded twice: after q k^T, and after the division by sqrt(head_dim) ("eager" attention; "sdpa" keeps them
   in float32, in blocks, in an order that depends on the machine).
+`fused` rounds less often, as fused kernels do: scores, softmax and silu(gate) * up stay in float32 up to their end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +33,13 @@ def forward(
     weights: Weights,
     see: Callable[[str, Array], Any] | None = None,
     dtype: str = "bfloat16",
+    functions: Mapping[str, Callable[..., Array]] | None = None,
+    fused: bool = False,
 ) -> Array:
-    """`plain.forward` with each result rounded to `dtype`, one of DTYPES -> logits (T, vocab_size) float64."""
+    """`plain.forward` with each result rounded to `dtype`, one of DTYPES -> logits (T, vocab_size) float64.
+
+    functions: what to use in place of `rounding_functions(dtype, fused)`. What `see` returns is rounded too.
+    """
     seen: dict[str, Array] = {}  # what the output of a head is made of
     group = config.n_heads // config.n_kv_heads
 
@@ -41,13 +47,15 @@ def forward(
         *_, head, part = (0, 0, *name.split("."))
         if part == "output":  # plain.forward adds it up in float64
             value = product(seen["weights"], seen["v"][:, int(head) // group].T)
-        value = round_to(value, dtype)
+        kept_in = "float32" if fused and part in ("scores", "weights") else dtype
+        value = round_to(value, kept_in)
+        other = see(name, value) if see else None
+        value = value if other is None else round_to(other, kept_in)
         if part in ("v", "weights"):
             seen[str(part)] = value
-        other = see(name, value) if see else None
-        return value if other is None else other
+        return value
 
-    return with_functions(rounding_functions(dtype))(tokens, config, weights, round_and_see)
+    return with_functions(functions or rounding_functions(dtype, fused))(tokens, config, weights, round_and_see)
 
 
 def with_functions(functions: Mapping[str, Callable[..., Array]]) -> Callable[..., Array]:
@@ -66,11 +74,14 @@ def single(x: Array) -> Array:
     return round_to(x, "float32")
 
 
-def rounding_functions(dtype: str) -> dict[str, Callable[..., Array]]:
+def rounding_functions(dtype: str, fused: bool = False) -> dict[str, Callable[..., Array]]:
     """Functions for plain.py that round in between. `forward` rounds what they return."""
 
     def rounded(x: Array) -> Array:
         return round_to(x, dtype)
+
+    def unless_fused(x: Array) -> Array:
+        return round_to(x, "float32" if fused else dtype)
 
     def linear(x: Array, w: Array) -> Array:
         return product(rounded(x), rounded(w))  # x is rounded already, unless it is silu(gate) * up
@@ -91,7 +102,7 @@ def rounding_functions(dtype: str) -> dict[str, Callable[..., Array]]:
     def attention_scores(q: Array, k: Array) -> Array:
         future = np.isneginf(plain.attention_scores(q * 0, k * 0))  # (T, T)
         scale = single(np.array(q.shape[1] ** -0.5))
-        return np.where(future, -np.inf, rounded(product(q, k)) * scale)
+        return np.where(future, -np.inf, unless_fused(product(q, k)) * scale)
 
     def softmax(x: Array) -> Array:
         e = single(np.exp(single(x - x.max(axis=-1, keepdims=True))))
@@ -99,7 +110,7 @@ def rounding_functions(dtype: str) -> dict[str, Callable[..., Array]]:
 
     def silu(x: Array) -> Array:
         with np.errstate(over="ignore"):
-            return rounded(single(x / single(1 + single(np.exp(-x)))))
+            return unless_fused(single(x / single(1 + single(np.exp(-x)))))
 
     functions = (linear, rms_norm, rope_angles, rotate, attention_scores, softmax, silu)
     return {function.__name__: function for function in functions}
