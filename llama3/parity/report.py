@@ -1,5 +1,6 @@
 """The result of a comparison: judged by limits, printed as a table, or returned as values for JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Report:
     activations: dict[str, np.ndarray]  # (T,) measures.ROW each, `norm` (n,), in the order of computation
     config_differences: list[str]  # reported, but not counted as a failure
     explanation: Explanation | None = None  # the fault that makes the difference, if it was sought
+    not_compared: Sequence[str] = ()  # activations that one of two files lacks: lines
 
     @property
     def rtol(self) -> float:
@@ -81,7 +83,10 @@ class Report:
                 found.append(f"{what} at {bad.sum()} of {len(bad)} positions, first at {positions[np.argmax(bad)]}")
 
         nan = ~np.isfinite(rows["max_abs"])
-        add("the logits hold NaN or infinity", nan)
+        theirs = np.zeros(len(nan), bool)
+        theirs[nan] = ~np.isfinite(self.reference.logits[nan]).all(axis=1)
+        add("the logits of the reference hold NaN or infinity", theirs)
+        add("our logits hold NaN or infinity", nan & ~theirs)
         add(f"relative error of the logits over {self.rtol:.1e}", _over(rows, self.rtol) & ~nan)
         if self.limits.max_kl is not None:
             add(f"KL divergence over {self.limits.max_kl:.1e}", ~(rows["kl"] <= self.limits.max_kl) & ~nan)
@@ -103,6 +108,7 @@ class Report:
             "ours": self.ours,
             "reference": {"model": r.model, "producer": r.producer, "dtype": r.dtype, "tokens": len(r.tokens)},
             "config_differences": self.config_differences,
+            "not_compared": list(self.not_compared),
             **({} if self.explanation is None else self.explanation.as_dict()),
             "worst": {name: _worst(values, r.positions) for name, values in self._measures().items()},
             "top1": float(rows["top1"].mean()),
@@ -128,6 +134,7 @@ class Report:
             f"reference  {r.model} ({r.producer}, {r.dtype})",
             f"           {len(r.tokens)} tokens, logits at {len(rows)} positions, vocabulary of {r.config.vocab_size}",
             *(f"config     {difference}" for difference in self.config_differences),
+            *(f"           {lack}" for lack in self.not_compared),
             "",
             _heading("logits"),
             _line("relative error", measures["relative"], r.positions, self.rtol),
