@@ -75,7 +75,7 @@ def page_data(seen: Inspection, heads: Sequence[Part] = ()) -> dict[str, Any]:
             [
                 ", ".join(map(name_of, a.parts)),
                 str(a.same),
-                f"{a.loss:+.2f}",
+                f"{round(a.loss, 2) + 0.0:+.2f}",  # no -0.00
                 SAME if a.text == seen.answer.text else a.text,
             ]
             for a in seen.ablations

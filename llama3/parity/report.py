@@ -129,6 +129,7 @@ class Report:
     def __str__(self) -> str:
         """The report as a table of at most WIDTH columns."""
         r, rows, measures = self.reference, self.logits, self._measures()
+        width = max([24, *(len(name) + 1 for name in self.activations)])  # of the column of names
         lines = [
             f"ours       {self.ours}",
             f"reference  {r.model} ({r.producer}, {r.dtype})",
@@ -136,18 +137,18 @@ class Report:
             *(f"config     {difference}" for difference in self.config_differences),
             *(f"           {lack}" for lack in self.not_compared),
             "",
-            _heading("logits"),
-            _line("relative error", measures["relative"], r.positions, self.rtol),
-            _line("NMSE", measures["nmse"], r.positions),
-            _line("max abs error", measures["max_abs"], r.positions),
-            _line("KL divergence (nats)", measures["kl"], r.positions, self.limits.max_kl),
-            f"{'top-1 agreement':<24}{rows['top1'].sum():>12} of {len(rows)}",
-            f"{'top-5 agreement':<24}{rows['top5'].sum():>12} of {len(rows) * self._top}",
+            _heading("logits", width),
+            _line("relative error", width, measures["relative"], r.positions, self.rtol),
+            _line("NMSE", width, measures["nmse"], r.positions),
+            _line("max abs error", width, measures["max_abs"], r.positions),
+            _line("KL divergence (nats)", width, measures["kl"], r.positions, self.limits.max_kl),
+            f"{'top-1 agreement':<{width}}{rows['top1'].sum():>12} of {len(rows)}",
+            f"{'top-5 agreement':<{width}}{rows['top5'].sum():>12} of {len(rows) * self._top}",
         ]
         if self.activations:
-            lines += ["", _heading("activations")]
+            lines += ["", _heading("activations", width)]
         for name, errors in self.activations.items():
-            lines.append(_line(name, errors["relative"], self._positions(name), self.activation_rtol))
+            lines.append(_line(name, width, errors["relative"], self._positions(name), self.activation_rtol))
         if self.ok:
             lines += ["", "equal within the limits"]
         else:
@@ -191,13 +192,13 @@ def _fit(line: str) -> str:
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
-def _heading(name: str) -> str:
-    return f"{name:<24}{'median':>12}{'worst':>12}{'at position':>14}{'limit':>12}"
+def _heading(name: str, width: int) -> str:
+    return f"{name:<{width}}{'median':>12}{'worst':>12}{'at position':>14}{'limit':>12}"
 
 
-def _line(name: str, values: np.ndarray, positions: np.ndarray, limit: float | None = None) -> str:
+def _line(name: str, width: int, values: np.ndarray, positions: np.ndarray, limit: float | None = None) -> str:
     worst = np.argmax(values)
-    text = f"{name:<24}{np.median(values):>12.1e}{values[worst]:>12.1e}{positions[worst]:>14}"
+    text = f"{name:<{width}}{np.median(values):>12.1e}{values[worst]:>12.1e}{positions[worst]:>14}"
     return text if limit is None else f"{text}{limit:>12.1e}{'' if values[worst] <= limit else '  <--'}"
 
 

@@ -12,6 +12,7 @@ from llama3.parity.report import Report
 from llama3.resources import resource
 
 POINTS = 1000  # of a curve; of more positions, the worst of each stretch is drawn
+FOLDED = 100  # with more activations, a reader must ask for their bars
 DOTS = 60  # with at most so many positions, each is a dot
 SMALLEST, LARGEST = 1e-9, 1e3  # what is drawn: the axes are logarithmic. NaN is drawn as the largest
 LIMIT = "The dashed line is the limit"
@@ -31,13 +32,16 @@ def page(report: Report | CompactReport) -> str:
         worst = [float(rows["relative"].max()) for rows in report.activations.values()]
         note = f"The worst row of each, in the order of computation. {LIMIT}, {report.activation_rtol:.1e}."
         bars = _bars(list(report.activations), worst, report.activation_rtol)
+        if len(worst) > FOLDED:
+            bars = f"<details><summary>{len(worst)} activations</summary>{bars}</details>"
         parts.append(_section("Relative error of the activations", note, bars))
     if isinstance(report, Report) and report.explanation is not None and report.explanation.tried:
         nearest = report.explanation.tried[:NEAREST]
         names = [t.fault.what + ("" if t.layer is None else f" (layer {t.layer})") for t in nearest]
         right = report.explanation.right
         note = f"How far from the other side's logits each fault's are, nearest first. Dashed: no fault, {right:.1e}."
-        parts.append(_section("Faults that were tried", note, _bars(names, [t.distance for t in nearest], right)))
+        bars = _bars(names, [t.distance for t in nearest], right, warn=False)
+        parts.append(_section("Faults that were tried", note, bars))
     parts.append(_section("The whole report", "", f"<pre>{_text(str(report))}</pre>") + "</main>")
     style = "".join(resource("static", name).read_text(encoding="utf-8") for name in ("base.css", "report.css"))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{verdict}</title>'
@@ -89,13 +93,15 @@ def _curve(errors: Array, positions: Array, limit: float) -> str:
     )
 
 
-def _bars(names: Sequence[str], values: Sequence[float], limit: float) -> str:
-    """Horizontal bars on a logarithmic scale, in another colour where the limit is exceeded."""
+def _bars(names: Sequence[str], values: Sequence[float], limit: float, warn: bool = True) -> str:
+    """Horizontal bars on a logarithmic scale. warn: in another colour where the limit is exceeded."""
     logs = _logs(np.array([*values, limit]))  # (values + 1,)
-    low, high = np.floor(logs.min() - 0.01), logs.max()
+    low = np.floor(logs.min())
+    high = max(logs.max(), low + 1)
     share = 100 * (logs - low) / (high - low)  # (values + 1,): percent
     rows = "".join(
-        f'<li><span>{_text(name)}</span><div><i class="{"" if value <= limit else "over"}" style="width:{w:.1f}%"></i>'
+        f"<li><span>{_text(name)}</span>"
+        f'<div><i class="{"over" * (warn and not value <= limit)}" style="width:{w:.1f}%"></i>'
         f'<b style="left:{share[-1]:.1f}%"></b></div><output>{value:.1e}</output></li>'
         for name, value, w in zip(names, values, share)
     )

@@ -5,7 +5,9 @@ let data, triangles, lensTokens, lensShares, lensNext, chosen = 0, hovered = nul
 let known = {}; // widths and colours: to ask for one makes the browser lay out the page, so each is asked for once
 
 function bytes(base64) {
-  return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const text = atob(base64), found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
+  return found;
 }
 
 function element(name, text = "", className = "") {
@@ -23,6 +25,11 @@ function share(p) {
   return p >= 0.9995 ? "1" : p < 0.0005 ? (p ? "<0.001" : "0") : p.toFixed(3);
 }
 
+// 2048 -> "2,048". toLocaleString would load tables of all languages, for longer than it takes to draw the page.
+function count(n) {
+  return String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+}
+
 // The weight, 0 to 255, of a head's position `row` on position `column`.
 function weight(h, row, column) {
   const n = data.tokens.length;
@@ -31,6 +38,11 @@ function weight(h, row, column) {
 
 function once(name, ask) {
   return (known[name] ??= ask());
+}
+
+// Of the box that a picture is drawn into.
+function room(id) {
+  return once(id, () => find(id).parentElement.clientWidth);
 }
 
 function headName(h) {
@@ -93,6 +105,7 @@ function choose(i) {
 
 function draw() {
   const [id, text, hex, special] = data.tokens[chosen];
+  ["heads", "map", "next", "norms"].forEach(room); // before anything is drawn, so that the page is laid out once
   for (const [i, button] of [...find("tokens").children].entries()) button.classList.toggle("chosen", i === chosen);
   find("facts").textContent =
     `Position ${chosen}: ${quoted(text)}, id ${id}, bytes ${hex || "none"}${special ? ", a special token" : ""}. ` +
@@ -116,7 +129,7 @@ function shade() {
 }
 
 function canvas(id, columns, rows, left, value) {
-  const target = find(id), wide = once(id, () => target.parentElement.clientWidth) - left;
+  const target = find(id), wide = room(id) - left;
   const cell = Math.max(3, Math.min(18, Math.floor(wide / columns), id === "map" ? Math.floor(480 / rows) : 18));
   const tall = id === "map" ? cell : 15;
   const scale = window.devicePixelRatio || 1, width = left + columns * cell, height = rows * tall;
@@ -140,7 +153,7 @@ function canvas(id, columns, rows, left, value) {
 }
 
 // A picture with one pixel a cell: a weight, 0 to 255, is so much of the colour --heat over a faint ground; a weight below
-// 0 is a cell that does not exist. Drawing each cell of 200 positions as a rectangle would take a tenth of a second.
+// 0 is a cell that does not exist. To draw each cell of 200 positions as a rectangle would take several times as long.
 function pixels(columns, rows, value) {
   const picture = document.createElement("canvas"), pen = picture.getContext("2d");
   picture.width = columns;
@@ -228,7 +241,7 @@ function drawStages() {
     return row;
   });
   const last = element("tr");
-  last.append(element("th", "tokens left"), ...data.stages.map(([name]) => element("td", step.left[name].toLocaleString("en"))));
+  last.append(element("th", "tokens left"), ...data.stages.map(([name]) => element("td", count(step.left[name]))));
   find("stages").replaceChildren(top, ...rows, last);
 }
 
@@ -262,7 +275,7 @@ function pointName(point) {
 
 function drawNorms() {
   const namespace = "http://www.w3.org/2000/svg", { points } = data.lens, norms = data.norms;
-  const wide = Math.max(once("norms", () => find("norms").clientWidth), 200), left = 60, right = 100, tall = 220;
+  const wide = Math.max(room("norms"), 200), left = 60, right = 100, tall = 220;
   const mean = norms.map((row) => row.slice(1).reduce((a, b) => a + b, 0) / Math.max(row.length - 1, 1));
   const lines = [["c", "first token", norms.map((row) => row[0])], ["a", "others", mean], ["b", "chosen", norms.map((row) => row[chosen])]];
   const high = Math.max(...lines.flatMap((line) => line[2])), step = 10 ** Math.floor(Math.log10(high));
