@@ -39,6 +39,7 @@ MAY_SKIP = (
     "numba is not installed",
     "the extra `plot` is not installed",
     "AMX",
+    "AVX-512",
     "the page's own schemas",
     "the page's own examples",
 )

@@ -135,7 +135,7 @@ class PlainModel:
         """What takes the place of plain.py's functions in a run without a fault."""
         if dtype == "float64":
             return dict(self.functions)
-        functions = rounding.rounding_functions(dtype, fused)
+        functions = rounding.rounding_functions(dtype, fused=fused)
         if dtype == "float32":
             functions["rope_angles"] = plain.rope_angles  # float32 angles are a fault with a name, rope_angles
         return functions
