@@ -1,4 +1,4 @@
-"""Stand-ins for a GPU, for CuPy and for torch.cuda, on a machine without one. They check arguments, and compute nothing.
+"""Stand-ins for a GPU, for CuPy and for torch.cuda, on a machine without one. They check, and compute nothing.
 
 A benchmark that nobody can run until a GPU is at hand would otherwise fail there, at its first typing mistake. So
 
