@@ -1,4 +1,4 @@
-"""What the predictions assume about two GPUs and about the code, each with its source. Nothing of it is measured here."""
+"""What the predictions assume about two GPUs and about the code, each with its source. None of it is measured here."""
 
 from dataclasses import dataclass
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from llama3.cuda.launch import Kernel, Launch
+from llama3.cuda.source import kernel_path, kernel_source
 from tests.cuda.stand_ins.card import SMALL, Card, OutOfMemory, StandInError, address_space
 from tests.cuda.stand_ins.kernel_text import KernelText, kernels_of
 
@@ -69,14 +70,21 @@ class MemoryPointer:
         return MemoryPointer(self._card, self.ptr + offset, self._keep)
 
     def copy_from_host_async(self, mem: ctypes.c_void_p, size: int, stream: Any = None) -> None:
-        self._card.not_while_capturing("a copy from the host")
+        if self._may_copy(mem, size, stream):
+            ctypes.memmove(self.ptr, mem, size)
+
+    def copy_to_host_async(self, mem: ctypes.c_void_p, size: int, stream: Any = None) -> None:
+        if self._may_copy(mem, size, stream):
+            ctypes.memmove(mem, self.ptr, size)
+
+    def _may_copy(self, mem: ctypes.c_void_p, size: int, stream: Any) -> bool:
+        self._card.not_while_capturing("a copy between host and GPU")
         begin = self._keep.ctypes.data
         if not isinstance(mem, ctypes.c_void_p) or not isinstance(stream, Stream):
-            raise StandInError(f"a copy from {type(mem).__name__} on {type(stream).__name__}")
+            raise StandInError(f"a copy with {type(mem).__name__} on {type(stream).__name__}")
         if not begin <= self.ptr <= self.ptr + size <= begin + self._keep.nbytes:
             raise StandInError(f"a copy of {size} bytes ends behind the array")
-        if self._card.emulator or size <= SMALL:
-            ctypes.memmove(self.ptr, mem, size)
+        return self._card.emulator is not None or size <= SMALL
 
 
 class Current:
@@ -134,13 +142,13 @@ class Graph:
 
 
 class Event:
-    def __init__(self) -> None:
-        self.recorded = False
+    def __init__(self, *, block: bool = False, disable_timing: bool = False, interprocess: bool = False):
+        pass
 
     def record(self, stream: Stream) -> None:
         assert isinstance(stream, Stream), type(stream)
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> None:  # one that was never recorded waits for nothing
         pass
 
 
@@ -242,10 +250,17 @@ class Installed:
         flat = whole[begin : begin + array.numel() * dtype.itemsize].view(dtype)
         return ndarray(self.card, np.lib.stride_tricks.as_strided(flat, tuple(array.shape), strides))
 
-    def raw_module(self, *, code: str, options: tuple[str, ...]) -> Any:
-        assert options[0] == "-std=c++17" and all(option.startswith("-D") for option in options[1:]), options
-        defines = tuple(option[2:] for option in options[1:])
-        kernels = kernels_of(code, dict(define.split("=") for define in defines if "=" in define))
+    def raw_module(self, *, code: str | None = None, path: str | None = None, options: tuple[str, ...] = ()) -> Any:
+        """From a kernel's text; or from a compiled file, of which only the names of its kernels are known here."""
+        if (code is None) == (path is None) or not all(option.startswith(("-D", "-std=c++17")) for option in options):
+            raise StandInError(f"a module with options {options}")
+        defines = tuple(option[2:] for option in options if option.startswith("-D"))
+        if code is None:
+            kernels: dict[str, KernelText] = {}
+            for file in sorted(kernel_path("").glob("*.cu")):
+                kernels |= kernels_of(kernel_source(file.name), {})
+        else:
+            kernels = kernels_of(code, dict(define.split("=") for define in defines if "=" in define))
 
         def get_function(name: str) -> RawKernel:
             if name not in kernels:
