@@ -36,6 +36,7 @@ from gpu_verdicts import verdicts
 from machine import about_this_run
 
 from llama3.config import ModelConfig
+from llama3.cuda.device import open_device
 from llama3.errors import DeviceError
 
 LEFT = 3  # exit status: rows are left
@@ -43,13 +44,14 @@ SETUP = 90  # seconds, guessed, until the model is there and the limits are meas
 
 
 class Sitting:
-    """One run of the command. Raises ReportError if `out` holds rows of something else."""
+    """One run of the command. Raises ReportError if `out` holds rows of something else, DeviceError without a GPU."""
 
     def __init__(self, out: Path | None, parts: list[str], minutes: float, torch_device: str = "cuda"):
         self.parts, self.ends = parts, time.monotonic() + 60 * minutes
+        self.device, self.torch_device = open_device("cuda"), torch_device
         what = {"card": gpu_card.card_name(), "sources": sources_digest(), **gpu_card.about_libraries()}
         self.report = Report(out, what, about_this_run() | {"limits": {}})
-        self.sides = gpu_parts.Sides(LLAMA3_8B, torch_device)
+        self.sides = gpu_parts.Sides(LLAMA3_8B, self.device, torch_device)
 
     def run(self, checkpoint: ModelConfig = LLAMA3_8B) -> int:
         """Measure rows until the time is over; returns how many are left. checkpoint: of the part `start`."""
@@ -75,10 +77,9 @@ class Sitting:
 
     def find_limits(self, alone: bool) -> None:
         """The rates that shares are relative to. One that cannot be measured is left out, and so are its shares."""
-        device, wanted = self.sides.torch_device, [lambda: {"pinned_GB_s": gpu_torch.pinned_rate(device)}]
+        where, wanted = self.torch_device, [lambda: {"pinned_GB_s": gpu_torch.pinned_rate(where)}]
         if not alone:
-            wanted += [lambda: probes(self.sides.ours.device, device)]
-            wanted += [lambda: {"matmul_TFLOP_s": gpu_torch.matmul_rate(device)}]
+            wanted += [lambda: probes(self.device, where), lambda: {"matmul_TFLOP_s": gpu_torch.matmul_rate(where)}]
         for find in wanted:
             gpu_card.give_back_memory()
             try:

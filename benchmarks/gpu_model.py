@@ -15,6 +15,7 @@ from gpu_floor import LLAMA3_8B, attention_flops, cache_read, prefill_flops, wei
 from gpu_launches import Launched, decoding_launches, prompt_launches
 
 from llama3.cuda.attention import SPLIT
+from llama3.cuda.linear import FEW_OUTPUTS
 
 C = LLAMA3_8B
 RESOURCES = Path(__file__).parents[1] / "tests/cuda/resources.txt"
@@ -65,8 +66,7 @@ def decode(card: Card, code: Code, batch: int, context: int) -> Step:
     matrices = [launch for launch in found if is_product(launch)]
     small = len(found) - len(sampler) - len(attention) - len(matrices)
     by_cublas = batch > 1 and code.cublas_from is not None and batch >= code.cublas_from
-    if by_cublas and not any(launch.name == "swiglu" for launch in found):
-        small += C.n_layers  # cuBLAS computes no SwiGLU
+    small += C.n_layers * by_cublas - sum(launch.name == "swiglu" for launch in found)  # cuBLAS computes no SwiGLU
     count = small + len(attention) + len(matrices) + code.sampler_launches
     logits = batch * C.vocab_size * 4
     gaps = given.GAP * count + (given.FULL_GAP - given.GAP) * len(matrices) * by_cublas
@@ -89,8 +89,9 @@ def is_product(launch: Launched) -> bool:
 
 
 def l2_bytes(launch: Launched) -> int:
-    """Each block reads its rows of the matrix, and all of x."""
-    return launch.weights + launch.blocks * launch.x
+    """By our kernels: each block reads its rows of the matrix, and all of x."""
+    blocks = launch.blocks or -(-launch.arrays[0][0][0] // FEW_OUTPUTS)  # of linear_few, if cuBLAS was recorded
+    return launch.weights + blocks * launch.x
 
 
 def product_loss(card: Card, code: Code, launch: Launched, by_cublas: bool) -> float:
@@ -98,10 +99,9 @@ def product_loss(card: Card, code: Code, launch: Launched, by_cublas: bool) -> f
     ideal = launch.weights / card.read
     if by_cublas:
         return ideal / given.CUBLAS_SHARE - ideal
-    if "_few" not in launch.name:
+    if launch.name in PRODUCTS:
         return ideal / given.PRODUCT_SHARE - ideal
-    rows = int(launch.defines[0].removeprefix("ROWS="))
-    resident = min(launch.blocks, blocks_per_sm(launch.name, f"ROWS={rows}") * card.sms)
+    resident = min(launch.blocks or card.sms, blocks_per_sm(launch) * card.sms)
     in_flight = resident * 8 * 2048 * (2 if code.few_early else 1)  # 8 warps, each with chunks of 2 KB
     rate = min(card.read * given.PRODUCT_SHARE, in_flight / given.LATENCY)
     late = 0 if code.few_early else 4.5 * given.LATENCY  # the first loads come one after the other, after the wait
@@ -109,15 +109,14 @@ def product_loss(card: Card, code: Code, launch: Launched, by_cublas: bool) -> f
 
 
 @cache
-def blocks_per_sm(name: str, defines: str) -> int:
+def blocks_per_sm(launch: Launched) -> int:
     """Of 256 threads, as many as registers and shared memory allow, by the table of the compiled kernels."""
     for row in RESOURCES.read_text().splitlines():
-        fields = row.split()
-        if fields[0] == "linear_few.cu" and fields[1:4] == [defines, name, "sm_90"]:
-            registers, shared = int(fields[4]), int(fields[5])
-            per_warp = -(-registers * 32 // 256) * 256
-            return min(8, REGISTERS // (8 * per_warp), SHARED // (shared + 1024))
-    raise ValueError(f"{RESOURCES} has no row for {name} with {defines}")
+        file, defines, name, architecture, registers, shared, *_ = row.split()
+        if (file, name, architecture) == ("linear_few.cu", launch.name, "sm_90") and (defines,) == launch.defines:
+            per_warp = -(-int(registers) * 32 // 256) * 256
+            return min(8, REGISTERS // (8 * per_warp), SHARED // (int(shared) + 1024))
+    return 1  # for 64 rows, where cuBLAS was recorded
 
 
 def attention_loss(card: Card, code: Code, launch: Launched, batch: int, context: int) -> float:
@@ -147,7 +146,7 @@ def python_seconds(code: Code, batch: int) -> float:
     for (low, at_low), (high, at_high) in pairwise(points):
         if low <= batch <= high:
             return 1e-6 * (at_low + (at_high - at_low) * (batch - low) / (high - low))
-    raise ValueError(f"{batch} rows are outside {points}")
+    return 1e-6 * points[-1][1]
 
 
 # ---- prompts

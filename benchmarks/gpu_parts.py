@@ -15,7 +15,7 @@ from gpu_timing import mean_context
 from torch import Tensor
 
 from llama3.config import ModelConfig
-from llama3.cuda.device import open_device
+from llama3.cuda.device import Device
 
 PARTS = ("first", "prompt", "batches", "products", "prompts", "others", "start")
 ALL_PARAMETERS = ", every parameter set"
@@ -25,8 +25,8 @@ SECONDS = {"ours": 20, "compiled": 120, "other": 30}  # guesses for a row; what 
 class Sides:
     """The model as torch runs it and as this project runs it, in the same memory. It is made when it is first used."""
 
-    def __init__(self, config: ModelConfig, torch_device: str):
-        self.config, self.torch_device = config, torch_device
+    def __init__(self, config: ModelConfig, device: Device, torch_device: str):
+        self.config, self.device, self.torch_device = config, device, torch_device
 
     @cached_property
     def model(self) -> Any:
@@ -34,7 +34,7 @@ class Sides:
 
     @cached_property
     def ours(self) -> Ours:
-        return Ours(open_device("cuda"), self.config, self.model)
+        return Ours(self.device, self.config, self.model)
 
 
 def seconds_for(name: str) -> float:

@@ -4,7 +4,7 @@ python benchmarks/gpu_predictions.py             prints the page
 python benchmarks/gpu_predictions.py --write     writes it
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -193,11 +193,13 @@ def target_table() -> str:
     return table(["target", "at least", "H100", "H200"], rows)
 
 
-def main() -> None:
-    text = page()
-    print(text)
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(text, encoding="utf-8")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the page instead of printing it")
+    if parser.parse_args(arguments).write:
+        PAGE.write_text(page(), encoding="utf-8")
+    else:
+        print(page())
 
 
 if __name__ == "__main__":

@@ -77,7 +77,6 @@ def test_a_launch_with_a_wrong_type_is_refused(card):
 
 
 def test_a_dependent_launch_in_a_capture_is_checked_like_any_other(card):
-    pytest.importorskip("cuda.bindings")
     device = CupyDevice()
     with device.capture() as graph:
         device.launch(NOTHING, (132,), (256,), [], dependent=True)

@@ -51,19 +51,28 @@ def trace(frame: Any, event: str, arg: Any) -> Callable[..., Any] | None:
 
 def run_all(folder: Path) -> None:
     import gpu
+    import gpu_assumptions
     import gpu_card
+    import gpu_decoders
+    import gpu_fast
+    import gpu_launches
     import gpu_logits
+    import gpu_model
     import gpu_predictions
-    import gpu_report
     import gpu_start
     import gpu_timing
 
-    from tests.cuda.stand_ins import a_gpu, torch_cuda
+    from tests.cuda.stand_ins import a_gpu
 
     report = folder / "gpu.json"
     assert gpu.main(["--dry-run", "--out", str(report)]) == 0, report.read_text()
     assert gpu_logits.main(["--tiny", "--out", str(folder / "logits.json")]) == 0
-    gpu_predictions.main()
+    with patch("gpu_predictions.PAGE", folder / "page.md"):
+        gpu_predictions.main(["--write"])
+        gpu_predictions.main([])
+    launched = gpu_launches.Launched("cuBLAS", 0, (((64, 64), 8192), ((64, 64), 8192)))  # where 64 rows are ours
+    assert gpu_model.blocks_per_sm(launched) == 1 and gpu_model.l2_bytes(launched) == 3 * 8192
+    assert gpu_model.python_seconds(gpu_assumptions.AFTER, 65) == 1e-4
 
     # no GPU
     assert gpu.main([]) == gpu_logits.main([]) == 1
@@ -86,29 +95,19 @@ def run_all(folder: Path) -> None:
             with patch("gpu_card.torch.cuda.synchronize", broken):
                 assert gpu.Sitting(None, ["products"], 9, card.torch_device).run() == 10
         # baselines that torch.compile ran without CUDA graphs
-        with patch.object(torch_cuda.Cuda, "get_manager", lambda *_: None):
-            assert not gpu_decoders_counts()
-        no_answer = patch("subprocess.run", lambda *_, **__: (_ for _ in ()).throw(OSError("no nvidia-smi")))
-        with no_answer:
-            assert "not_read" in gpu_card.clocks()
+        skipped = {"cudagraph_skips": 1, "cudagraphs": 0}
+        with patch("gpu_decoders.graph_counts", lambda: skipped):
+            model = gpu_fast.random_model(gpu.TINY, card.torch_device)
+            assert "NOT in CUDA graphs" in gpu_decoders.decode("fast_compile", model, gpu.TINY, 1, 20)["note"]
+    with a_gpu(), patch("subprocess.run", broken):
+        assert "it is broken" in gpu_card.clocks()["not_read"]
     failed = subprocess.CompletedProcess([], 1, "", "a fault\n")
     with patch("subprocess.run", lambda *_, **__: failed), contextlib.suppress(RuntimeError):
         gpu_start.start_process(folder)
-    assert gpu_report.shares(1.0, gpu_report.Figure(read=1), {}) == {"GB_s": 1e-6}
-
-
-def gpu_decoders_counts() -> bool:
-    """Does the compiled baseline claim to be in CUDA graphs?"""
-    import gpu_decoders
-    import gpu_fast
-    from gpu_floor import TINY
-
-    found = gpu_decoders.decode("fast_compile", gpu_fast.random_model(TINY, "meta"), TINY, 1, 20)
-    return "note" not in found
 
 
 def broken(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("it is broken")
+    raise subprocess.SubprocessError("it is broken")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakValueDictionary
 
 import ml_dtypes
 import numpy as np
@@ -126,8 +127,8 @@ class Stream(Current):
 
     def end_capture(self) -> "Graph":
         launches, self.card.capturing = self.card.capturing, None
-        if not launches:
-            raise StandInError("a capture ends that holds nothing")
+        if launches is None:
+            raise StandInError("a capture ends that has not begun")
         return Graph(launches)
 
 
@@ -218,7 +219,7 @@ class Installed:
     def __init__(self, card: Card):
         self.card, self.kernels = card, {}
         self.device, self.stream = Device(card, 0), None
-        self.storages: dict[int, tuple[Any, np.ndarray]] = {}  # of torch, by their handles
+        self.storages: WeakValueDictionary[int, Any] = WeakValueDictionary()  # addresses of torch's, by their handles
 
     # ---- functions of CuPy
 
@@ -241,10 +242,11 @@ class Installed:
         if self.card.torch_busy:
             raise StandInError("torch may still write this memory: torch.cuda.synchronize() comes first")
         storage = array.untyped_storage()
-        if storage._cdata not in self.storages:
-            self.storages[storage._cdata] = storage, address_space(storage.nbytes())
+        whole = self.storages.get(storage._cdata)
+        if whole is None:
+            whole = self.storages[storage._cdata] = address_space(storage.nbytes())
+            whole.storage = storage  # as long as there is an array of it, torch's memory is not freed
         dtype = BF16 if str(array.dtype) == "torch.bfloat16" else np.dtype(str(array.dtype).removeprefix("torch."))
-        whole = self.storages[storage._cdata][1]
         begin = array.storage_offset() * dtype.itemsize
         strides = [stride * dtype.itemsize for stride in array.stride()]
         flat = whole[begin : begin + array.numel() * dtype.itemsize].view(dtype)

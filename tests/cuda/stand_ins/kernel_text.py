@@ -12,6 +12,7 @@ TYPES = {
     "bf16": "bfloat16", "float": "float32", "double": "float64", "int": "int32", "unsigned": "uint32",
     "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64", "uint64": "uint64",
 }  # fmt: skip
+TYPEDEF = re.compile(r"^typedef (.+) (\w+);", re.MULTILINE)
 FILE = re.compile(r'#line 1 "(.+)"')
 
 
@@ -45,22 +46,23 @@ def kernels_of(text: str, defines: dict[str, str]) -> dict[str, KernelText]:
     """All kernels of a text that `kernel_source` made."""
     file = FILE.match(text)
     assert file, "a kernel's text begins with the name of its file"
+    types = TYPES | {name: TYPES[known] for known, name in TYPEDEF.findall(text) if known in TYPES}
     found = {}
     for match in DEFINITION.finditer(text):
         bounds, name = match[1] or "1024", match[2]
         listed = text[match.end() : text.index(")", match.end())]
         parameters = tuple(
-            _type(parameter) for parameter in re.sub(r"//.*|#.*", "", listed).split(",") if parameter.strip()
+            _type(parameter, types) for parameter in re.sub(r"//.*|#.*", "", listed).split(",") if parameter.strip()
         )
         found[name] = KernelText(file[1], name, parameters, _number(bounds.split(",")[0].strip(), text, defines))
     return found
 
 
-def _type(parameter: str) -> str:
+def _type(parameter: str, types: dict[str, str]) -> str:
     words = [word for word in parameter.replace("*", " * ").split() if word not in ("const", "__restrict__")]
     star = "*" if "*" in words else ""
     plain = " ".join(word for word in words[:-1] if word != "*")
-    return TYPES.get(plain, plain) + star
+    return types.get(plain, plain) + star
 
 
 def _number(text: str, source: str, defines: dict[str, str]) -> int:

@@ -34,16 +34,17 @@ class OnTheCard(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [arg for arg in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor)]
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
-        if func in COPIES and "meta" in devices | {str(kwargs.get("device"))}:
+        target = str(kwargs.get("device") or "cpu")
+        if func in COPIES and "meta" in {target, *(tensor.device.type for tensor in tensors)}:
             return self.copy(func, args, kwargs)
         if len(devices) > 1:
             raise RuntimeError(f"Expected all tensors to be on the same device: {func} got {sorted(devices)}")
         if func is aten._local_scalar_dense.default and "meta" in devices:
             raise StandInError("a number of a tensor on the GPU: copy it to the host, and wait for it")
-        if kwargs.pop("pin_memory", False) and str(kwargs.get("device", "cpu")) != "cpu":
+        if kwargs.pop("pin_memory", False) and target != "cpu":
             raise RuntimeError("Only dense CPU tensors can be pinned")
         out = func(*args, **kwargs)
-        if "meta" in devices or str(kwargs.get("device")) == "meta":
+        if "meta" in devices or target == "meta":
             self.card.torch_busy |= not func.is_view
             self.count(out)
         return out
