@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --out FILE.json [--minutes 9] [--parts first prompt ...]      on a GPU with 80 GB
     python benchmarks/gpu.py --dry-run     every line of it on a machine without a GPU: stand-ins check what it calls
 
-On a GPU it needs the extra "oracle", and a torch and a CuPy that support the GPU.
+On a GPU it needs transformers, and a torch and a CuPy that support the GPU. Install transformers alone where such a
+torch is installed already: the extra "oracle" would replace it.
 
 All implementations run Llama 3 8B in bf16 with the same random weights. Every figure is the median of three runs,
 except for the one process start that compiles the kernels. Shares are relative to the read bandwidth, or to the rate of

@@ -68,7 +68,11 @@ class Recorder(EmulatedDevice):
         self.launched.append(Launched(launch.kernel.name, int(np.prod(launch.grid)), arrays, launch.kernel.defines))
 
     def _gemm(self, x: np.ndarray, w: np.ndarray, out: np.ndarray, accumulate: bool) -> None:
-        self.launched.append(Launched("cuBLAS", 0, tuple((array.shape, array.nbytes) for array in (w, x, out))))
+        product = Launched("cuBLAS", 0, tuple((array.shape, array.nbytes) for array in (w, x, out)))
+        if self.capturing:
+            self.capturing.handle.append(lambda: self.launched.append(product))
+        else:
+            self.launched.append(product)
 
     def replay(self, graph: Graph) -> None:
         self.replays += 1

@@ -1,7 +1,7 @@
 """Are the logits right on a GPU, at the size of Llama 3 8B? And how long do a full prompt and 64 tokens take?
 
-    python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs the extra "oracle", and a torch
-                                                           and a CuPy that support the GPU
+    python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs transformers, and a torch and
+                                                           a CuPy that support the GPU (see gpu.py)
     python benchmarks/gpu_logits.py --tiny                 every line of it without a GPU: a tiny model, whose kernels
                                                            are emulated, behind a stand-in for CuPy
 

@@ -69,7 +69,8 @@ def decode(card: Card, code: Code, batch: int, context: int) -> Step:
     small += C.n_layers * by_cublas - sum(launch.name == "swiglu" for launch in found)  # cuBLAS computes no SwiGLU
     count = small + len(attention) + len(matrices) + code.sampler_launches
     logits = batch * C.vocab_size * 4
-    gaps = given.GAP * count + (given.FULL_GAP - given.GAP) * len(matrices) * by_cublas
+    gap = given.GAP if code.overlap else given.APART
+    gaps = gap * count + (given.FULL_GAP - gap) * len(matrices) * by_cublas
     return Step(
         batch=batch,
         bytes=weights_read(C) + batch * cache_read(C, context),

@@ -68,7 +68,9 @@ class Ours:
         c = self.config
         engine = Engine(self.transformer, batch, cache_length(context, c.max_seq_len))
         self.fill(engine, prompt_length(context, c.max_seq_len), decoded_tokens(), params)
-        return timed_delivery(lambda: sum(event.sample is not None for event in engine.step()), batch)
+        times = timed_delivery(lambda: sum(event.sample is not None for event in engine.step()), batch)
+        self.device.sync()  # a step may be under way, in memory that is freed now
+        return times
 
     def fill(self, engine: Engine, length: int, max_tokens: int, params: SamplingParams) -> None:
         """Give each slot a request whose prompt is in the cache but for its last token; the cache is random numbers."""

@@ -2,8 +2,8 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -102,10 +102,9 @@ class Current:
 
 
 class Device(Current):
-    compute_capability = "90"
-
     def __init__(self, card: Card, index: int):
         self.card, self.id = card, index
+        self.compute_capability = "80" if card.emulator else "90"  # the emulator takes no kernels for one GPU only
 
     @property
     def mem_info(self) -> tuple[int, int]:
@@ -218,7 +217,8 @@ class Installed:
 
     def __init__(self, card: Card):
         self.card, self.kernels = card, {}
-        self.device, self.stream = Device(card, 0), None
+        self.device = Device(card, 0)
+        self.stream: Stream | None = None
         self.storages: WeakValueDictionary[int, Any] = WeakValueDictionary()  # addresses of torch's, by their handles
 
     # ---- functions of CuPy
@@ -361,5 +361,23 @@ def installed(card: Card) -> Iterator[Installed]:
             found["cuda.bindings"] = module("cuda.bindings", driver=Driver(one, driver))
         except ImportError:
             pass
-    with patch.dict(sys.modules, found):
+    with patch.dict(sys.modules, found), cublas_library(one):
         yield one
+
+
+def cublas_library(one: Installed) -> AbstractContextManager[Any]:
+    """The library that checks cuBLAS's arguments, where the launch code calls cuBLAS without CuPy."""
+    try:
+        from tests.cuda.emulator.cublas import FakeCublas
+    except ImportError:
+        return nullcontext()
+
+    def memory(address: int, nbytes: int) -> np.ndarray:
+        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+    def queue(stream: int, product: Callable[[], None], out: int) -> None:
+        assert one.stream is not None and stream == one.stream.ptr, stream
+        run = product if one.card.emulator else lambda: None
+        run() if one.card.capturing is None else one.card.capturing.append(run)
+
+    return patch("llama3.cuda.device.load_library", lambda: FakeCublas(memory, queue))

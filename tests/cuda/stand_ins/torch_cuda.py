@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.cuda.stand_ins.card import PROCESSORS, Card, OutOfMemory, StandInError
 
 aten = torch.ops.aten
+LARGE = 1 << 20  # bytes: before that much is taken, what is no longer used is given back
 COPIES = {aten.copy_.default, aten._to_copy.default}  # may go from one device to the other
 
 
@@ -76,20 +77,13 @@ class OnTheCard(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.storages:
                     nbytes = storage.nbytes()
+                    if nbytes > LARGE or len(self.storages) % 64 == 0:
+                        self.collect()
                     try:
                         self.card.torch.take(nbytes)
-                    except OutOfMemory:
-                        self.collect()
-                        self.take_or_fail(nbytes)
+                    except OutOfMemory as error:
+                        raise torch.OutOfMemoryError(f"CUDA out of memory: {error}") from error
                     self.storages[storage._cdata] = StorageWeakRef(storage), nbytes
-        if len(self.storages) % 64 == 0:
-            self.collect()
-
-    def take_or_fail(self, nbytes: int) -> None:
-        try:
-            self.card.torch.take(nbytes)
-        except OutOfMemory as error:
-            raise torch.OutOfMemoryError(f"CUDA out of memory: {error}") from error
 
     def collect(self) -> None:
         for handle, (storage, nbytes) in list(self.storages.items()):
