@@ -124,7 +124,7 @@ def dry_run(out: Path | None, parts: list[str]) -> int:
     """All sittings with stand-ins, with the shapes of Llama 3 8B; only the part `start` has a tiny checkpoint."""
     from tests.cuda.stand_ins import a_gpu
 
-    shorter = patch.multiple(gpu_timing, RUNS=1, WARM=1, WARM_STEPS=1, STEPS=2)
+    shorter = patch.multiple(gpu_timing, RUNS=1, WARM=1, WARM_STEPS=1, STEPS=2, GRAPHS=2)
     with tempfile.TemporaryDirectory() as folder, shorter, a_gpu() as card:
         out = out or Path(folder) / "report.json"
         while report_on(Sitting(out, parts, 600, card.torch_device), TINY) == LEFT:

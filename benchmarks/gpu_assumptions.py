@@ -95,7 +95,7 @@ SOURCES = [  # (what, H100, H200, source)
     ("L2 cache to SMs", "6 TB/s", "6 TB/s", "assumed"),
     ("latency of memory under load", "0.67 µs", "0.67 µs", "assumed: 800 to 1,000 cycles, and the queue"),
     ("gap, kernels that overlap", "0.9 µs", "0.9 µs", "assumed; `dependent_graph_us` of the report decides"),
-    ("gap, if kernels of ours did not", "2.3 µs", "2.3 µs", "published: 1.3 µs in a graph on an H100; 1 µs for first loads"),
+    ("gap, kernels that do not", "2.3 µs", "2.3 µs", "published: 1.3 µs in a graph on an H100; first loads: 1 µs"),
     ("gap, products by cuBLAS", "3 µs", "3 µs", "published: 1.3 µs in a graph on an H100; 1.7 µs for first loads"),
     ("gap between graphs", "3 µs", "3 µs", "assumed"),
     ("norm, rotation, embedding", "1 µs", "1 µs", "assumed: one round trip through the L2 cache"),

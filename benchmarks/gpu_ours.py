@@ -1,18 +1,20 @@
 """This project's CUDA path, timed for gpu.py."""
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from gpu_timing import cache_length, decoded_tokens, prompt_length, timed, timed_delivery  # the file beside this one
+from gpu_timing import cache_length, decoded_tokens, prompt_length, timed, timed_delivery, timed_graph  # beside this
 from gpu_torch import REPLAYS
 
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE
 from llama3.cuda.arrays import LayerCache
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.device import Array, Device, bfloat16
+from llama3.cuda.device import Array, Device, Graph, bfloat16
 from llama3.cuda.linear import linear
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
@@ -63,14 +65,25 @@ class Ours:
         self.transformer = Transformer(device, c, weights_of(model))
         device.sync()
 
-    def decode(self, batch: int, context: int, params: SamplingParams = GREEDY) -> list[float]:
-        """Milliseconds a step of the engine, which reads every token on the host, in each run."""
+    def decode(self, batch: int, context: int, params: SamplingParams = GREEDY) -> dict[str, Any]:
+        """Milliseconds a step of the engine, which reads every token on the host, in each run.
+
+        `busy` is the share of a step in which the GPU works: the time of its graph without the host, over the step's.
+        """
         c = self.config
         engine = Engine(self.transformer, batch, cache_length(context, c.max_seq_len))
         self.fill(engine, prompt_length(context, c.max_seq_len), decoded_tokens(), params)
-        times = timed_delivery(lambda: sum(event.sample is not None for event in engine.step()), batch)
-        self.device.sync()  # a step may be under way, in memory that is freed now
-        return times
+        graphs: list[Graph] = []
+        replay = self.device.replay
+
+        def note_and_replay(graph: Graph) -> None:
+            graphs[:] = [graph]
+            replay(graph)
+
+        with patch.object(self.device, "replay", note_and_replay):
+            times = timed_delivery(lambda: sum(event.sample is not None for event in engine.step()), batch)
+        alone = timed_graph(self.device.sync, lambda: replay(graphs[0]))
+        return {"runs_ms": times, "graph_alone_ms": median(alone), "busy": min(1.0, median(alone) / median(times))}
 
     def fill(self, engine: Engine, length: int, max_tokens: int, params: SamplingParams) -> None:
         """Give each slot a request whose prompt is in the cache but for its last token; the cache is random numbers."""

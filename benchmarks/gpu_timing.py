@@ -8,6 +8,7 @@ RUNS = 3  # the runs that count
 WARM = 2  # runs before them that do not count: they compile
 WARM_STEPS = 8  # steps of decoding before the first that counts: they compile, and capture graphs
 STEPS = 64  # steps of decoding in a run that counts
+GRAPHS = 16  # replays of a graph in a row without the host, in a run
 
 
 def timed(sync: Callable[[], None], run: Callable[[], Any], steps: int = 1, runs: int | None = None) -> list[float]:
@@ -49,14 +50,24 @@ def timed_delivery(next_tokens: Callable[[], int], batch: int) -> list[float]:
     return times
 
 
+def timed_graph(sync: Callable[[], None], replay: Callable[[], None]) -> list[float]:
+    """Milliseconds of a graph that is replayed without the host in between, in each of the runs that count."""
+    return timed(sync, lambda: [replay() for _ in range(GRAPHS)], GRAPHS)
+
+
 def decoded_tokens() -> int:
     """How many tokens each sequence of `timed_delivery` gets, with two more that may be under way."""
     return WARM_STEPS + RUNS * STEPS + 2
 
 
+def positions_after() -> int:
+    """The positions that are written after the prompt: by these tokens, and by graphs that are replayed afterwards."""
+    return decoded_tokens() + (WARM + RUNS) * GRAPHS + 1
+
+
 def prompt_length(context: int, max_len: int) -> int:
     """The prompt's length at which the middle of all counted steps is at `context`, or as near as max_len allows."""
-    longest = max_len - decoded_tokens() - 1
+    longest = max_len - positions_after()
     return max(1, min(context - WARM_STEPS - RUNS * STEPS // 2, longest))
 
 
@@ -67,4 +78,4 @@ def mean_context(context: int, max_len: int) -> int:
 
 def cache_length(context: int, max_len: int) -> int:
     """As many positions as the sequences need, in blocks of 256, which attention takes at a time."""
-    return min(max_len, -(-(prompt_length(context, max_len) + decoded_tokens() + 1) // 256) * 256)
+    return min(max_len, -(-(prompt_length(context, max_len) + positions_after()) // 256) * 256)

@@ -41,13 +41,11 @@ def targets(rows: dict[str, dict[str, Any]]) -> list[tuple[str, float, float]]:
         reading = figure(ours, "share_of_read_bandwidth")
         found.append((f"decode at {context}: share of reading", reading, share))
         # Nothing can be 1.10 times as fast as a baseline that is near the limit itself.
-        found.append(
-            (
-                f"decode at {context}: times the fastest other / 1.10, or share / 0.94",
-                max(faster(ours, others) / 1.10, reading / 0.94),
-                1,
-            )
-        )
+        enough = reading / 0.94 if reading >= 0.94 else faster(ours, others) / 1.10
+        found.append((f"decode at {context}: times the fastest other / 1.10, or share / 0.94", enough, 1))
+    for batch, context in ((1, 128), (64, 1024)):
+        busy = figure(decode(batch, context, "ours"), "busy")
+        found.append((f"batch {batch} at {context}: share of a step in which the GPU works", busy, 0.995))
     for batch, gain in ((8, 6.5), (32, 20), (64, 34)):
         gained = batch * faster(decode(batch, 1024, "ours"), [decode(1, 1024, "ours")])
         found.append((f"batch {batch}: times the tokens of one", gained, gain))

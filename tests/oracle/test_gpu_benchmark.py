@@ -1,6 +1,7 @@
 """The GPU benchmark runs without a GPU, line by line; its baselines are right, and run in CUDA graphs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,15 @@ def test_every_line_of_the_gpu_benchmarks_runs_without_a_gpu(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {}, "lines that did not run"
+
+
+@pytest.mark.slow  # two minutes
+def test_the_whole_benchmark_fits_a_gpu_of_80_gb():
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak, total = re.search(r"at most ([\d.]+) of ([\d.]+) GB were in use", done.stdout).groups()
+    assert float(total) == 85 and float(peak) < 80
 
 
 @pytest.fixture(scope="module")
@@ -85,5 +95,7 @@ def test_a_target_holds_or_not_or_is_not_measured():
         return [line.split(": ")[-1] for line in lines]
 
     assert found() == ["does not hold", "holds", "holds"]
-    rows[compiled]["cudagraph_skips"] = 1  # no fair baseline: what remains is the share of reading
-    assert found() == ["does not hold", "does not hold", "holds"]
+    rows[compiled]["cudagraph_skips"] = 1  # no fair baseline: who is faster is not known
+    assert found() == ["does not hold", "holds"]
+    rows[ours]["share_of_read_bandwidth"] = 0.95
+    assert found() == ["holds", "holds", "holds"]
