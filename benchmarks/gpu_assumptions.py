@@ -14,7 +14,6 @@ class Card:
     clock: float = 1.755e9  # Hz under load
     tensor: float = 720e12  # FLOP a second of large products, held
     tensor_peak: float = 989e12
-    mma_sync: float = 620e12  # FLOP a second that mma.sync can reach
 
 
 H100 = Card("H100", 3.0e12)
@@ -35,7 +34,7 @@ ATTENTION_EARLY = 4 * MICRO  # at least, with keys and values prefetched
 ATTENTION_LATE = (8 * MICRO, 4 * MICRO)  # at least, without; and what comes on top from 2,048 positions on
 ATTENTION_ISSUES = 15  # bytes a clock and SM, before: 561 issue slots for 16 KB, half of them used
 PREFETCH_HIDES = 0.7  # of attention's latency, behind the prefetch of the next matrix
-REACHED = 0.54  # of the lowest ceiling, by attention of a prompt
+REACHED = 0.83  # of the lowest ceiling, by attention of a prompt
 COPY_BACK = 30 * MICRO  # a graph's launch, the copy of its tokens, and the wait, when none of it is hidden
 EAGER_LAUNCH = 12 * MICRO  # of a launch of a prompt's step, in Python and CuPy
 MATMUL_SHARE = {128: 0.36, 256: 0.65, 512: 0.78, 2048: 0.815}  # of tensor_peak, by rows
@@ -43,33 +42,37 @@ MATMUL_SHARE = {128: 0.36, 256: 0.65, 512: 0.78, 2048: 0.815}  # of tensor_peak,
 
 @dataclass(frozen=True)
 class PromptKernel:
-    """A warp's work on one tile of keys, counted in the machine code for sm_90, and what the kernel then reaches."""
+    """The work of an SM's warps on one turn of the kernel's loop, counted in the machine code for sm_90."""
 
     name: str
-    mma: int  # products of 16 x 8 x 16
-    matrix_loads: int  # from shared memory, four matrices each
-    instructions: int
-    warps: int = 4
-    copied: int = 256  # cycles in which the copies of the block's keys and values write to shared memory
+    rows: int  # of a block
+    keys: int  # of a turn
+    blocks: int  # on an SM
+    instructions: int  # of a warp, besides products
+    shared_cycles: int  # of shared memory, for all blocks
+    tensor_share: float  # of the tensor cores' peak, that these products can reach
+    warps: int = 4  # of a block
 
     def ceilings(self, card: Card) -> dict[str, float]:
-        """FLOP a second that each limit allows."""
-        per_warp = self.mma * 16 * 8 * 16 * 2
-        cycles = self.warps * self.matrix_loads * 4 + self.copied
-        clocks = card.sms * card.clock
-        return {
-            "shared memory": self.warps * per_warp / cycles * clocks,
-            "issue slots": 4 * per_warp / self.instructions * clocks,
-            "tensor cores": card.mma_sync,
+        """FLOP a second that each limit allows, and two that share a scheduler: they may not overlap."""
+        flops = self.blocks * 4 * self.rows * self.keys * 128
+        issue = self.instructions * self.warps * self.blocks / 4
+        tensor = flops / (4096 * self.tensor_share)
+        limits = {
+            "shared memory": self.shared_cycles,
+            "issue slots": issue,
+            "tensor cores": tensor,
+            "issue slots, then tensor cores": issue + tensor,
         }
+        return {name: flops / cycles * card.sms * card.clock for name, cycles in limits.items()}
 
     def rate(self, card: Card) -> float:
         return REACHED * min(self.ceilings(card).values())
 
 
-TILES_64 = PromptKernel("64 rows a block", mma=128, matrix_loads=72, instructions=1100)
-TILES_128 = PromptKernel("128 rows a block", mma=256, matrix_loads=80, instructions=1403)
-WGMMA_RATE = 430e12  # FLOP a second
+TILES_64 = PromptKernel("`mma.sync`, 64 rows a block", 64, 64, 2, 972, 2816, 0.62)
+TILES_128 = PromptKernel("`mma.sync`, 128 rows a block", 128, 64, 2, 745, 3072, 0.62)
+WGMMA = PromptKernel("`wgmma`, 128 rows a block", 128, 128, 1, 620, 1792, 1.0, warps=8)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Code:
     ahead: bool = True  # the next step is launched before the tokens of this one are read
     sampler_launches: int = 2
     attention_early: bool = True  # keys and values are prefetched, loops end at the row's position, V comes early
-    prompt: PromptKernel | None = TILES_128  # None: wgmma
+    prompt: PromptKernel = WGMMA
     overlap: bool = True  # a kernel loads its first weights while its predecessor ends
     python_us: tuple[tuple[int, float], ...] = ((1, 15), (64, 100))  # a step, by rows
 
@@ -112,7 +115,6 @@ SOURCES = [  # (what, H100, H200, source)
     ("launch of a kernel by hand", "12 µs", "12 µs", "assumed: Python and CuPy; `launch_call_us` decides"),
     ("large products", "720 TFLOP/s", "720 TFLOP/s", "an H200 reaches 790 for a short time; less by rows: cuBLAS on an "
      "H100 has 36, 65, 78 and 81.5 % of 989 at 128, 256, 512 and 2,048 rows (published)"),
-    ("mma.sync", "620 TFLOP/s", "620 TFLOP/s", "published: 63 % of what wgmma reaches"),
-    ("prompt attention", "54 % of the lowest ceiling", "the same", "FlashAttention 2: 333 of 620 TFLOP/s (published)"),
-    ("prompt attention by wgmma", "430 TFLOP/s", "the same", "assumed; FlashAttention 3: 602, cuDNN: 529 (published)"),
+    ("tensor cores by mma.sync", "62 % of their peak", "the same", "published microbenchmarks of Hopper"),
+    ("prompt attention", "83 % of the lowest ceiling", "the same", "FlashAttention 2, with such tiles: 333 of 399"),
 ]  # fmt: skip

@@ -169,10 +169,6 @@ class Prompt:
         return self.products + self.attention + self.rest + self.host
 
 
-def attention_rate(card: Card, code: Code) -> float:
-    return code.prompt.rate(card) if code.prompt else given.WGMMA_RATE
-
-
 def prefill(card: Card, code: Code, T: int) -> Prompt:
     rows = min(T, CHUNK)
     found, chunks = chunk_launches(rows), -(-T // rows)
@@ -184,7 +180,7 @@ def prefill(card: Card, code: Code, T: int) -> Prompt:
         for shape, nbytes in launch.arrays
         if shape[0] == rows
     )
-    attention = C.n_layers * attention_flops(C, T) / attention_rate(card, code)
+    attention = C.n_layers * attention_flops(C, T) / code.prompt.rate(card)
     busy = chunks * (products + rest / card.read) + attention
     host = max(0.0, chunks * len(found) * given.EAGER_LAUNCH - busy)
     return Prompt(

@@ -1,11 +1,15 @@
 """The page of predictions for a GPU is what its script writes, and its floors are those of Llama 3 8B."""
 
+import re
+
 import pytest
-from gpu_assumptions import AFTER, BEFORE, H100, H200
+from gpu_assumptions import AFTER, BEFORE, H100, H200, TILES_128, WGMMA
 from gpu_floor import LLAMA3_8B, attention_flops, cache_read, prefill_flops, weights_read
 from gpu_launches import decoding_launches
 from gpu_model import decode, prefill
 from gpu_predictions import CHANGES, PAGE, STEPS, page
+
+from llama3.cuda.source import kernel_path
 
 
 def test_the_page_is_what_the_script_writes():
@@ -27,6 +31,14 @@ def test_the_recorded_launches_read_every_weight_once():
         read = sum(launch.weights for launch in found if launch.name in matrices or "_few" in launch.name)
         norms = 2 * LLAMA3_8B.dim * (2 * LLAMA3_8B.n_layers + 1)
         assert read + norms == weights_read(LLAMA3_8B)
+
+
+@pytest.mark.parametrize(("kernel", "file"), [(TILES_128, "attention_prompt.cu"), (WGMMA, "attention_wgmma.cu")])
+def test_the_counts_of_a_prompt_kernel_are_those_that_its_file_states(kernel, file):
+    """Another test compares the file with the machine code."""
+    path = kernel_path(file)
+    stated = re.findall(r"(\d+) other instructions", path.read_text()) if path.exists() else []
+    assert all(int(count) == kernel.instructions for count in stated)
 
 
 @pytest.mark.parametrize("card", [H100, H200], ids=lambda card: card.name)
