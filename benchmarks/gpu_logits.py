@@ -1,8 +1,9 @@
 """Are the logits right on a GPU, at the size of Llama 3 8B? And how long do a full prompt and 64 tokens take?
 
-    python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs the extra "oracle", and a torch
-                                                           and a CuPy that support the GPU
-    python benchmarks/gpu_logits.py --tiny                 the same code on a CPU, emulated: a smoke test
+    python benchmarks/gpu_logits.py [--out FILE.json]      on a GPU with 50 GB; needs transformers, and a torch and
+                                                           a CuPy that support the GPU (see gpu.py)
+    python benchmarks/gpu_logits.py --tiny                 every line of it without a GPU: a tiny model, whose kernels
+                                                           are emulated, behind a stand-in for CuPy
 
 The weights are random, in bfloat16. The same tokens go through this project's CUDA path, through transformers in
 bfloat16, and through transformers in float32, which is the reference. All run on the same device. Limits: a relative
@@ -30,6 +31,7 @@ from llama3.cuda.device import open_device
 from llama3.cuda.kv_cache import KVCache
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
+from llama3.errors import DeviceError
 from llama3.model.batch import Batch
 from llama3.model.weights import LayerWeights, Weights
 from llama3.sampler import SequenceSampler
@@ -105,8 +107,7 @@ def by_transformers(
         logits = model(torch.from_numpy(tokens[None].astype(np.int64)).to(torch_device)).logits[0].float().cpu().numpy()
     del model, parameters
     gc.collect()
-    if torch_device != "cpu":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return logits
 
 
@@ -137,17 +138,9 @@ def decode(model: Transformer, cache: KVCache, steps: int) -> list[float]:
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, emulated on the CPU")
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
-    arguments = parser.parse_args()
-    if arguments.tiny:
-        from tests.cuda.emulator.device import EmulatedDevice
-
-        c, device, torch_device, n, prompt, steps = TINY, EmulatedDevice(), "cpu", 70, 250, 4
-    else:
-        c, device, torch_device, n, prompt, steps = LLAMA3_8B, open_device("cuda"), "cuda", 256, 8192 - 64, 64
+def compare(c: ModelConfig, torch_device: str, n: int, prompt: int, steps: int, out: Path | None) -> int:
+    """Compare the logits of n tokens; time a prompt and some steps. Returns the exit status: 0 within the limits."""
+    device = open_device("cuda")
     weights = random_weights(c)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, c.vocab_size, n).astype(np.int32)
@@ -172,13 +165,30 @@ def main() -> None:
         f"prompt of {prompt} tokens: {prompt_s:.2f} s; {steps} decoded, median {np.median(times) * 1e3:.2f} ms a token"
     )
     print(f"weights uploaded in {upload_s:.1f} s; {(total - free) / 1e9:.2f} of {total / 1e9:.1f} GB in use")
-    if arguments.out:
+    if out:
         figures: dict[str, Any] = {"ours": ours, "transformers_bf16": theirs, "within_the_bars": ok}
         figures |= {"prompt_s": prompt_s, "decode_s": times, "upload_s": upload_s}
         figures["memory"] = {"free": free, "total": total}
-        arguments.out.write_text(json.dumps(about_this_run() | {"device": torch_device} | figures, indent=1) + "\n")
-    sys.exit(not ok)
+        out.write_text(json.dumps(about_this_run() | {"device": torch_device} | figures, indent=1) + "\n")
+    return 0 if ok else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, emulated on the CPU")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    args = parser.parse_args(arguments)
+    if args.tiny:
+        from tests.cuda.stand_ins import emulated
+
+        with emulated():
+            return compare(TINY, "cpu", 70, 250, 4, args.out)
+    try:
+        return compare(LLAMA3_8B, "cuda", 256, 8192 - 64, 64, args.out)
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

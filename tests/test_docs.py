@@ -30,7 +30,7 @@ NOT_RUN = {
     ".venv/bin/llama3 download meta-llama/": "needs Meta's gated weights; tests/checkpoint/test_transfer.py",
     ".venv/bin/llama3 --device cuda": "needs a GPU; tests/cuda/test_load.py runs it emulated",
     ".venv/bin/llama3 serve": "does not end by itself; tests/server/test_main.py",
-    ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it emulated",
+    ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it with stand-ins",
     ".venv/bin/python -m llama3.parity.write_reference": "needs torch; tests/oracle/test_parity_page.py",
     ".venv/bin/llama3 reference theirs.safetensors --from transformers": "needs torch; tests/oracle/parity has it",
     ".venv/bin/llama3 compare right.safetensors": "the files are the reader's; tests/parity/test_explain.py",
