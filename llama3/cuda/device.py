@@ -39,6 +39,7 @@ class Graph:
 class Device(ABC):
     """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
+    capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
     capturing: Graph | None = None
 
     @abstractmethod
@@ -167,6 +168,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
+        self.capability = capability
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
