@@ -1,4 +1,6 @@
-"""Attention of prompts, which have many rows of one sequence (kernels/attention_prompt.cu)."""
+"""Attention of prompts, which have many rows of one sequence (attention_prompt.cu, attention_wgmma.cu in kernels/)."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -6,8 +8,12 @@ from llama3.cuda.arrays import LayerCache
 from llama3.cuda.device import Array, Device
 from llama3.cuda.launch import Kernel
 
-THREADS = 128
-KEYS = 64  # keys that a block takes at a time, as in the kernel
+HOPPER = 90  # the compute capability of H100 and H200
+
+
+class PromptKernel(NamedTuple):
+    kernel: Kernel
+    threads: int  # of a block
 
 
 def tile_rows(device: Device) -> int:
@@ -15,11 +21,26 @@ def tile_rows(device: Device) -> int:
     return 64 if device.capability in (86, 89) or device.capability >= 120 else 128
 
 
-def kernel(rows: int, head_dim: int) -> Kernel:
-    # In bytes: one tile of queries, two blocks of keys, two of values; each row is padded by 8 elements.
-    shared = (rows + 4 * KEYS) * (head_dim + 8) * 2
+def mma_kernel(rows: int, head_dim: int) -> PromptKernel:
+    """For all GPUs."""
+    # In bytes: one tile of queries, two of 64 keys, two of 64 values; each row is padded by 8 elements.
+    shared = (rows + 4 * 64) * (head_dim + 8) * 2
     defines = (f"HEAD_DIM={head_dim}", f"ROWS={rows}")
-    return Kernel("attention_prompt.cu", "attention_prompt", defines, max_shared=shared)
+    return PromptKernel(Kernel("attention_prompt.cu", "attention_prompt", defines, max_shared=shared), threads=128)
+
+
+def wgmma_kernel() -> PromptKernel:
+    """For Hopper, head_dim 128."""
+    # In bytes: one tile of queries, two of keys, two of values, of 128 rows each; 1,024 because tiles are aligned so.
+    shared = 5 * 128 * 128 * 2 + 1024
+    kernel = Kernel("attention_wgmma.cu", "attention_wgmma", max_shared=shared, architecture="sm_90a")
+    return PromptKernel(kernel, threads=256)
+
+
+def kernels(device: Device, head_dim: int) -> list[PromptKernel]:
+    """Those that run on this device, the fastest first."""
+    found = [mma_kernel(tile_rows(device), head_dim)]
+    return [wgmma_kernel(), *found] if device.capability == HOPPER and head_dim == 128 else found
 
 
 def tiles(
@@ -39,16 +60,19 @@ def tiles(
     return np.array(out, np.int32).reshape(-1, 4)
 
 
-def attention_prompt(device: Device, q: Array, cache: LayerCache, tiles: Array, out: Array) -> None:
+def attention_prompt(
+    device: Device, q: Array, cache: LayerCache, tiles: Array, out: Array, kernel: PromptKernel | None = None
+) -> None:
     """Each row attends to the positions from 0 to its own, whose key and value `rope` has written already.
 
     q, out (T, n_heads, head_dim) bfloat16; tiles (n_tiles, 4) int32, from the function `tiles` for this device.
+    kernel: one of `kernels`; the fastest by default.
     """
     _, n_heads, head_dim = q.shape
     _, n_kv_heads, max_len, _ = cache.k.shape
     assert head_dim in (64, 128) and n_heads % n_kv_heads == 0, (q.shape, cache.k.shape)
     assert out.shape == q.shape and cache.k.shape == cache.v.shape, (out.shape, q.shape, cache.k.shape, cache.v.shape)
-    prompt_kernel = kernel(tile_rows(device), head_dim)
+    chosen, threads = kernel or kernels(device, head_dim)[0]
     args = [q, cache.k, cache.v, tiles, out, *(np.int32(n) for n in (n_heads, n_kv_heads, max_len))]
     grid = (n_heads, len(tiles))
-    device.launch(prompt_kernel, grid, (THREADS,), args, shared=prompt_kernel.max_shared, dependent=True)
+    device.launch(chosen, grid, (threads,), args, shared=chosen.max_shared, dependent=True)

@@ -1,13 +1,13 @@
 """Attention of prompts agrees with softmax in float64 and with the naive kernel; chunks give the bits of one step.
 
-The emulation runs the kernels for tiles of 64 and of 128 rows; a GPU runs its own.
+The emulation runs the kernel for tiles of 64 and of 128 rows, and Hopper's kernel; a GPU runs its own.
 """
 
 import numpy as np
 import pytest
 
 from llama3.cuda.arrays import LayerCache
-from llama3.cuda.attention_prompt import attention_prompt, tile_rows, tiles
+from llama3.cuda.attention_prompt import attention_prompt, kernels, tile_rows, tiles
 from tests.cuda.emulator.device import EmulatedDevice
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 from tests.cuda.test_attention import attention_naive
@@ -16,12 +16,15 @@ from tests.cuda.test_attention import attention_naive
 RAGGED = ((1, 0), (3, 65), (64, 0), (65, 1), (16, 64), (130, 57))
 
 
-@pytest.fixture(params=["64 rows", "128 rows", pytest.param("gpu", marks=pytest.mark.gpu)])
+CAPABILITY = {"64 rows": 89, "128 rows": 80, "wgmma": 90}  # of a GPU that runs this kernel
+
+
+@pytest.fixture(params=[*CAPABILITY, pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     if request.param == "gpu":
         return request.getfixturevalue("gpu")
     emulated = request.getfixturevalue("emulated")
-    emulated.capability = {"64 rows": 89, "128 rows": 80}[request.param]
+    emulated.capability = CAPABILITY[request.param]
     return emulated
 
 
@@ -35,12 +38,12 @@ def inputs(sequences, n_heads, n_kv_heads, head_dim, max_len):
     return q, k, v, sequences
 
 
-def attention(device, q, k, v, sequences):
+def attention(device, q, k, v, sequences, kernel=None):
     counts, starts = zip(*sequences)
     out = device.alloc(q.shape, bfloat16)
     host_tiles = tiles(device, counts, starts, tuple(range(len(sequences))))
     q, k, v, prompt_tiles = (device.upload(array) for array in (q, k, v, host_tiles))
-    attention_prompt(device, q, LayerCache(k, v), prompt_tiles, out)
+    attention_prompt(device, q, LayerCache(k, v), prompt_tiles, out, kernel)
     return device.download(out)
 
 
@@ -85,11 +88,35 @@ def test_the_last_rows_of_a_long_prompt(device):
 
 
 def test_a_prompt_in_chunks_gives_the_same_bits(device):
-    q, k, v, sequences = inputs(((150, 0),), 2, 1, 64, 150)
+    q, k, v, sequences = inputs(((150, 0),), 2, 1, 128, 150)
     whole = attention(device, q, k, v, sequences)
     for begin, end in ((0, 37), (37, 130), (130, 150)):
         chunk = attention(device, q[begin:end], k, v, ((end - begin, begin),))
         assert np.array_equal(chunk, whole[begin:end])
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (3, 1), (4, 2)])
+def test_random_prompts_after_random_pasts_agree_with_float64(device, n_heads, n_kv_heads):
+    rng = np.random.default_rng(n_heads)
+    sequences = tuple((int(count), int(start)) for count, start in rng.integers((1, 0), (150, 300), (2, 2)))
+    arguments = inputs(sequences, n_heads, n_kv_heads, 128, 450)
+    assert_close(attention(device, *arguments), expected(*arguments))
+
+
+def test_every_kernel_of_a_device_computes_the_same(emulated):
+    emulated.capability = 90
+    arguments = inputs(((140, 20),), 1, 1, 128, 160)
+    wgmma, mma = kernels(emulated, 128)
+    assert (wgmma.kernel.architecture, mma.kernel.architecture) == ("sm_90a", "")
+    found = [attention(emulated, *arguments, kernel=kernel).astype(np.float64) for kernel in (wgmma, mma)]
+    error = np.linalg.norm(found[0] - found[1], axis=-1) / np.linalg.norm(found[1], axis=-1)
+    assert error.max() <= 2**-7, error.max()  # their steps end at other keys, so they round weights differently
+
+
+@pytest.mark.parametrize(("capability", "head_dim"), [(80, 128), (89, 128), (90, 64), (100, 128), (120, 128)])
+def test_only_hopper_uses_its_own_instructions(capability, head_dim):
+    (only,) = kernels(EmulatedDevice(capability=capability), head_dim)
+    assert only.kernel.file == "attention_prompt.cu"
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
