@@ -19,18 +19,19 @@ def cubin_file(kernel: Kernel) -> Path:
     It is compiled unless there is one of the same text, options and version of NVRTC. Raises CuPy's CompileException.
     """
     from cupy._core.core import assemble_cupy_compiler_options
-    from cupy.cuda.compiler import _NVRTCProgram, get_cache_dir
+    from cupy.cuda.compiler import _NVRTCProgram
     from cupy_backends.cuda.libs import nvrtc
 
     source = kernel_source(kernel.file)
     options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
     options = (*assemble_cupy_compiler_options(options), f"-arch={kernel.architecture}", "-ftz=true")
     key = hashlib.sha256("\0".join([source, *options, str(nvrtc.getVersion())]).encode()).hexdigest()
-    file = Path(get_cache_dir()) / f"{Path(kernel.file).stem}-{kernel.architecture}-{key[:24]}.cubin"
+    folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy" / "kernel_cache"))  # as CuPy chooses it
+    file = folder / f"{Path(kernel.file).stem}-{kernel.architecture}-{key[:24]}.cubin"
     if not file.exists():
         cubin, _ = _NVRTCProgram(source, kernel.file, method="cubin").compile(options)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as new:
             new.write(cubin + b"\0")  # CuPy cuts off the last byte, which is 0; the file would not be valid without it
         os.replace(new.name, file)  # another process may do the same
     return file
