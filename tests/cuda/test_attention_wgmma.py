@@ -1,10 +1,10 @@
-"""Hopper's kernel for prompts needs each of its waits and fences: without it, the emulation refuses to go on."""
+"""Hopper's kernel for prompts runs in the model, and needs each of its waits and fences: without one, it is refused."""
 
 import pytest
 
 from llama3.cuda import source
 from llama3.resources import resource
-from tests.cuda import test_attention_prompt
+from tests.cuda import test_attention_prompt, test_transformer
 from tests.cuda.emulator import build
 from tests.cuda.emulator.device import EmulationError
 
@@ -42,6 +42,18 @@ def test_a_removed_wait_or_fence_is_noticed(emulated, monkeypatch, tmp_path, sta
     finally:
         build.load.cache_clear()
         build._library.cache_clear()
+
+
+def test_the_model_uses_it_for_prompts_of_any_length(emulated):
+    emulated.capability = 90
+    launched = []
+    emulated._launch = lambda launch: launched.append(launch.kernel.name) or emulated._run(launch)
+    config = test_transformer.CONFIGS["tied, wide heads"]
+    model, reference = test_transformer.on_device(emulated, config), test_transformer.in_numpy(config)
+    rows = [(0, test_transformer.tokens_of(140, 0, config)), (1, test_transformer.tokens_of(2, 1, config))]
+    found, expected = (test_transformer.forward(m, m.new_cache(2, 160), *rows) for m in (model, reference))
+    test_transformer.assert_agree(found, expected)
+    assert launched.count("attention_wgmma") == config.n_layers
 
 
 def test_every_wait_and_fence_of_the_file_is_in_the_table():
