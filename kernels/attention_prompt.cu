@@ -21,8 +21,8 @@
 //           3,072 cycles of shared memory: 128 bytes each
 //           1,490 issue slots of each of the four schedulers, besides the products
 //         If products and other instructions of a scheduler never overlapped, an H100 at 1.755 GHz would do
-//         399 TFLOP/s for a causal prompt of 8,192 tokens; if they always did, 579. (FlashAttention 2, which has such
-//         tiles as well, is published at 330 to 370.)
+//         399 TFLOP/s for a causal prompt of 8,192 tokens; if they always did, 579. Latencies come on top:
+//         FlashAttention 2, which has such tiles as well, is published at 330 to 370.
 #include "attention_prompt.cuh"
 
 #ifndef ROWS

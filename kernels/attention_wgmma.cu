@@ -21,8 +21,8 @@
 //           1,792 cycles of shared memory, which also feeds the tensor cores: 128 bytes each
 //           1,240 issue slots of each of the four schedulers
 //         If products and other instructions of a scheduler never overlapped, an H100 at 1.755 GHz would do
-//         582 TFLOP/s for a causal prompt of 8,192 tokens. (FlashAttention 3, which also lets a warp of its own do the
-//         copies, is published at 600 to 650.)
+//         582 TFLOP/s for a causal prompt of 8,192 tokens. Expect less: FlashAttention 3, where one warpgroup only
+//         copies and the others take turns, is published at about 600.
 #include "attention_prompt.cuh"
 #include "wgmma.cuh"
 
