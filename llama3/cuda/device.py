@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llama3.cuda.cubin import cubin_file
 from llama3.cuda.dependent_launch import driver_for, launch_dependent
 from llama3.cuda.launch import Kernel, Launch
 from llama3.cuda.source import kernel_source
@@ -39,6 +40,7 @@ class Graph:
 class Device(ABC):
     """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
+    capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
     capturing: Graph | None = None
 
     @abstractmethod
@@ -167,6 +169,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
+        self.capability = capability
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
@@ -242,10 +245,8 @@ class CupyDevice(Device):
 
     def _function(self, kernel: Kernel) -> Any:
         if kernel not in self._functions:
-            options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
-            module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
             try:
-                function = module.get_function(kernel.name)
+                function = self._module(kernel).get_function(kernel.name)
                 function.kernel  # noqa: B018 - compiles the kernel, unless it is compiled already
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
@@ -255,6 +256,12 @@ class CupyDevice(Device):
                 function.max_dynamic_shared_size_bytes = kernel.max_shared
             self._functions[kernel] = function
         return self._functions[kernel]
+
+    def _module(self, kernel: Kernel) -> Any:
+        if kernel.architecture:
+            return self._cupy.RawModule(path=str(cubin_file(kernel)))
+        options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
+        return self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         from cupy_backends.cuda.libs import cublas  # here: it needs the cuBLAS library, which our kernels do not

@@ -111,7 +111,7 @@ class Transformer:
 
         single_rows = next((i for i, n in enumerate(counts) if n > 1), len(counts))
         prompts = slice(single_rows, None)
-        host_tiles = tiles(counts[prompts], starts[prompts], batch.slots[prompts], first_row=single_rows)
+        host_tiles = tiles(self.device, counts[prompts], starts[prompts], batch.slots[prompts], single_rows)
         prompt_tiles = self.device.upload(host_tiles) if len(host_tiles) else None
         lora = Lora(self.device, self.adapters, batch) if batch.adapters else None
         parts = list(zip(batch.slots, starts, counts))

@@ -2,6 +2,8 @@
 the threads, or the emulation stops the kernel.
 """
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,12 @@ def attention(device):
 
 def attention_prompt(device):
     return test_attention_prompt.attention(device, *test_attention_prompt.inputs(((70, 130),), 1, 1, 64, 200))
+
+
+def attention_wgmma(device):
+    hopper = copy.copy(device)
+    hopper.capability = 90
+    return test_attention_prompt.attention(hopper, *test_attention_prompt.inputs(((20, 300),), 1, 1, 128, 320))
 
 
 def linear(device):
@@ -89,6 +97,7 @@ RUNS = {
     "rms_norm.cuh": rms_norm,
     "attention.cu": attention,
     "attention_prompt.cu": attention_prompt,
+    "attention_wgmma.cu": attention_wgmma,
     "linear.cuh": linear,
     "qkv.cu": qkv,
     "linear_few.cu": linear_few,

@@ -29,6 +29,7 @@
 #include "fibers.h"
 #include "memory.h"
 #include "warp.h"
+#include "warpgroup.h"
 
 #define threadIdx (emulator::current->thread)
 #define blockIdx (emulator::block.index)

@@ -17,8 +17,8 @@ from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
 ORDERS = ("forward", "reverse", "shuffled")  # in which the blocks of a grid and the threads of a block run
 
-# The lowest limits of the supported architectures (CUDA programming guide, "technical specifications").
-SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
+# From the CUDA programming guide, "technical specifications"
+SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KB a block, by compute capability
 STATIC_LIMIT = 48 * 1024
 REGISTERS = 64 * 1024  # of an SM, allocated to warps in units of 256
 
@@ -28,7 +28,13 @@ class EmulationError(Exception):
 
 
 class EmulatedDevice(Device):
-    def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
+    def __init__(
+        self,
+        index: int = 0,
+        registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None,
+        capability: int = 89,  # of those with the least shared memory
+    ):
+        self.capability = capability
         self.free = 80 << 30  # bytes; the memory of the emulated GPU
         self.order = "forward"
         self.seed = 0
@@ -148,14 +154,14 @@ class EmulatedDevice(Device):
 
     def _check_size(self, launch: Launch, emulated: EmulatedKernel) -> None:
         kernel, grid, block, shared = launch.kernel, launch.grid, launch.block, launch.shared
-        threads = int(np.prod(block))
+        threads, limit = int(np.prod(block)), SHARED_LIMIT[self.capability] * 1024
         if not 1 <= threads <= emulated.max_threads:
             raise EmulationError(
                 f"{kernel.name}: {threads} threads a block; its launch bounds say {emulated.max_threads}"
             )
         if not (1 <= grid[0] < 2**31 and 1 <= grid[1] < 2**16 and 1 <= grid[2] < 2**16) or block[2] > 64:
             raise EmulationError(f"{kernel.name}: no GPU takes a grid of {grid} with blocks of {block}")
-        if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
+        if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > limit:
             raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
         registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
         per_warp = -(-registers * 32 // 256) * 256
