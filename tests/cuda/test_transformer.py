@@ -210,7 +210,7 @@ PARAMETERS = [
 def test_a_graph_does_what_its_launches_do_one_by_one(device):
     model = on_device(device)
     found = []
-    for before_step in (lambda decoding: None, lambda decoding: decoding._graphs.clear()):
+    for before_step in (lambda decoding: None, lambda decoding: decoding.graphs.clear()):
         cache = model.new_cache(4, 90)
         forward(model, cache, *((slot, tokens_of(20 + slot, slot)) for slot in range(3)))
         samplers = [SequenceSampler(params, [1, 2, 3], CONFIG.vocab_size) for params in PARAMETERS]
@@ -268,7 +268,7 @@ def test_dropping_a_cache_frees_its_graphs_at_once(device):
     cache = model.new_cache(2, 40)
     decode(model, cache, [(0, 1), (1, 2)], greedy(2), 3)
     decoding = model._decodings[cache]
-    alive = [weakref.ref(x) for x in (cache, decoding, decoding._graphs[2], decoding._logits)]
+    alive = [weakref.ref(x) for x in (cache, decoding, decoding.graphs[2, True], decoding._logits)]
     del decoding
     gc.disable()
     try:
