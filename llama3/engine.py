@@ -115,8 +115,7 @@ class Event(NamedTuple):
     finish_reason: FinishReason | None
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """A request's part in one step."""
 
     request: Request
@@ -127,11 +126,11 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Running:
-    """A step that the model has begun."""
+    """A pass that the model has begun."""
 
     requests: list[Request]
     pending: Pending
-    may_follow: int  # how many steps of the same requests may begin before this one's tokens are known
+    may_follow: int  # how many passes of the same requests may begin before this one's tokens are known
 
 
 class Engine:
@@ -215,6 +214,10 @@ class Engine:
         GPU goes on while the host hands them out. What that pass draws for a request that has ended is dropped.
         """
         running, self._ahead = self._ahead, None  # Ctrl-C drops both passes: the next step runs them again
+        if running and all(request.finish_reason for request in running.requests):
+            for request in running.requests:
+                self._drop_row(request)
+            running = None
         scheduled = [] if running else self._plan()
         requests = running.requests if running else [part.request for part in scheduled]
         if not requests:
@@ -237,12 +240,14 @@ class Engine:
         return events
 
     def _plan(self) -> list[Scheduled]:
+        """Let waiting requests join, and divide the next pass among all that run."""
         self._admit()
         for request in self.running:
             self._synchronise(request)
         return self._schedule()
 
     def _begin(self, scheduled: list[Scheduled]) -> Running:
+        """Begin a pass from the tokens that the host has."""
         requests = [part.request for part in scheduled]
         batch = Batch.of([(part.slot, part.tokens) for part in scheduled], [request.adapter for request in requests])
         samplers = [self.samplers[part.slot] if part.draws else None for part in scheduled]
@@ -254,7 +259,7 @@ class Engine:
 
     def _begin_next(self, running: Running) -> Running | None:
         """Begin the pass after a running one, with the same requests; None if it must wait for this one's tokens."""
-        ended = any(request.finish_reason for request in running.requests)
+        ended = [request for request in running.requests if request.finish_reason]
         joins = self.waiting and any(last is None or last.finish_reason for last in self.slot_requests)
         if not running.may_follow or ended or joins:
             return None
@@ -262,7 +267,7 @@ class Engine:
         return None if pending is None else Running(running.requests, pending, running.may_follow - 1)
 
     def _drop_row(self, request: Request) -> None:
-        """A step ran for a request that had ended: forget the position, unless the slot has another owner by now."""
+        """A pass ran for a request that had ended: free the position, unless the slot has another owner by now."""
         slot = request.slot
         if slot is not None and self.slot_requests[slot] is request:
             known = len(request.prompt) + len(request.tokens)
@@ -338,7 +343,8 @@ class Engine:
         assert sampler is not None
         request.update_finish_reason()
         fed_at_most = len(request.prompt) + len(request.samples) - 1  # the last sample is what the next step feeds
-        self.cache.truncate(slot, min(self.cache.lengths[slot], fed_at_most))
+        if self.cache.lengths[slot] > fed_at_most:
+            self.cache.truncate(slot, fed_at_most)
         if sampler.index < len(request.samples):
             sampler.accept(*(sample.token for sample in request.samples[sampler.index :]))
 
@@ -355,7 +361,9 @@ class Engine:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
             start = self.cache.lengths[slot]
-            todo = [*prompt[start:], *(sample.token for sample in samples[max(start - len(prompt), 0) :])]
+            todo = [sample.token for sample in samples[max(start - len(prompt), 0) :]]
+            if start < len(prompt):
+                todo = [*prompt[start:], *todo]
             tokens = todo if samples else todo[:budget]
             if tokens:
                 scheduled.append(Scheduled(request, slot, tokens, draws=len(tokens) == len(todo)))
@@ -369,7 +377,8 @@ def _accept(request: Request, sample: Sample | LogitsError, events: list[Event])
         events.append(_fail(request, sample))
         return
     request.samples.append(sample)
-    request.update_finish_reason()
+    if sample.token in request.stop_ids or len(request.samples) == request.max_tokens:
+        request.update_finish_reason()
     events.append(Event(request, sample, request.finish_reason))
     if request.forced is not None and not request.finish_reason:
         try:

@@ -106,7 +106,7 @@ class DecodingStep:
         """room: how many more positions each of the slots has."""
         for slot in slots:
             cache.lengths[slot] += 1
-        self._decoding, self._cache, self._slots, self._draw, self._graph = decoding, cache, slots, draw, graph
+        self._decoding, self._cache, self._slots, self._draw, self.graph = decoding, cache, slots, draw, graph
         self._logits, self._room, self._number = logits, room, decoding.n_steps
         self._read_samples = decoding.sampler.collect(decoding.device, draw, logits)
         self._samples: list[Sample | LogitsError] | None = None
@@ -127,5 +127,5 @@ class DecodingStep:
             return None
         decoding.n_steps += 1
         decoding.sampler.repeat(self._draw)  # first: if an interrupt comes in between, the history is uploaded again
-        decoding.device.replay(self._graph)
-        return DecodingStep(decoding, self._cache, self._slots, self._draw, self._graph, self._logits, self._room - 1)
+        decoding.device.replay(self.graph)
+        return DecodingStep(decoding, self._cache, self._slots, self._draw, self.graph, self._logits, self._room - 1)

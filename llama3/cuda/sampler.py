@@ -90,8 +90,8 @@ class SamplerState:
         n_top = params[:, N_TOP]
         return Draw(
             samplers,
-            greedy=not params[:, TEMPERATURE].any() and n_top.max() <= 0,
-            may_repeat=not any(sampler.mask for sampler in samplers) and n_top.max() <= MAX_TOP,
+            greedy=not params[:, TEMPERATURE].any() and bool(n_top.max() <= 0),
+            may_repeat=not any(sampler.mask for sampler in samplers) and bool(n_top.max() <= MAX_TOP),
             penalised=[slots[row] for row in penalised],
             detailed=np.flatnonzero(n_top >= 0).tolist(),
         )

@@ -76,6 +76,11 @@ class EmulatedDevice(Device):
         into[...] = source
         self._in_flight = []
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of all arrays that have not been freed."""
+        return sum(allocation.nbytes for allocation in self._live)
+
     def memory(self) -> tuple[int, int]:
         return self.free, max(self.free, 80 << 30)
 
