@@ -70,3 +70,6 @@ class Pending:
     def samples(self) -> list[Sample | LogitsError | None]:
         """For each sequence of the batch: its token, the error if none could be drawn, or None if it had no sampler."""
         return self._samples
+
+    def launch_next(self) -> None:
+        """On the CPU the next step begins when the engine asks for it."""

@@ -5,7 +5,6 @@ Only this module works with CuPy. (doctor.py imports CuPy, too, to find out whet
 them on a GPU. The tests use another implementation, which runs the same kernels on the CPU.
 """
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 from llama3.cuda.cubin import cubin_file
 from llama3.cuda.dependent_launch import driver_for, launch_dependent
 from llama3.cuda.launch import Kernel, Launch
+from llama3.cuda.pinned import HostCopy, PinnedCopy, UploadRing
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 
@@ -26,7 +26,8 @@ Array = Any  # a cupy.ndarray on the GPU
 
 MIN_CAPABILITY = 80  # Ampere: the first with bf16 tensor cores and cp.async
 DEFAULT_MAX_SHARED = 48 * 1024  # bytes; for more, the kernel's limit must be raised before the launch
-PIECE = 64 << 20  # bytes of an upload that go through a pinned buffer at a time
+SMALL = 64 << 10  # bytes; uploads of at most this size have a ring of their own, of 32 slots
+PIECE = 64 << 20  # bytes of a larger upload that go through pinned memory at a time
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Graph:
     """Launches that were recorded once and can be replayed: the same grids, scalars and addresses each time."""
 
     handle: Any = None
+    launches: int = 0
     keep: list[Any] = field(default_factory=list)  # the arrays of the launches, so that their memory is not freed
 
 
@@ -53,6 +55,10 @@ class Device(ABC):
 
     @abstractmethod
     def download(self, array: Array) -> np.ndarray: ...
+
+    @abstractmethod
+    def host_copy(self, source: Array) -> HostCopy:
+        """Host memory for copies of a contiguous array, which need not be waited for at once."""
 
     @abstractmethod
     def copy(self, source: Array, into: Array) -> None:
@@ -87,6 +93,7 @@ class Device(ABC):
         launch = Launch(kernel, _three(grid), _three(block), args, shared, dependent)
         self._check(launch)
         if self.capturing:
+            self.capturing.launches += 1
             self.capturing.keep += [arg for arg in args if self._owns(arg)]
         self._launch(launch)
 
@@ -123,13 +130,14 @@ class Device(ABC):
         Run the same launches once before: the first launch of a kernel compiles it, which a capture does not allow.
         """
         self._not_while_capturing("capture")
-        self.capturing = graph = Graph()
+        graph = Graph()
         self._begin_capture(graph)
+        self.capturing = graph
         try:
             yield graph
         finally:
+            self.capturing = None  # first: a capture that cannot be ended must not block all later work
             self._end_capture(graph)
-            self.capturing = None
 
     def _not_while_capturing(self, operation: str) -> None:
         if self.capturing:
@@ -164,7 +172,7 @@ class CupyDevice(Device):
             ) from error
         if index >= count:
             raise DeviceError(f"device cuda:{index}: this machine has {count} GPU{'s' * (count != 1)}, counted from 0")
-        self._cupy = cupy
+        self._cupy, self._cupyx = cupy, cupyx
         self._device = cupy.cuda.Device(index)
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
@@ -173,7 +181,7 @@ class CupyDevice(Device):
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._pinned = [(cupyx.empty_pinned(PIECE, np.uint8), cupy.cuda.Event()) for _ in range(2)]
+            self._small, self._large = UploadRing(cupy, cupyx, 32, SMALL), UploadRing(cupy, cupyx, 2, PIECE)
         self._functions: dict[Kernel, Any] = {}
 
     @contextmanager
@@ -199,20 +207,21 @@ class CupyDevice(Device):
         assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
         assert out.flags.c_contiguous
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # a memory-mapped file is not copied here
+        ring = self._small if data.size <= SMALL else self._large
         with self._current():
-            for i, start in enumerate(range(0, data.size, PIECE)):
-                pinned, copied = self._pinned[i % 2]
-                copied.synchronize()  # wait until the previous piece has left this buffer
-                piece = data[start : start + PIECE]
-                pinned[: piece.size] = piece
-                (out.data + start).copy_from_host_async(ctypes.c_void_p(pinned.ctypes.data), piece.size, self._stream)
-                copied.record(self._stream)
+            ring.upload(data, out.data, self._stream)
         return out
 
     def download(self, array: Array) -> np.ndarray:
         self._not_while_capturing("download")
         with self._current():
             return self._cupy.asnumpy(array, stream=self._stream)
+
+    def host_copy(self, source: Array) -> HostCopy:
+        self._not_while_capturing("host_copy")
+        assert source.flags.c_contiguous
+        with self._current():
+            return PinnedCopy(self._cupy, self._cupyx, source, self._stream, self._current)
 
     def copy(self, source: Array, into: Array) -> None:
         self._not_while_capturing("copy")
@@ -226,7 +235,8 @@ class CupyDevice(Device):
 
     def sync(self) -> None:
         self._not_while_capturing("sync")
-        self._stream.synchronize()
+        with self._current():
+            self._stream.synchronize()
 
     def replay(self, graph: Graph) -> None:
         with self._current():
@@ -236,8 +246,8 @@ class CupyDevice(Device):
         return isinstance(arg, self._cupy.ndarray)
 
     def _launch(self, launch: Launch) -> None:
-        function = self._function(launch.kernel)
-        with self._current():
+        with self._current():  # CuPy compiles a kernel for the current GPU, and sets its shared memory's limit there
+            function = self._function(launch.kernel)
             if launch.dependent and self.capturing and self._driver:
                 launch_dependent(self._driver, self._stream.ptr, function.kernel.ptr, launch)
             else:

@@ -11,7 +11,7 @@ from llama3.cuda.activations import PREFILL_CHUNK_ALONE, Activations
 from llama3.cuda.arrays import NormInput, RopeTable
 from llama3.cuda.attention import attention
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.decoding import Decoding, ReadSamples
+from llama3.cuda.decoding import Decoding, DecodingStep
 from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.embedding import embedding
 from llama3.cuda.feed_forward import swiglu
@@ -22,6 +22,7 @@ from llama3.cuda.memory import check_shape
 from llama3.cuda.qkv import norm_qkv_rope
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
+from llama3.cuda.sampler import ReadSamples
 from llama3.cuda.trace import Tracer
 from llama3.cuda.weights import Weights
 from llama3.errors import LogitsError
@@ -68,14 +69,15 @@ class Transformer:
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.device.download(self._logits_of_rows(a, logit_rows, trace))
 
-    def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
+    def step(
+        self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]
+    ) -> "DecodingStep | Pending":
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
         decoding = self._decoding(cache)
         drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
         used_samplers = [sampler for sampler in samplers if sampler is not None]
         if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all draw
-            read_samples = decoding.step(batch, cache, used_samplers, self._launch_decoding)
-            return Pending(read_samples, drawing, len(samplers))
+            return decoding.step(batch, cache, used_samplers, self._launch_decoding)
         decoding.forget()
         a = self._run(batch, cache)
         if not drawing:
@@ -215,7 +217,7 @@ class Transformer:
 
 
 class Pending:
-    """The samples of a step that the device may still be computing."""
+    """The samples of a step outside the graphs, which the device may still be computing."""
 
     def __init__(self, read_samples: ReadSamples, drawing: list[int], n: int):
         """drawing: which of the n sequences of the batch draw a token."""
@@ -228,3 +230,6 @@ class Pending:
         for i, sample in zip(self._drawing, self._read_samples()):
             samples[i] = sample
         return samples
+
+    def launch_next(self) -> None:
+        """The next step needs this one's tokens on the host."""

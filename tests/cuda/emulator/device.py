@@ -11,6 +11,7 @@ import numpy as np
 
 from llama3.cuda.device import Array, Device, Graph
 from llama3.cuda.launch import Launch
+from llama3.cuda.pinned import HostCopy
 from tests.cuda.emulator.build import EmulatedKernel, Range, load
 from tests.cuda.emulator.build import Launch as LaunchStruct
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
@@ -72,10 +73,19 @@ class EmulatedDevice(Device):
         self._in_flight = []
         return np.array(array)
 
+    def host_copy(self, source: Array) -> HostCopy:
+        self._not_while_capturing("host_copy")
+        return EmulatedCopy(self, source)
+
     def copy(self, source: Array, into: Array) -> None:
         self._not_while_capturing("copy")
         into[...] = source
         self._in_flight = []
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all arrays that have not been freed."""
+        return sum(allocation.nbytes for allocation in self._live)
 
     def memory(self) -> tuple[int, int]:
         return self.free, max(self.free, 80 << 30)
@@ -173,6 +183,26 @@ class EmulatedDevice(Device):
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
         i, array = min(arrays, key=lambda pair: abs(fault - pair[1].ctypes.data))
         return f": byte {fault - array.ctypes.data} of argument {i}, which has {array.nbytes}"
+
+
+class EmulatedCopy(HostCopy):
+    """The host memory holds nothing of use between `start` and `wait`, because a GPU may not have filled it yet."""
+
+    def __init__(self, device: EmulatedDevice, source: Array):
+        self._device, self._source = device, source
+        self._host = np.empty(source.shape, source.dtype)
+        self._arriving = np.empty((0, *source.shape[1:]), source.dtype)
+
+    def start(self, rows: int) -> None:
+        self._device._not_while_capturing("host_copy")
+        self._device._in_flight = []
+        self._arriving = np.array(self._source[:rows])
+        self._host.view(np.uint8).fill(0xFF)
+
+    def wait(self) -> np.ndarray:
+        rows = len(self._arriving)
+        self._host[:rows] = self._arriving
+        return self._host[:rows]
 
 
 def _is_output(type_: str) -> bool:
