@@ -5,14 +5,17 @@
 //   reads the new ones. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1. Such
 //   a row attends to nothing, and its result is zero.
 // A long cache is split, so that even one row keeps the whole GPU busy (flash-decoding, Dao et al. 2023). A block
-// computes GROUP heads of a row over one split of SPLIT positions. The block that ends last for these heads combines
-// the results of all splits. The borders of the splits are fixed, so a row's bits depend only on its own sequence.
+// computes GROUP heads of a row over a split of SPLIT positions, by tensor cores. The block that ends last for these
+// heads combines the results of all splits. The borders of the splits are fixed, so a row's bits depend only on its own
+// sequence. attention_split_steps.cu holds a step between the naive kernel and this one.
 //
-// Launch: (n_heads / GROUP, max_len / SPLIT, T) blocks of 128 threads, max_len / SPLIT rounded up. A block whose split
-//         begins after the row's position ends at once.
+// Launch: (n_heads / GROUP, S, T) blocks of 128 threads. S is the number of splits of a full cache, but less if there
+//         would be more than about 2,048 blocks. A block takes every S-th split of its row, up to the row's position. If
+//         there is none, it ends at once, even before the kernel in front of this one has ended.
 // Bytes:  4 n_kv_heads head_dim for each position, read once for the GROUP query heads that share a kv head: 1.07 GB
 //         for 8,192 positions in the 32 layers of the 8B model, 0.25 ms a token at 4.3 TB/s. The partial results are
 //         written and read once, 8 head_dim for each head and split: 1/32 of that.
+// Time:  below
 #include "common.cuh"
 #include "prefetch.cuh"
 
@@ -86,7 +89,7 @@ __device__ __forceinline__ void load_keys(uint4 (&into)[2][CHUNKS], const bf16* 
     int g = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const bf16* key = keys + (size_t)min(first + g + 8 * i, n - 1) * HEAD_DIM + channel;
+        const bf16* key = keys + min(first + g + 8 * i, n - 1) * HEAD_DIM + channel;
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) into[i][c] = *reinterpret_cast<const uint4*>(key + 32 * c);
     }
@@ -96,7 +99,7 @@ __device__ __forceinline__ void load_values(uint4 (&into)[4][HALVES], const bf16
     int channel = threadIdx.x % 32 / 4 * 8, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const bf16* value = values + (size_t)min(first + 2 * t + i % 2 + i / 2 * 8, n - 1) * HEAD_DIM + channel;
+        const bf16* value = values + min(first + 2 * t + i % 2 + i / 2 * 8, n - 1) * HEAD_DIM + channel;
 #pragma unroll
         for (int h = 0; h < HALVES; h++) into[i][h] = *reinterpret_cast<const uint4*>(value + 64 * h);
     }
@@ -172,8 +175,8 @@ __device__ __forceinline__ void add_values(float (&sums)[HALVES][8][4], const fl
             unsigned low[2], high[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                low[i] = (words[2 * i][j] & 0xffffu) | (words[2 * i + 1][j] << 16);
-                high[i] = (words[2 * i][j] >> 16) | (words[2 * i + 1][j] & 0xffff0000u);
+                low[i] = __byte_perm(words[2 * i][j], words[2 * i + 1][j], 0x5410);
+                high[i] = __byte_perm(words[2 * i][j], words[2 * i + 1][j], 0x7632);
             }
             mma(sums[h][2 * j], a, low);
             mma(sums[h][2 * j + 1], a, high);
@@ -196,11 +199,11 @@ __device__ __forceinline__ void attend(Found& found, const uint4 (&query)[CHUNKS
     uint4 key[2][2][CHUNKS], value[2][4][HALVES];
     float scores[TILES][2][2], sums[HALVES][8][4] = {}, largest;
     load_keys(key[0], keys, first, n);
-    load_values(value[0], values, first, n);
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
         int at = first + i * STEP;
         if (i + 1 < TILES && at + STEP < n) load_keys(key[(i + 1) % 2], keys, at + STEP, n);
+        if (i + 1 == TILES) load_values(value[0], values, first, n);
         if (at < n) {
             compute_scores(scores[i], query, key[i % 2], at, n);
         } else {
@@ -284,7 +287,7 @@ __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_o
         int g = i / HEAD_DIM;
         const float* of_split = partial_out + (size_t)g * n_splits * HEAD_DIM + i % HEAD_DIM;
         float total[4] = {};
-#pragma unroll 16
+#pragma unroll 8
         for (int s = 0; s < filled; s++) {
             float4 v = *reinterpret_cast<const float4*>(of_split + (size_t)s * HEAD_DIM);
             total[0] += scale[g][s] * v.x, total[1] += scale[g][s] * v.y;
@@ -305,7 +308,7 @@ __device__ __forceinline__ void prefetch_split(const bf16* keys, const bf16* val
 // partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
 // arrivals: how many blocks have ended, a number for each row and group of heads; zero before and after the launch
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
               float* partial_out, float* stats, unsigned* arrivals, bf16* out, int n_heads, int n_kv_heads,
               int max_len) {

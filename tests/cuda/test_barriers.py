@@ -106,7 +106,7 @@ RUNS = {
     "linear_few.cu": linear_few,
     "linear_steps.cu": linear_steps,
     "attention_steps.cu": attention_steps,
-    "attention_splits.cu": attention_splits,
+    "attention_split_steps.cu": attention_splits,
     "sampler.cuh": sampler,
     "sampler.cu": sampler,
     "sampler_select.cu": sampler,

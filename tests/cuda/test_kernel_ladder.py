@@ -15,7 +15,7 @@ ATTENTION = ("attention_scores", "attention_online")
 SPLITS = ("attention_split", "attention_combine")
 ROWS, KEYS = 16, 32  # of a block of attention_steps.cu: query rows, and keys in shared memory at a time
 KERNELS = resource("kernels")
-STEP_FILES = ("linear_steps.cu", "attention_steps.cu", "attention_splits.cu")
+STEP_FILES = ("linear_steps.cu", "attention_steps.cu", "attention_split_steps.cu")
 FILES = sorted(path.name for path in KERNELS.glob("*.cu*"))
 STEPS = {file: DEFINITION.findall((KERNELS / file).read_text()) for file in STEP_FILES}
 
@@ -53,7 +53,7 @@ def attention_splits(device, q, k, v, positions, slots):
     partial_out = device.alloc((rows, n_heads, n_splits, head_dim), np.float32)
     stats, out = device.alloc((rows, n_heads, n_splits, 2), np.float32), device.alloc(q.shape, bfloat16)
     q, k, v, positions, slots = (device.upload(array) for array in (q, k, v, positions, slots))
-    split, combine = (Kernel("attention_splits.cu", name, (f"HEAD_DIM={head_dim}",)) for name in SPLITS)
+    split, combine = (Kernel("attention_split_steps.cu", name, (f"HEAD_DIM={head_dim}",)) for name in SPLITS)
     sizes = [np.int32(n) for n in (n_heads, k.shape[1], k.shape[2])]
     args = [q, k, v, positions, slots, partial_out, stats, *sizes]
     device.launch(split, (n_heads, n_splits, rows), (head_dim,), args)
