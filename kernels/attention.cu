@@ -5,15 +5,19 @@
 //   reads the new ones. Padding rows: graphs are captured for 1, 2, 4, ... rows, and unused ones have position -1. Such
 //   a row attends to nothing, and its result is zero.
 // A long cache is split, so that even one row keeps the whole GPU busy (flash-decoding, Dao et al. 2023). A block
-// computes GROUP heads of a row over one split of SPLIT positions. The block that ends last for these heads combines
-// the results of all splits. The borders of the splits are fixed, so a row's bits depend only on its own sequence.
+// computes GROUP heads of a row over a split of SPLIT positions, by tensor cores. The block that ends last for these
+// heads combines the results of all splits. The borders of the splits are fixed, so a row's bits depend only on its own
+// sequence. attention_split_steps.cu holds a step between the naive kernel and this one.
 //
-// Launch: (n_heads / GROUP, max_len / SPLIT, T) blocks of 128 threads, max_len / SPLIT rounded up. A block whose split
-//         begins after the row's position ends at once.
+// Launch: (n_heads / GROUP, S, T) blocks of 128 threads. S is the number of splits of a full cache, but less if there
+//         would be more than about 2,048 blocks. A block takes every S-th split of its row, up to the row's position. If
+//         there is none, it ends at once, even before the kernel in front of this one has ended.
 // Bytes:  4 n_kv_heads head_dim for each position, read once for the GROUP query heads that share a kv head: 1.07 GB
 //         for 8,192 positions in the 32 layers of the 8B model, 0.25 ms a token at 4.3 TB/s. The partial results are
 //         written and read once, 8 head_dim for each head and split: 1/32 of that.
+// Time:  below
 #include "common.cuh"
+#include "prefetch.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
@@ -45,118 +49,235 @@ extern "C" __global__ void attention_naive(const bf16* q, const bf16* k_cache, c
 }
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
-constexpr int SPLIT = 256;                           // positions that a block attends to
-constexpr int LANES = HEAD_DIM / 8;                  // lanes that read one position, 16 bytes each
-constexpr int POSITIONS_PER_PASS = THREADS / LANES;  // positions that the block reads at the same time
-constexpr int IN_FLIGHT = 4;                         // loads that a thread has in flight
-static_assert(SPLIT % (POSITIONS_PER_PASS * IN_FLIGHT) == 0 && 32 % LANES == 0, "the loops have no tail");
+constexpr int SPLIT = 256;                    // positions of a split
+constexpr int MAX_SPLITS = 256;               // of a row: 65,536 positions
+constexpr int TILE = 16;                      // positions that a warp takes at a time
+constexpr int STEP = WARPS * TILE;            // positions that the block takes at a time
+constexpr int TILES = SPLIT / STEP;           // of a warp in a split
+constexpr int CHUNKS = HEAD_DIM / 32;         // pieces of 32 channels: of a key, a lane loads 8 channels of each
+constexpr int HALVES = HEAD_DIM / 64;         // pieces of 64 channels: of a value, a lane loads 8 channels of each
+constexpr float MASKED = -1e30f;              // the score of a position after the row's own
+static_assert(GROUP <= 8 && SPLIT % STEP == 0, "the query heads are the first rows of mma's operand A");
 
-// Loads this thread's eight channels of IN_FLIGHT positions: `first` and every POSITIONS_PER_PASS-th after it.
-// Positions from n on are loaded as zeros.
-__device__ __forceinline__ void load_positions(uint4 (&into)[IN_FLIGHT], const bf16* channels, int first, int n) {
+// Which lane holds what. Lane 4 g + t loads 16 bytes, eight channels, at a time:
+//
+//   query     of head g (if there is none, the last one again): channels 8 t to 8 t + 7 of each chunk of 32 channels
+//   keys      of positions g and g + 8 of a tile: the same channels
+//   values    of positions 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of a tile: channels 8 g to 8 g + 7 of each half
+//
+// Queries and keys are the operands A and B of mma (ptx.cuh) as they are loaded. Their channels are permuted, but both
+// in the same way, so the dot product is unchanged: linear_few.cu has the drawing. Scores of a tile, scores[i][j]:
+//
+//   position     8 i + 0, 1   8 i + 2, 3   8 i + 4, 5   8 i + 6, 7
+//   head 0       lane 0       lane 1       lane 2       lane 3
+//   head 1       lane 4       lane 5       lane 6       lane 7
+//   ...
+//
+// This is again the layout of operand A, so weights go into the product with the values from the registers in which
+// the scores were. Rows 0 to 7 of A hold the weights rounded to bf16, rows 8 to 15 what the rounding has cut off, also
+// as bf16. The two results are added up: weights have 16 bits, and no other instruction than for 8.
+
+__device__ __forceinline__ void load_query(uint4 (&into)[CHUNKS], const bf16* q) {
+    int g = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
+    const bf16* head = q + min(g, GROUP - 1) * HEAD_DIM + channel;
 #pragma unroll
-    for (int j = 0; j < IN_FLIGHT; j++) {
-        int position = first + POSITIONS_PER_PASS * j;
-        into[j] = make_uint4(0, 0, 0, 0);
-        if (position < n) into[j] = *reinterpret_cast<const uint4*>(channels + (size_t)position * HEAD_DIM);
+    for (int c = 0; c < CHUNKS; c++) into[c] = *reinterpret_cast<const uint4*>(head + 32 * c);
+}
+
+// Positions from n on are not read: the last one is read again, and its weight will be zero.
+__device__ __forceinline__ void load_keys(uint4 (&into)[2][CHUNKS], const bf16* keys, int first, int n) {
+    int g = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const bf16* key = keys + min(first + g + 8 * i, n - 1) * HEAD_DIM + channel;
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) into[i][c] = *reinterpret_cast<const uint4*>(key + 32 * c);
     }
 }
 
-// scores (GROUP, SPLIT) of n positions; q (GROUP, HEAD_DIM). The threads that share a position each multiply eight
-// channels; their sum is the score.
-__device__ __forceinline__ void compute_scores(float (&scores)[GROUP][SPLIT], const bf16* q, const bf16* keys, int n) {
-    int channel = threadIdx.x % LANES * 8, first = threadIdx.x / LANES;
-    Eight query[GROUP];
+__device__ __forceinline__ void load_values(uint4 (&into)[4][HALVES], const bf16* values, int first, int n) {
+    int channel = threadIdx.x % 32 / 4 * 8, t = threadIdx.x % 4;
 #pragma unroll
-    for (int g = 0; g < GROUP; g++) query[g] = load_eight(q + g * HEAD_DIM + channel);
-    for (int base = first; base < SPLIT; base += POSITIONS_PER_PASS * IN_FLIGHT) {
-        uint4 loaded[IN_FLIGHT];
-        load_positions(loaded, keys + channel, base, n);
+    for (int i = 0; i < 4; i++) {
+        const bf16* value = values + min(first + 2 * t + i % 2 + i / 2 * 8, n - 1) * HEAD_DIM + channel;
 #pragma unroll
-        for (int j = 0; j < IN_FLIGHT; j++) {
-            Eight key = unpack(loaded[j]);
+        for (int h = 0; h < HALVES; h++) into[i][h] = *reinterpret_cast<const uint4*>(value + 64 * h);
+    }
+}
+
+// The scores of a tile. Two sums instead of one: a product then waits for every second one before it only.
+__device__ __forceinline__ void compute_scores(float (&scores)[2][2], const uint4 (&query)[CHUNKS],
+                                               const uint4 (&keys)[2][CHUNKS], int first, int n) {
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) {
-                float score = 0;
+    for (int i = 0; i < 2; i++) {
+        float even[4] = {}, odd[4] = {};
 #pragma unroll
-                for (int i = 0; i < 8; i++) score += query[g].v[i] * key.v[i];
+        for (int c = 0; c < CHUNKS; c++) {
+            mma(even, {query[c].x, 0, query[c].y, 0}, {keys[i][c].x, keys[i][c].y});
+            mma(odd, {query[c].z, 0, query[c].w, 0}, {keys[i][c].z, keys[i][c].w});
+        }
 #pragma unroll
-                for (int bit = LANES / 2; bit; bit /= 2) score += __shfl_xor_sync(ALL_LANES, score, bit);
-                if (channel == 0) scores[g][base + POSITIONS_PER_PASS * j] = score * rsqrtf(HEAD_DIM);
+        for (int j = 0; j < 2; j++) {
+            bool seen = first + 8 * i + threadIdx.x % 4 * 2 + j < n;
+            scores[i][j] = seen ? (even[j] + odd[j]) * rsqrtf(HEAD_DIM) : MASKED;
+        }
+    }
+}
+
+// The maximum, or the sum, over the four lanes that share a head.
+__device__ __forceinline__ float head_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+__device__ __forceinline__ float head_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+// Turns a warp's scores into weights exp(score - largest); returns their sum.
+__device__ __forceinline__ float compute_weights(float (&scores)[TILES][2][2], float& largest) {
+    float sum = 0;
+    largest = MASKED;
+#pragma unroll
+    for (int i = 0; i < 4 * TILES; i++) largest = fmaxf(largest, scores[i / 4][i / 2 % 2][i % 2]);
+    largest = head_max(largest);
+#pragma unroll
+    for (int i = 0; i < 4 * TILES; i++) {
+        float& score = scores[i / 4][i / 2 % 2][i % 2];
+        score = score == MASKED ? 0 : __expf(score - largest);  // a score that is not a number stays one
+        sum += score;
+    }
+    return head_sum(sum);
+}
+
+// sums[h][j] += the weights of a tile times channels 64 h + j, 64 h + j + 8, 64 h + j + 16, ... of its values. mma wants
+// the same channel of two neighbouring positions in one register: the low or the high halves of two loaded words.
+__device__ __forceinline__ void add_values(float (&sums)[HALVES][8][4], const float (&weights)[2][2],
+                                           const uint4 (&values)[4][HALVES]) {
+    unsigned a[4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        a[2 * i] = pack_two(weights[i][0], weights[i][1]);
+        a[2 * i + 1] = pack_two(weights[i][0] - __uint_as_float(a[2 * i] << 16),
+                                weights[i][1] - __uint_as_float(a[2 * i] & 0xffff0000u));
+    }
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        unsigned words[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            words[i][0] = values[i][h].x, words[i][1] = values[i][h].y;
+            words[i][2] = values[i][h].z, words[i][3] = values[i][h].w;
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            unsigned low[2], high[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                low[i] = __byte_perm(words[2 * i][j], words[2 * i + 1][j], 0x5410);
+                high[i] = __byte_perm(words[2 * i][j], words[2 * i + 1][j], 0x7632);
             }
+            mma(sums[h][2 * j], a, low);
+            mma(sums[h][2 * j + 1], a, high);
         }
     }
 }
 
-// Turns the scores into weights exp(score - largest); those from position n on become zero. A warp takes a head.
-__device__ __forceinline__ void compute_weights(float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], float* stats,
-                                                int heads, int split, int n_splits, int n) {
-    int lane = threadIdx.x % 32;
-    for (int g = threadIdx.x / 32; g < GROUP; g += WARPS) {
-        float largest = -1e30f, sum = 0;
-        for (int i = lane; i < n; i += 32) largest = fmaxf(largest, weights[g][i]);
-        largest = warp_max(largest);
-        for (int i = lane; i < SPLIT; i += 32) {
-            float weight = i < n ? __expf(weights[g][i] - largest) : 0;
-            weights[g][i] = weight;
-            sum += weight;
+// What each warp finds out about its positions of a split.
+struct Found {
+    float4 out[WARPS][HEAD_DIM / 16][4 * GROUP];  // the weighted sum of the values, not divided by the sum of weights
+    float largest[WARPS][GROUP];                  // the largest score
+    float sum[WARPS][GROUP];                      // the sum of the weights exp(score - largest)
+};
+
+// Attends to the n positions of a split. A warp takes every fourth tile. Its next keys or values are on their way while
+// it works on the last ones; the first values are asked for with the first keys.
+__device__ __forceinline__ void attend(Found& found, const uint4 (&query)[CHUNKS], const bf16* keys,
+                                       const bf16* values, int n) {
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, first = warp * TILE;
+    uint4 key[2][2][CHUNKS], value[2][4][HALVES];
+    float scores[TILES][2][2], sums[HALVES][8][4] = {}, largest;
+    load_keys(key[0], keys, first, n);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        int at = first + i * STEP;
+        if (i + 1 < TILES && at + STEP < n) load_keys(key[(i + 1) % 2], keys, at + STEP, n);
+        if (i + 1 == TILES) load_values(value[0], values, first, n);
+        if (at < n) {
+            compute_scores(scores[i], query, key[i % 2], at, n);
+        } else {
+            scores[i][0][0] = scores[i][0][1] = scores[i][1][0] = scores[i][1][1] = MASKED;
         }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            float* to = stats + ((size_t)(heads + g) * n_splits + split) * 2;
-            to[0] = largest;
-            to[1] = sum_of[g] = sum;
+    }
+    float sum = compute_weights(scores, largest);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        int at = first + i * STEP;
+        if (i + 1 < TILES && at + STEP < n) load_values(value[(i + 1) % 2], values, at + STEP, n);
+        if (at < n) add_values(sums, scores[i], value[i % 2]);
+    }
+    if (g >= GROUP) return;
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 16; i++) {  // a lane holds 16 neighbouring channels of each half, four at a time
+        float four[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float(&sum_of)[4] = sums[i / 4][i % 2 * 4 + j];
+            four[j] = sum_of[i / 2 % 2] + sum_of[2 + i / 2 % 2];
+        }
+        found.out[warp][i][threadIdx.x % 32] = make_float4(four[0], four[1], four[2], four[3]);
+    }
+    if (threadIdx.x % 4 == 0) found.largest[warp][g] = largest, found.sum[warp][g] = sum;
+}
+
+__device__ __forceinline__ void store_four(bf16* out, const float (&total)[4], float sum) {
+    *reinterpret_cast<uint2*>(out) =
+        make_uint2(pack_two(total[0] / sum, total[1] / sum), pack_two(total[2] / sum, total[3] / sum));
+}
+
+// Adds up what the warps have found. Each is scaled by exp(its largest score - the overall largest). The only split of
+// a row is its result; of several, each is stored in partial_out and stats, which begin at the first head's split.
+__device__ __forceinline__ void store_split(const Found& found, bf16* out, float* partial_out, float* stats,
+                                            int n_splits, bool only_one) {
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM / 4; i += THREADS) {  // four channels of a head
+        int part = i / (4 * GROUP), lane = i % (4 * GROUP), g = lane / 4;
+        int at = g * HEAD_DIM + part / 4 * 64 + lane % 4 * 16 + part % 4 * 4;
+        float largest = MASKED, sum = 0, total[4] = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, found.largest[w][g]);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            float scale = __expf(found.largest[w][g] - largest);
+            float4 v = found.out[w][part][lane];
+            sum += scale * found.sum[w][g];
+            total[0] += scale * v.x, total[1] += scale * v.y, total[2] += scale * v.z, total[3] += scale * v.w;
+        }
+        if (only_one) {
+            store_four(out + at, total, sum);
+        } else {
+            size_t head = (size_t)g * n_splits;
+            *reinterpret_cast<float4*>(partial_out + head * HEAD_DIM + at % HEAD_DIM) =
+                make_float4(total[0], total[1], total[2], total[3]);
+            if (at % HEAD_DIM == 0) stats[2 * head] = largest, stats[2 * head + 1] = sum;
         }
     }
 }
 
-// warp_out[warp] (GROUP, HEAD_DIM): the weighted sum of the values at each warp's positions. Each thread adds up its
-// eight channels of every POSITIONS_PER_PASS-th position. Then the lanes of a warp that hold the same channels add up
-// their sums.
-__device__ __forceinline__ void add_values(float (&warp_out)[WARPS][GROUP][HEAD_DIM],
-                                           const float (&weights)[GROUP][SPLIT], const bf16* values, int n) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x % LANES * 8;
-    Eight sums[GROUP] = {};
-    for (int base = threadIdx.x / LANES; base < SPLIT; base += POSITIONS_PER_PASS * IN_FLIGHT) {
-        uint4 loaded[IN_FLIGHT];
-        load_positions(loaded, values + channel, base, n);
-#pragma unroll
-        for (int j = 0; j < IN_FLIGHT; j++) {
-            Eight value = unpack(loaded[j]);
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) {
-                float weight = weights[g][base + POSITIONS_PER_PASS * j];
-#pragma unroll
-                for (int i = 0; i < 8; i++) sums[g].v[i] += weight * value.v[i];
-            }
-        }
-    }
-#pragma unroll
-    for (int g = 0; g < GROUP; g++) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float sum = sums[g].v[i];
-#pragma unroll
-            for (int bit = 16; bit >= LANES; bit /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, bit);
-            if (lane < LANES) warp_out[warp][g][channel + i] = sum;
-        }
-    }
-}
-
-// The last block combines the `filled` splits of its heads into out (GROUP, HEAD_DIM). Each split is scaled by exp(its
-// largest score - the overall largest). partial_out and stats begin at the first head and split; weights is scratch.
-__device__ __forceinline__ void combine_splits(bf16* out, const float* partial_out, const float* stats,
-                                               float (&weights)[GROUP][SPLIT], float (&sum_of)[GROUP], int n_splits,
+// The last block combines the `filled` splits of its heads into out (GROUP, HEAD_DIM), as store_split adds up warps.
+// partial_out and stats begin at the first head and split.
+__device__ __forceinline__ void combine_splits(bf16* out, const float* partial_out, const float* stats, int n_splits,
                                                int filled) {
+    __shared__ float scale[GROUP][MAX_SPLITS], sum_of[GROUP];
     int lane = threadIdx.x % 32;
     for (int g = threadIdx.x / 32; g < GROUP; g += WARPS) {
         const float* of_split = stats + (size_t)g * n_splits * 2;
-        float largest = -1e30f, sum = 0;
+        float largest = MASKED, sum = 0;
         for (int s = lane; s < filled; s += 32) largest = fmaxf(largest, of_split[2 * s]);
         largest = warp_max(largest);
         for (int s = lane; s < filled; s += 32) {
-            weights[g][s] = __expf(of_split[2 * s] - largest);
-            sum += weights[g][s] * of_split[2 * s + 1];
+            scale[g][s] = __expf(of_split[2 * s] - largest);
+            sum += scale[g][s] * of_split[2 * s + 1];
         }
         sum = warp_sum(sum);
         if (lane == 0) sum_of[g] = sum;
@@ -169,59 +290,59 @@ __device__ __forceinline__ void combine_splits(bf16* out, const float* partial_o
 #pragma unroll 8
         for (int s = 0; s < filled; s++) {
             float4 v = *reinterpret_cast<const float4*>(of_split + (size_t)s * HEAD_DIM);
-            total[0] += weights[g][s] * v.x, total[1] += weights[g][s] * v.y;
-            total[2] += weights[g][s] * v.z, total[3] += weights[g][s] * v.w;
+            total[0] += scale[g][s] * v.x, total[1] += scale[g][s] * v.y;
+            total[2] += scale[g][s] * v.z, total[3] += scale[g][s] * v.w;
         }
-        float sum = sum_of[g];
-        *reinterpret_cast<uint2*>(out + i) =
-            make_uint2(pack_two(total[0] / sum, total[1] / sum), pack_two(total[2] / sum, total[3] / sum));
+        store_four(out + i, total, sum_of[g]);
     }
+}
+
+// Asks for the keys and values of n positions, by two threads of the block.
+__device__ __forceinline__ void prefetch_split(const bf16* keys, const bf16* values, int n) {
+    if (n <= 0) return;
+    if (threadIdx.x == 0) prefetch_range(keys, 2 * HEAD_DIM * n);
+    if (threadIdx.x == 32) prefetch_range(values, 2 * HEAD_DIM * n);
 }
 
 // If a row has more than one split, the blocks pass their results to the last one in these arrays:
 // partial_out (T, n_heads, n_splits, head_dim): each split's weighted values, not yet divided by its sum of weights
 // stats (T, n_heads, n_splits, 2): its largest score, and the sum of its weights exp(score - largest)
-// arrivals: how many splits have ended, a number for each row and group of heads; zero before and after the launch
+// arrivals: how many blocks have ended, a number for each row and group of heads; zero before and after the launch
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const int* positions, const int* slots,
               float* partial_out, float* stats, unsigned* arrivals, bf16* out, int n_heads, int n_kv_heads,
               int max_len) {
-    __shared__ float weights[GROUP][SPLIT];  // of the positions; in combine_splits, of the splits
-    __shared__ float warp_out[WARPS][GROUP][HEAD_DIM];
-    __shared__ float sum_of[GROUP];  // the sum of a head's weights
+    __shared__ Found found;
+    int first_head = blockIdx.x * GROUP, row = blockIdx.z, n_splits = (max_len + SPLIT - 1) / SPLIT;
+    int n = positions[row] + 1, filled = (n + SPLIT - 1) / SPLIT;  // positions, and splits that hold them; padding: 0
+    int kv_head = first_head / (n_heads / n_kv_heads), split = blockIdx.y;
+    if (split > 0 && split >= filled) return;
+    size_t cache = ((size_t)slots[row] * n_kv_heads + kv_head) * max_len * HEAD_DIM;
+    const bf16 *keys = k_cache + cache, *values = v_cache + cache;
+    size_t at = (size_t)split * SPLIT * HEAD_DIM;
+    prefetch_split(keys + at, values + at, min(n - split * SPLIT, SPLIT));
     wait_for_predecessor();
     let_successor_start();
-    int first_head = blockIdx.x * GROUP, split = blockIdx.y, n_splits = gridDim.y, row = blockIdx.z;
-    int filled = (positions[row] + SPLIT) / SPLIT;           // splits that have a position; 0 for a padding row
-    int n = min(positions[row] + 1 - split * SPLIT, SPLIT);  // positions in this split
-    int heads = row * n_heads + first_head;                  // this block's first head, counted over all rows
-    bf16* out_heads = out + (size_t)heads * HEAD_DIM;
-    if (filled == 0 && split == 0) {
-        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) out_heads[i] = __float2bfloat16(0);
-    }
-    if (n <= 0) return;
 
-    int kv_head = first_head / (n_heads / n_kv_heads);
-    size_t cache = (((size_t)slots[row] * n_kv_heads + kv_head) * max_len + split * SPLIT) * HEAD_DIM;
-    compute_scores(weights, q + (size_t)heads * HEAD_DIM, k_cache + cache, n);
-    __syncthreads();
-    compute_weights(weights, sum_of, stats, heads, split, n_splits, n);
-    __syncthreads();
-    add_values(warp_out, weights, v_cache + cache, n);
-    __syncthreads();
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
-        int g = i / HEAD_DIM, c = i % HEAD_DIM;
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += warp_out[w][g][c];
-        if (filled == 1) {
-            out_heads[i] = __float2bfloat16(sum / sum_of[g]);
-        } else {
-            partial_out[((size_t)(heads + g) * n_splits + split) * HEAD_DIM + c] = sum;
-        }
+    int heads = row * n_heads + first_head;  // this block's first head, counted over all rows
+    q += (size_t)heads * HEAD_DIM, out += (size_t)heads * HEAD_DIM;
+    partial_out += (size_t)heads * n_splits * HEAD_DIM, stats += (size_t)heads * n_splits * 2;
+    if (filled == 0) {
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) out[i] = __float2bfloat16(0);
+        return;
     }
-    if (filled == 1 || !is_last_block(arrivals + (size_t)row * gridDim.x + blockIdx.x, filled)) return;
-    size_t first_split = (size_t)heads * n_splits;
-    combine_splits(out_heads, partial_out + first_split * HEAD_DIM, stats + first_split * 2, weights, sum_of, n_splits,
-                   filled);
+    uint4 query[CHUNKS];
+    load_query(query, q);
+    for (; split < filled; split += gridDim.y) {
+        at = (size_t)split * SPLIT * HEAD_DIM;
+        int next = (split + gridDim.y) * SPLIT;
+        prefetch_split(keys + (size_t)next * HEAD_DIM, values + (size_t)next * HEAD_DIM, min(n - next, SPLIT));
+        attend(found, query, keys + at, values + at, min(n - split * SPLIT, SPLIT));
+        __syncthreads();
+        store_split(found, out, partial_out + split * HEAD_DIM, stats + 2 * split, n_splits, filled == 1);
+        __syncthreads();  // before the next split overwrites what was found
+    }
+    unsigned blocks = min(filled, static_cast<int>(gridDim.y));
+    if (filled == 1 || !is_last_block(arrivals + (size_t)row * gridDim.x + blockIdx.x, blocks)) return;
+    combine_splits(out, partial_out, stats, n_splits, filled);
 }

@@ -36,6 +36,8 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
     ("attention_steps.cu", ("HEAD_DIM=64",)),
     ("attention_steps.cu", ("HEAD_DIM=128",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=64",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=128",)),
     *(("attention_prompt.cu", (f"HEAD_DIM={width}", f"ROWS={rows}")) for width in (64, 128) for rows in (64, 128)),
     ("attention_wgmma.cu", ()),
 ]
