@@ -18,7 +18,10 @@ collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find
 collect_ignore += (
     []
     if importlib.util.find_spec("cupy") and importlib.util.find_spec("nvidia")
-    else [f"cuda/test_{name}.py" for name in ("attention_counts", "compile_gates", "cubin", "dependent_launch")]
+    else [
+        f"cuda/test_{name}.py"
+        for name in ("attention_counts", "compile_gates", "cubin", "dependent_launch", "machine_gates")
+    ]
 )
 collect_ignore += (
     [] if importlib.util.find_spec("openai") and importlib.util.find_spec("cloudflare") else ["server/clients"]
