@@ -17,7 +17,6 @@
 //         written and read once, 8 head_dim for each head and split: 1/32 of that.
 // Time:  below
 #include "common.cuh"
-#include "prefetch.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128

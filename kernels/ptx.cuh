@@ -72,8 +72,9 @@ __device__ __forceinline__ uint4 load_kept(const uint4* p) {
 }
 
 // Brings `bytes` bytes from p on into the L2 cache (cp.async.bulk.prefetch.L2); both are multiples of 16. One thread
-// calls it for the whole range. It may stand before wait_for_predecessor, because it reads nothing into the kernel.
-// Before sm_90, where no kernel waits for its predecessor, it does nothing.
+// calls it for the whole range. It may stand before wait_for_predecessor: it reads nothing into the kernel, and the L2
+// cache also gets what the predecessor writes later. Before sm_90, where no kernel waits for its predecessor, it does
+// nothing.
 __device__ __forceinline__ void prefetch_range(const void* p, unsigned bytes) {
 #ifndef __CUDACC__
     if (uintptr_t(p) % 16 || bytes % 16) emulator::fail("prefetch of %u bytes at %p: no multiples of 16", bytes, p);
