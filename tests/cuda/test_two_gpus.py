@@ -25,6 +25,7 @@ def gpus(monkeypatch):
     simulated.kernels["add"] = add
     for name, module in simulated.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(device_module, "load_library", simulated.cublas)
     return simulated
 
 

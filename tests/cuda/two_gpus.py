@@ -41,10 +41,9 @@ class Gpus:
         return stream
 
     def modules(self) -> dict[str, Any]:
-        """What `import cupy`, `cupyx` and `cupy_backends.cuda.libs` give."""
+        """What `import cupy` and `cupyx` give."""
         gpus = self
         runtime = SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError)
-        handles = SimpleNamespace(get_cublas_handle=lambda: gpus.current)
         cuda = SimpleNamespace(
             runtime=runtime,
             Device=lambda index: Current(gpus, index),
@@ -52,7 +51,6 @@ class Gpus:
             Event=lambda disable_timing=False: Event(gpus),
             memory=SimpleNamespace(OutOfMemoryError=MemoryError),
             compiler=SimpleNamespace(CompileException=SyntaxError),
-            device=handles,
         )
         cupy = SimpleNamespace(
             cuda=cuda,
@@ -62,15 +60,33 @@ class Gpus:
             asnumpy=lambda array, stream: asnumpy(gpus, array, stream),
             get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 0),
         )
-        cublas = SimpleNamespace(
-            CUBLAS_OP_T=1, CUBLAS_OP_N=0, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1,
-            gemmEx=lambda handle, *args: gpus.check("the cuBLAS handle", handle),
-        )  # fmt: skip
-        return {
-            "cupy": cupy,
-            "cupyx": SimpleNamespace(empty_pinned=np.empty),
-            "cupy_backends.cuda.libs": SimpleNamespace(cublas=cublas),
-        }
+        return {"cupy": cupy, "cupyx": SimpleNamespace(empty_pinned=np.empty)}
+
+    def cublas(self) -> SimpleNamespace:
+        """What `llama3.cuda.cublas.load_library` gives: a handle belongs to the GPU on which it was made."""
+
+        def create(handle: Any) -> int:
+            handle._obj.value = 1 + self.current  # ctypes.byref(handle)
+            return 0
+
+        def use(handle: Any, *_: Any) -> int:
+            self.check("the cuBLAS handle", handle.value - 1)
+            return 0
+
+        names = ("Destroy_v2", "SetStream_v2", "SetWorkspace_v2", "SetMathMode", "GemmEx")
+        return SimpleNamespace(
+            cublasCreate_v2=LibraryFunction(create), **{f"cublas{name}": LibraryFunction(use) for name in names}
+        )
+
+
+class LibraryFunction:
+    """A function of a library that ctypes has loaded: one can set its types."""
+
+    def __init__(self, call: Callable[..., int]):
+        self.call, self.argtypes = call, None
+
+    def __call__(self, *args: Any) -> int:
+        return self.call(*args)
 
 
 class Current:

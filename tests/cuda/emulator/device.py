@@ -109,8 +109,9 @@ class EmulatedDevice(Device):
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         addresses, sizes = (array.ctypes.data for array in (x, w, out)), (len(x), *w.shape)
+        cublas = self._cublas  # its workspace may not fit
         try:
-            self._cublas.gemm(*addresses, *sizes, out_is_float=out.dtype == np.float32, accumulate=accumulate)
+            cublas.gemm(*addresses, *sizes, out_is_float=out.dtype == np.float32, accumulate=accumulate)
         except DeviceError as error:
             raise EmulationError(f"{error}: {self.library.error}") from self.library.error
 
