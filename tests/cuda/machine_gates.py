@@ -11,7 +11,7 @@ from llama3.cuda.source import kernel_source
 from tests.cuda.compile_gates import compiled
 from tests.cuda.machine_code import LOADS, STORES, Instruction, MachineCode, disassemble
 
-ARCHITECTURES = (90, 100, 120)
+ARCHITECTURES = (90, "90a", 100, 120)
 # Loads of weights that a thread starts before it waits for the predecessor. All other kernels start none.
 EARLY_LOADS = {
     **dict.fromkeys(("linear", "linear_float", "linear_add"), 4),
@@ -21,15 +21,15 @@ EARLY_LOADS = {
     **dict.fromkeys(("rms_norm", "rms_norm_rows"), 2),
     **dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 8),
 }
-# Other loads before the wait. They are right only for what was written two launches earlier or more: the predecessor has
-# started because that launch has ended.
-EARLY_READS: dict[str, int] = {}
+# Other loads before the wait. They are right only for what was written two launches earlier or more: that launch has
+# ended, or the predecessor could not have started. Attention reads the row's slot and position: the last step's.
+EARLY_READS = {"attention": 2}
 # Loads of weights that are under way while a warp waits for the ones before them, in the loop of a kernel.
 UNDER_WAY = dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 4)
 PROBES = ("read_only", "grid_sync")  # they measure, and run alone
 
 
-def machine_code(source: str, file: str, defines: tuple[str, ...], architecture: int) -> dict[str, MachineCode]:
+def machine_code(source: str, file: str, defines: tuple[str, ...], architecture: int | str) -> dict[str, MachineCode]:
     """The kernels of a file whose text is `source`, by name."""
     return disassemble(compiled(source, file, defines, architecture)[0])
 
