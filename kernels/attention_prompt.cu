@@ -100,6 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int first_row = tile[0], n_rows = tile[1], first_position = tile[2], slot = tile[3], head = blockIdx.x;
     size_t row_stride = (size_t)n_heads * HEAD_DIM, rows_at = ((size_t)first_row * n_heads + head) * HEAD_DIM;
     size_t cache = ((size_t)slot * n_kv_heads + head / (n_heads / n_kv_heads)) * max_len * HEAD_DIM;
+    k_cache += cache;
+    v_cache += cache;
     int n_keys = first_position + n_rows;
 
     int warp_row = threadIdx.x / 32 * 16 * BANDS, lane = threadIdx.x % 32;
@@ -110,13 +112,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int band = 0; band < BANDS; band++) largest[band][0] = largest[band][1] = MASKED;
 
     copy_tile<ROWS>(queries, q + rows_at, row_stride, n_rows);
-    copy_tile<KEYS>(keys, k_cache + cache, HEAD_DIM, n_keys);
-    copy_tile<KEYS>(values, v_cache + cache, HEAD_DIM, n_keys);
+    copy_tile<KEYS>(keys, k_cache, HEAD_DIM, n_keys);
+    copy_tile<KEYS>(values, v_cache, HEAD_DIM, n_keys);
     commit_copies();
     for (int first_key = 0; first_key < n_keys; first_key += KEYS) {
         int next_key = first_key + KEYS, now = first_key % (2 * KEYS), next = next_key % (2 * KEYS);
         if (next_key < n_keys) {
-            size_t at = cache + (size_t)next_key * HEAD_DIM;
+            unsigned at = next_key * HEAD_DIM;  // 32 bits: with 64, some versions of the compiler spill
             copy_tile<KEYS>(keys + next * STRIDE, k_cache + at, HEAD_DIM, n_keys - next_key);
             copy_tile<KEYS>(values + next * STRIDE, v_cache + at, HEAD_DIM, n_keys - next_key);
         }

@@ -28,10 +28,9 @@
 
 static_assert(HEAD_DIM == 128);
 constexpr int THREADS = 256, KEYS = 128;  // KEYS: that a block takes at a time
-constexpr int GROUP_ROWS = 64;                        // rows of a warpgroup
-constexpr int PANELS = HEAD_DIM / PANEL;
-constexpr int TILE_PANEL = 128 * PANEL, TILE = PANELS * TILE_PANEL;  // elements of 128 rows, or keys, or values
-constexpr int KEY_BLOCKS = KEYS / 8;                                 // of 8, as in the drawing of attention_prompt.cuh
+constexpr int GROUP_ROWS = 64;            // rows of a warpgroup
+constexpr int KEY_BLOCKS = KEYS / 8;      // of 8, as in the drawing of attention_prompt.cuh
+constexpr int TILE_PANEL = 128 * PANEL, TILE = HEAD_DIM / PANEL * TILE_PANEL;  // elements of 128 rows, keys or values
 
 // Copies rows 0 to n - 1 of a tile of 128 rows; the other rows become zero.
 __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, size_t row_stride, int n) {

@@ -1,9 +1,10 @@
-"""What a step of the prompt kernels costs: counted in the machine code as their files say, and enough for the bars."""
+"""The machine code of the prompt kernels: what a step costs, as their files say, and when wgmma has its registers."""
 
+import re
 from collections import Counter
 
 import pytest
-from gpu_attention_counts import KERNELS, cost, counts, predicted_tflops, step, useful_share
+from gpu_attention_counts import KERNELS, WGMMA, cost, counts, machine_code, predicted_tflops, step, useful_share
 
 from llama3.resources import resource
 from tests.cuda.compile_gates import TABLE
@@ -62,6 +63,41 @@ def test_a_kernels_file_states_its_counts(kernel):
     assert f"{products} " in text and f"{found.total() - products} other instructions" in text
     tflops = predicted_tflops(kernel, found, 8192, sms=132, ghz=1.755)
     assert f"{tflops:.0f} TFLOP/s" in text and f"{c.shared:,.0f} cycles" in text and f"{c.tensor:,.0f} cycles" in text
+
+
+def registers(operand, n):
+    """R24 and the n - 1 after it; none for RZ or a descriptor."""
+    match = re.fullmatch(r"R(\d+)(\.reuse)?", operand)
+    return set(range(int(match[1]), int(match[1]) + n)) if match else set()
+
+
+def touched_too_early(instructions):
+    """What uses accumulators of an HGMMA, or overwrites its operand A, before a wait for it."""
+    groups, found = [[set(), set()]], []  # of products under way: accumulators, and registers of A
+    for instruction in instructions:
+        operands = instruction.operands.split(", ")
+        if instruction.name == "HGMMA":
+            groups[-1][0] |= registers(operands[0], 64)
+            groups[-1][1] |= registers(operands[1], 4)
+            if operands[-1] == "gsb0":  # wgmma.commit_group
+                groups.append([set(), set()])
+        elif instruction.opcode == "WARPGROUP.DEPBAR.LE":
+            left = int(operands[1], 16)
+            groups = groups[len(groups) - 1 - left :]
+        else:
+            used = {int(number) for number in re.findall(r"(?<![\w.])R(\d+)", instruction.operands)}
+            if any(used & accumulators or registers(operands[0], 1) & a for accumulators, a in groups):
+                found.append(str(instruction))
+    return found
+
+
+def test_the_machine_code_leaves_registers_alone_until_their_product_has_ended():
+    assert touched_too_early(step(machine_code(WGMMA)) * 2) == []
+    product, wait = "HGMMA.64x128x16.F32.BF16 R24, R152, gdesc[UR20].tnspB, R24, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    uses, writes_a, reads_a = "FMUL R5, R6, R87", "F2FP.BF16.F32.PACK_AB R155, R5, R6", "MOV R5, R155"
+    for line, bad in ((uses, True), (writes_a, True), (reads_a, False), ("FMUL R5, R6, R88", False)):
+        assert bool(touched_too_early(code_of(product, line, wait).instructions)) is bad
+        assert touched_too_early(code_of(product, wait, line).instructions) == []
 
 
 def test_attention_of_8192_tokens_is_predicted_above_its_bar():
