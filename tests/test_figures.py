@@ -20,6 +20,7 @@ from llama3.checkpoint import load_folder
 from llama3.config import MAX_CONTEXT
 from llama3.cuda import linear, memory
 from llama3.engine import MAX_TOKENS
+from llama3.parity.report import RTOL
 from tests.pages import ROOT, prose
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?<!,)")
@@ -122,7 +123,7 @@ OF_CUDA = load(PARITY)["cuda_over_transformers_bf16"].values()
 REFERENCES, TOKENIZER = "tests/model/test_against_references.py", "tests/test_tokenizer.py"
 STORIES, DEMO = "tests/model/test_stories260k.py", "tests/weights/test_demo.py"
 KERNELS, SAMPLER = "tests/cuda/kernel_checks.py", "tests/cuda/test_sampler.py"
-CONTRACT = "tests/test_workers_ai_input.py"
+CONTRACT, NO_FAULT = "tests/test_workers_ai_input.py", "tests/oracle/test_no_fault.py"
 WEIGHTS = memory.weight_bytes(LLAMA3_8B)
 CACHE = 2 * 4 * LLAMA3_8B.n_layers * LLAMA3_8B.n_kv_heads * LLAMA3_8B.head_dim * MAX_CONTEXT  # bytes, in float32
 CONTEXT = equals(MAX_CONTEXT)
@@ -131,6 +132,11 @@ MEGABYTE, GIGABYTE = 1e6, 1e9
 
 def demo_parameters() -> int:
     return load_folder(ROOT / "weights" / "demo").parameters
+
+
+def fault_kinds() -> int:
+    """The causes in the table of docs/faults.md, but `rounding`, which is no fault."""
+    return len(re.findall(r"^\| `(?!rounding)\w+` \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE))
 
 
 # (page, a text of it, the source of each number in this text)
@@ -197,6 +203,10 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         [CONTEXT, equals(memory.needed_bytes(LLAMA3_8B, 1, MAX_CONTEXT) / GIGABYTE)],
     ),
     # ---- evidence: right numbers
+    ("docs/evidence.md", "transformers at 4,096 tokens", [in_file(NO_FAULT, "tokens_of(config, 4096)")]),
+    ("docs/evidence.md", "(`--rope-angles float32`) | 1e-5", [equals(RTOL["float32"][0])]),
+    ("docs/evidence.md", "each of the 14 kinds", [equals(fault_kinds())]),
+    ("docs/evidence.md", "60 right implementations", [in_file(NO_FAULT, "range(60)")]),
     ("docs/evidence.md", "the logits of 20 random models", [equals(len(load(PARITY)["references"]))]),
     (
         "docs/evidence.md",
