@@ -5,12 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from gpu_fast import Fast, random_model
 from gpu_floor import TINY
 from gpu_verdicts import verdicts
+
+from tests.cuda.stand_ins import cupy_module, cupy_objects
+from tests.cuda.stand_ins.card import Card
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +33,25 @@ def test_the_whole_benchmark_fits_a_gpu_of_80_gb():
     assert done.returncode == 0, done.stderr[-3000:]
     peak, total = re.search(r"at most ([\d.]+) of ([\d.]+) GB were in use", done.stdout).groups()
     assert float(total) == 85 and float(peak) < 80
+
+
+def test_all_that_the_stand_in_for_cupy_has_is_in_the_installed_cupy():
+    cupy = pytest.importorskip("cupy")
+    made = cupy_module.modules(cupy_module.Installed(Card()))
+
+    def missing(ours, real, path):
+        for name, value in vars(ours).items():
+            if not name.startswith("_") and not hasattr(real, name):
+                yield f"{path}.{name}"
+            elif isinstance(value, ModuleType) and hasattr(real, name):
+                yield from missing(value, getattr(real, name), f"{path}.{name}")
+
+    found = [*missing(made["cupy"], cupy, "cupy"), *missing(made["cupyx"], pytest.importorskip("cupyx"), "cupyx")]
+    classes = {cupy_objects.ndarray: cupy.ndarray, cupy_objects.MemoryPointer: cupy.cuda.MemoryPointer}
+    classes |= {getattr(cupy_objects, name): getattr(cupy.cuda, name) for name in ("Stream", "Graph", "Event")}
+    for ours, real in classes.items():
+        found += missing(ours, real, ours.__name__)
+    assert not found
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ A benchmark that nobody can run until a GPU is at hand would otherwise fail ther
 
 - torch's tensors are on the device "meta": torch itself checks shapes and dtypes, and memory is only counted. A tensor
   of the host among tensors of the GPU is refused, and so is what a capture forbids (torch_cuda.py);
-- CuPy's arrays have addresses and shapes, and a kernel's arguments are compared with its source (cupy_module.py);
+- CuPy's arrays have addresses and shapes, and a kernel's arguments are compared with its source (cupy_module.py,
+  cupy_objects.py);
 - both take their memory from one card, as large as the smallest that the benchmark is made for (card.py);
 - nvidia-smi, and processes that would need the GPU, only answer (commands.py).
 
