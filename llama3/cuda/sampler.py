@@ -37,7 +37,7 @@ class Draw:
     greedy: bool  # each row takes its most likely token, and reports at most the log-probability of this one
     may_repeat: bool  # the next draw needs neither a mask, nor does the host need the logits of this one
     penalised: list[int]  # the slots whose `history` the draw updates
-    detailed: list[int]  # the rows that report log-probabilities
+    detailed: list[tuple[int, int]]  # the rows that report log-probabilities, and of how many of the likeliest tokens
 
 
 class SamplerState:
@@ -93,7 +93,7 @@ class SamplerState:
             greedy=not params[:, TEMPERATURE].any() and bool(n_top.max() <= 0),
             may_repeat=not any(sampler.mask for sampler in samplers) and bool(n_top.max() <= MAX_TOP),
             penalised=[slots[row] for row in penalised],
-            detailed=np.flatnonzero(n_top >= 0).tolist(),
+            detailed=[(row, n) for row, n in enumerate(n_top.tolist()) if n >= 0],
         )
 
     def _prepare_history(self, device: Device, sampler: SequenceSampler, slot: int) -> None:
@@ -200,25 +200,20 @@ def _launches(
 
 def samples_of(device: Device, draw: Draw, records: np.ndarray, logits: Array) -> list[Sample | LogitsError]:
     """What a draw has chosen, from its results (rows, N_RESULTS) int64. logits: see `SamplerState.collect`."""
-    samples: list[Sample | LogitsError] = list(map(Sample, records[:, TOKEN].tolist()))
+    tokens, numbers = records[:, TOKEN].tolist(), records.view(np.float64)
+    samples: list[Sample | LogitsError] = list(map(Sample, tokens))
     failed = np.flatnonzero(records[:, STATUS] != DRAWN).tolist()
-    for row in set(draw.detailed).difference(failed):
-        n_top, token = draw.samplers[row].params.logprobs or 0, int(records[row, TOKEN])
-        if n_top > MAX_TOP:
-            samples[row] = Sample(token, *logprobs(device.download(logits[row]), token, n_top))
-        else:
-            samples[row] = _with_logprobs(records[row], min(n_top, logits.shape[1]))
+    if draw.detailed:
+        width = min(MAX_TOP, logits.shape[1], max(n_top for _, n_top in draw.detailed))
+        ids = records[:, TOP_IDS : TOP_IDS + width].tolist()
+        top_logprobs = numbers[:, TOP_LOGPROBS : TOP_LOGPROBS + width].tolist()
+        of_tokens = numbers[:, LOGPROB].tolist()
+        for row, n_top in draw.detailed:
+            if n_top <= MAX_TOP:
+                samples[row] = Sample(tokens[row], of_tokens[row], tuple(zip(ids[row][:n_top], top_logprobs[row])))
+            elif row not in failed:
+                samples[row] = Sample(tokens[row], *logprobs(device.download(logits[row]), tokens[row], n_top))
     for row in failed:
         bad = records[row, STATUS] == BAD_LOGIT
-        samples[row] = bad_logit(int(records[row, TOKEN]), _floats(records[row])[LOGPROB]) if bad else no_token_left()
+        samples[row] = bad_logit(tokens[row], numbers[row, LOGPROB]) if bad else no_token_left()
     return samples
-
-
-def _with_logprobs(record: np.ndarray, n_top: int) -> Sample:
-    ids = record[TOP_IDS : TOP_IDS + n_top].tolist()
-    top_logprobs = _floats(record)[TOP_LOGPROBS : TOP_LOGPROBS + n_top].tolist()
-    return Sample(int(record[TOKEN]), float(_floats(record)[LOGPROB]), tuple(zip(ids, top_logprobs)))
-
-
-def _floats(record: np.ndarray) -> np.ndarray:
-    return record.view(np.float64)

@@ -64,7 +64,7 @@ def test_a_step_that_needs_something_from_the_host_is_not_launched_ahead(device)
     model = on_device(device)
     cache, batch = prepared(model, 1, 13), Batch.of([(0, [5])])
 
-    def begun(params=SamplingParams(temperature=0), mask=None):
+    def begun(params=PARAMETERS[0], mask=None):
         return model.step(batch, cache, [SequenceSampler(params, [1], CONFIG.vocab_size, mask)])
 
     assert begun(mask=lambda: None).launch_next() is None

@@ -194,14 +194,13 @@ def test_replays_of_a_graph_draw_on_by_themselves(device, monkeypatch, greedy):
 
 
 def assert_same_samples(found, numpy_samples):
-    for sample, numpy_sample in zip(found, numpy_samples, strict=True):
-        assert sample.token == numpy_sample.token and [i for i, _ in sample.top] == [i for i, _ in numpy_sample.top]
-        if numpy_sample.logprob is None:
-            assert sample.logprob is None
+    for ours, numpys in zip(found, numpy_samples, strict=True):
+        assert ours.token == numpys.token and [i for i, _ in ours.top] == [i for i, _ in numpys.top]
+        if numpys.logprob is None:
+            assert ours.logprob is None
         else:
-            found = [sample.logprob, *(x for _, x in sample.top)]
-            expected = [numpy_sample.logprob, *(x for _, x in numpy_sample.top)]
-            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+            numbers = [[s.logprob, *(x for _, x in s.top)] for s in (ours, numpys)]
+            np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-12)
 
 
 def test_the_history_is_uploaded_only_if_it_is_not_what_the_device_has_counted(device, monkeypatch):
