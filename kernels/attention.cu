@@ -17,10 +17,11 @@
 //         written and read once, 8 head_dim for each head and split: 1/32 of that.
 // Time:   computed, not measured; an SM reads its share of memory at 13 bytes a cycle on an H100, 18.6 on an H200.
 //         A warp executes about 280 instructions for a tile, 8 KB of keys and values. In the 440 cycles in which an
-//         H200 reads them, an SM can execute 1,760. So reading decides where there is much to read: 62 microseconds a
-//         layer for 64 rows of 1,024 positions at 4.3 TB/s, 7.8 for one row of 8,192. For one row of 128 positions,
-//         keys and values are in the L2 cache when the kernel has waited. From then on it takes about 1,500 cycles,
-//         0.9 microseconds: two trips to L2, and two tiles for each warp.
+//         H200 reads them, an SM can execute 1,760. Three blocks fit an SM, and each of their twelve warps has 4 KB on
+//         the way, 48 KB in all; 19 KB are enough at a latency of 1,000 cycles. So reading decides where there is much
+//         to read: 62 microseconds a layer for 64 rows of 1,024 positions at 4.3 TB/s, 7.8 for one row of 8,192. For
+//         one row of 128 positions, keys and values are in the L2 cache when the kernel has waited. From then on it
+//         takes about 2,000 cycles, 1.1 microseconds: a warp has two tiles and makes three trips to L2.
 #include "attention.cuh"
 #include "prefetch.cuh"
 
@@ -53,8 +54,8 @@ struct Found {
     float sum[WARPS][GROUP];                      // the sum of the weights exp(score - largest)
 };
 
-// Attends to the n positions of a split. A warp takes every fourth tile. It asks for the keys of the next one as soon as
-// it has read these from its registers, and for the first values before it computes weights.
+// Attends to the n positions of a split. A warp takes every fourth tile. It asks for the keys of the next one as soon
+// as it has multiplied these, and for the first values before it computes weights.
 __device__ __forceinline__ void attend(Found& found, const uint4 (&query)[CHUNKS], const bf16* keys,
                                        const bf16* values, int n) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, first = warp * TILE;
