@@ -74,12 +74,13 @@ class Cublas:
         self._call("cublasSetMathMode", self._handle, SUMS_STAY_FLOAT)
 
     def gemm(
-        self, x: int, w: int, out: int, rows: int, n_out: int, width: int, out_is_float: bool, accumulate: bool
+        self, addresses: tuple[int, int, int], sizes: tuple[int, int, int], out_is_float: bool, accumulate: bool
     ) -> None:
-        """out (rows, n_out) = x w.T, or += x w.T; x (rows, width), w (n_out, width). All three are addresses.
+        """out (rows, n_out) = x w.T, or += x w.T; x (rows, width), w (n_out, width). Nothing waits for the product.
 
-        x and w are bfloat16, out is float32 or bfloat16. The stream gets the product; nothing waits for it.
+        addresses: of x and w, both bfloat16, and of out, float32 or bfloat16. sizes: rows, n_out, width.
         """
+        (x, w, out), (rows, n_out, width) = addresses, sizes
         one, beta = ctypes.c_float(1), ctypes.c_float(accumulate)
         # cuBLAS is column-major: it sees out as (n_out, rows), x as (width, rows), and w as (width, n_out), which it is
         # told to transpose. So it computes out.T = w x.T.
@@ -103,6 +104,6 @@ class Cublas:
             raise DeviceError(f"cuBLAS: {name.removesuffix('_v2')} failed: {STATUS.get(status, f'status {status}')}")
 
 
-def _destroy(library: Any, gpu: AbstractContextManager[Any], handle: Handle) -> None:
+def _destroy(library: Any, gpu: AbstractContextManager[Any], handle: ctypes.c_void_p) -> None:
     with gpu:
         library.cublasDestroy_v2(handle)

@@ -283,8 +283,8 @@ class CupyDevice(Device):
         return Cublas(load_library(), self._device, self._stream.ptr, self._workspace.data.ptr)
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        addresses, sizes = (array.data.ptr for array in (x, w, out)), (len(x), *w.shape)
-        self._cublas.gemm(*addresses, *sizes, out_is_float=out.dtype == np.float32, accumulate=accumulate)
+        addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
+        self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
 
     def _begin_capture(self, graph: Graph) -> None:
         with self._current():

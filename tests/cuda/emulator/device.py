@@ -108,10 +108,10 @@ class EmulatedDevice(Device):
         return Cublas(self.library, nullcontext(), STREAM, self._workspace.ctypes.data)
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        addresses, sizes = (array.ctypes.data for array in (x, w, out)), (len(x), *w.shape)
+        addresses, sizes = (x.ctypes.data, w.ctypes.data, out.ctypes.data), (len(x), *w.shape)
         cublas = self._cublas  # its workspace may not fit
         try:
-            cublas.gemm(*addresses, *sizes, out_is_float=out.dtype == np.float32, accumulate=accumulate)
+            cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
         except DeviceError as error:
             raise EmulationError(f"{error}: {self.library.error}") from self.library.error
 
