@@ -38,13 +38,14 @@ class CpuModel(Transformer):
     ):
         self.linear = linear or LinearChoice("numpy", "nothing else was chosen")  # what multiplies by the weights
         super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
-        if self.linear.kind != "numpy" and config.head_dim % 8 == 0:
-            from llama3.model import attention_numba
-
-            attention_numba.attend.compile()  # now, and not in the first answer
-            self.attention = attention_numba.attention
         if self.linear.kind != "numpy":
             self.mixed_prefill_chunk = 24  # 32 rows with those 8: more cost much more, on AMX as much as 64
+            from llama3.model import attention_numba
+
+            if config.head_dim % attention_numba.HEAD_STEP == 0:
+                kernel = attention_numba.kernel(config.n_heads // config.n_kv_heads, config.head_dim)
+                kernel.compile()  # now, and not in the first answer
+                self.attention = attention_numba.attention
 
     def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
         with fork_waits():

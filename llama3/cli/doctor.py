@@ -1,6 +1,7 @@
 """`llama3 doctor`: check whether this machine can run the model on its GPU, and say what is missing."""
 
 import argparse
+from dataclasses import asdict
 
 from llama3.cli.options import Parser, common_options, positive
 from llama3.cli.terminal import columns, prepare_hub, print_json
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     ok = all(check.ok for check in checks)
     if args.json:
         records = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.fix} for c in checks]
-        cpu = {"kind": linear.kind, "activations": linear.activations, "why": linear.why}
-        print_json({"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": records, "cpu": cpu})
+        facts = {"path": str(checkpoint.path.absolute()), "device": device, "ok": ok, "checks": records}
+        print_json(facts | {"cpu": asdict(linear)})
         return 0 if ok else 1
     rows = [("model", str(checkpoint.path.absolute())), ("CPU", f"ok: {linear.kind} multiplies: {linear.why}")]
     for check in checks:

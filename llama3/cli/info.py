@@ -58,7 +58,6 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         parts["norms"] += layer.attention_norm.size + layer.ffn_norm.size
     if not config.tied_embeddings:
         parts["output"] = weights.output.size
-    linear = choose_linear(weights)
     template = tokenizer.chat_template if tokenizer else None
     one_token = KVCache(config, slots=1, max_len=1)
     cache_bytes = one_token.k.nbytes + one_token.v.nbytes
@@ -79,7 +78,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
             "added": tokenizer and {token.content: token.id for token in tokenizer.added if not token.special},
         },
         "stop_ids": sorted(checkpoint.stop_ids),
-        "linear": {"kind": linear.kind, "activations": linear.activations, "why": linear.why},
+        "linear": asdict(choose_linear(weights)),
         "chat_template": {"found": bool(template), "not_llama_3s": other_chat_format(template)},
     }
 

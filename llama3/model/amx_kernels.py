@@ -22,15 +22,17 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
+from llama3.model import vectors
 from llama3.model.jit import compiled
+from llama3.model.vectors import FLOAT, INT, Array, Value, Variable, instruction, loop
 
 DEPTH = 64  # column tiles that `many` multiplies at a time: their part of 128 rows of W stays in the core's cache
 CONFIG = np.zeros(64, np.uint8)  # what LDTILECFG reads: palette 1, eight tiles of 16 rows of 64 bytes
 CONFIG[0], CONFIG[48:56], CONFIG[16:32:2] = 1, 16, 64
 ARRAYS = "Array(uint16, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], float32[:, ::1]"  # w, packed x, and y
-UPPER_HALF, EXPONENT, QUIET = np.uint32(0xFFFF0000), np.uint32(0x7F800000), np.uint32(0x00400000)
+UPPER_HALF, EXPONENT, QUIET = 0xFFFF0000, 0x7F800000, 0x00400000  # of the bits of a float32
 
 
 def compilable() -> bool:
@@ -73,64 +75,63 @@ tdpbf16ps = _instruction("tdpbf16ps", 3, 0)
 
 
 @intrinsic
-def bits_of(typing: Any, value: Any) -> Any:
-    """The bits of a float32 as uint32."""
-    return types.uint32(types.float32), lambda _, builder, __, values: builder.bitcast(values[0], ir.IntType(32))
+def address(typing: Any, array: Any) -> Any:
+    """Where an array begins, as int64. With numba's own type for it, which is unsigned, sums would become float64."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, ir.IntType(64))
+
+    return types.int64(array), emit
 
 
-@intrinsic
-def float_of(typing: Any, bits: Any) -> Any:
-    """The float32 of these bits."""
-    return types.float32(types.uint32), lambda _, builder, __, values: builder.bitcast(values[0], ir.FloatType())
+@instruction
+def pack_tile(x: Array, packed: Array, columns: Array, block: Value, k: Value) -> None:
+    """Fill the column tile k of a block. columns (32, 16) float32: for the tile's columns of x, one after the other."""
+    rows = (x.shape[0] - block * 16).smaller(16)
+    with loop(rows) as row:
+        values = x.load(32, block * 16 + row, k * 32)
+        for column in range(32):
+            columns.store(values.lane(column), column, row)
+    parts = packed.shape[2]
+    with loop(block.like(16)) as pair:
+        rests = [columns.load(16, pair * 2 + i, 0) for i in range(2)]
+        low, high = (Variable(rest.first(rows).choose(rest, 0)) for rest in rests)
+        with loop(parts) as part:
+            last = parts < part + 2
+            packed.store(split(high, last) | split(low, last).upper_half(), block, k, part, pair, 0)
 
 
-@register_jitable
-def address(array: Any) -> Any:
-    """Where an array begins. numba's own type for it is unsigned, and unsigned + signed makes float64 in numba."""
-    return np.int64(array.ctypes.data)
-
-
-@register_jitable
-def split(value: Any, last: bool) -> Any:
-    """float32 -> (its bfloat16 as the upper half of a uint32, what remains of the value).
+def split(rest: Variable, last: Value) -> Value:
+    """Take the next bfloat16 from what remains of float32 numbers: as the upper half of 32 bits, the lower one is 0.
 
     All parts but the last are cut off, not rounded: the largest floats would round to infinity. An infinity or a NaN
     remains one, and its other parts are 0.
     """
-    bits = bits_of(value)
-    if bits & EXPONENT == EXPONENT:
-        return np.uint32((bits & UPPER_HALF) | (QUIET if value != value else np.uint32(0))), np.float32(0)
-    if last:  # to nearest, ties to even
-        bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    part = np.uint32(bits & UPPER_HALF)
-    return part, value - float_of(part)
+    number = rest.value
+    bits = number.convert("bitcast", INT)
+    to_nearest = (bits.upper_half() & 1) + 0x7FFF  # ties to even
+    part = (bits + last.choose(to_nearest, 0)) & UPPER_HALF
+    special = (bits & EXPONENT).equals(EXPONENT)
+    part = special.choose(number.is_nan().choose(bits | QUIET, bits) & UPPER_HALF, part)
+    rest.value = special.choose(number.like(0), number - part.convert("bitcast", FLOAT))
+    return part
 
 
-@compiled("void(Array(float32, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], int64, int64)")
-def pack(x: Any, packed: Any, begin: int, end: int) -> None:
+@compiled(
+    "void(Array(float32, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], float32[:, ::1], int64, int64)", uses=vectors
+)
+def pack(x: Any, packed: Any, columns: Any, begin: int, end: int) -> None:
     """Fill the column tiles from begin to end of packed, which may have more rows than x: those become 0.
 
-    x (T, n_in) float32; packed (>= T / 16, n_in / 32, parts, 16 pairs of columns, 16 rows) uint32
+    x (T, n_in) float32; packed (>= T / 16, n_in / 32, parts, 16 pairs of columns, 16 rows) uint32; columns (32, 16)
+    float32 is overwritten.
     """
-    parts = packed.shape[2]
-    rest = np.empty((32, 16), np.float32)  # a tile's columns, without the parts that are already packed
     for block in range(packed.shape[0]):
-        rows = min(max(len(x) - 16 * block, 0), 16)
         for k in range(begin, end):
-            if rows < 16:
-                packed[block, k] = 0
-            for row in range(rows):
-                for column in range(32):
-                    rest[column, row] = x[16 * block + row, 32 * k + column]
-            for part in range(parts):
-                for pair in range(16):
-                    for row in range(rows):
-                        low, rest[2 * pair, row] = split(rest[2 * pair, row], part == parts - 1)
-                        high, rest[2 * pair + 1, row] = split(rest[2 * pair + 1, row], part == parts - 1)
-                        packed[block, k, part, pair, row] = high | (low >> np.uint32(16))
+            pack_tile(x, packed, columns, block, k)
 
 
-@compiled(f"void({ARRAYS}, int64, int64)")
+@compiled(f"void({ARRAYS}, int64, int64)", error_model="numpy")
 def few(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
     """y = W's rows from begin to end times x, for up to 16 rows of x. The time goes into reading W from memory.
 
@@ -157,7 +158,7 @@ def few(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
     tilerelease()
 
 
-@compiled(f"void({ARRAYS}, uint32[:, ::1], int64, int64)")
+@compiled(f"void({ARRAYS}, uint32[:, ::1], int64, int64)", error_model="numpy")
 def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
     """The same for any number of rows of x, 32 rows of W by 32 rows of x at a time.
 
@@ -168,15 +169,21 @@ def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
     ldtilecfg(address(CONFIG))
     steps, parts = x.shape[1], x.shape[2]
     stride, line = w.strides[0], y.strides[0]
-    height = max(32, len(copy))
+    height = len(copy) if len(copy) else 32
     depth = DEPTH if len(copy) else steps
     for top in range(begin, end, height):
-        bottom = min(top + height, end)
+        bottom = top + height if top + height < end else end
         tiles, below, right, pitch = address(w) + top * stride, 16 * stride, 64, stride
         if len(copy):
-            _copy_tiles(tiles, stride, (bottom - top) // 16, steps, address(copy))
+            to = address(copy)  # tiles from W's rows lie there one after the other, row of tiles by row of tiles
+            for n in range(top, bottom, 16):
+                for step in range(steps):
+                    tileloadd(4, address(w) + n * stride + 64 * step, stride)
+                    tilestored(4, to, 64)
+                    to += 1024
             tiles, below, right, pitch = address(copy), steps * 1024, 1024, 64
         for first in range(0, steps, depth):
+            last = first + depth if first + depth < steps else steps
             for block in range(0, len(x), 2):
                 for n in range(top, bottom, 32):
                     a = tiles + (n - top) // 16 * below + first * right
@@ -192,7 +199,7 @@ def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
                         tileloadd(1, c + 64, line)
                         tileloadd(2, c + 16 * line, line)
                         tileloadd(3, c + 16 * line + 64, line)
-                    for _ in range(first, min(first + depth, steps)):
+                    for _ in range(first, last):
                         tileloadd(4, a, pitch)
                         tileloadd(5, a + below, pitch)
                         for _ in range(parts):
@@ -209,13 +216,3 @@ def many(w: Any, x: Any, y: Any, copy: Any, begin: int, end: int) -> None:
                     tilestored(2, c + 16 * line, line)
                     tilestored(3, c + 16 * line + 64, line)
     tilerelease()
-
-
-@register_jitable
-def _copy_tiles(w: int, stride: int, heights: int, steps: int, to: int) -> None:
-    """Copy tiles from W's rows to where they lie one after the other, row of tiles by row of tiles."""
-    for height in range(heights):
-        for step in range(steps):
-            tileloadd(4, w + 16 * height * stride + 64 * step, stride)
-            tilestored(4, to, 64)
-            to += 1024

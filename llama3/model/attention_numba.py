@@ -6,52 +6,48 @@ scores, the largest score so far, the exponentials as weights, and the sum of th
 larger score is found, what has been summed up is scaled down (online softmax, Milakov and Gimelshein 2018), so the
 scores of a whole row are never in memory. Keys and values behind a row's own position are not read.
 
-numba's own loops would either add in an order that LLVM chooses or use a small part of the CPU. So the products of
-scores and values are vector instructions, written for LLVM: the order of every sum is fixed, and each product is added
-with one rounding. Four query heads of one position share their keys and values, so each entry that is loaded is used
-four times.
+The steps are vector instructions (`vectors.py`), so the order of every sum is fixed, and each product is added with one
+rounding. Up to four query heads of one position share their keys and values, so that each entry that is loaded is used
+up to four times. One kernel is compiled, for the shape of the model's heads.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
-from numba.extending import intrinsic, register_jitable
 
-from llama3.model.jit import compiled
+from llama3.model import vectors
+from llama3.model.jit import Kernel, compiled
 from llama3.model.threads import share
+from llama3.model.vectors import AVX512, FLOAT, INT, LANES, Array, Value, Variable, dot_products, instruction, loop
 
 KEYS = 64  # positions in a block
 ROWS = 32  # queries that meet a block one after the other, while it is in the core's cache
 LARGE = 2**16  # scores; from about 0.4 ms of work on, it is shared among threads
-AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-DOT = 16 if AVX512 else 8  # products that a step adds to a dot product: one register
-WIDE, NARROW = 64 if AVX512 else 16, 8  # channels of the values that a tile sums up: as many as the registers hold
-FUSE = {"contract"}  # a product and a sum may be rounded once, but no sum is reordered
+STATE = 16  # numbers at the end of a record, of which two are used: the next one begins in a new line of the cache
+HEAD_STEP = 16  # head_dim must be a multiple of it, so that a head is whole vectors
+WIDTHS = (64, 32, 16) if AVX512 else (16,)  # channels of four heads' values that the registers can sum up at a time
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """q (n, n_heads, head_dim), the last n positions; k, v (n_kv_heads, length, head_dim), positions 0 to length - 1
-    -> (n, n_heads * head_dim). Row i of q is at position length - n + i. All are float32, head_dim a multiple of 8.
+    -> (n, n_heads * head_dim). Row i of q is at position length - n + i. All are float32.
     """
     n, n_heads, head_dim = q.shape
     n_kv_heads, length, _ = k.shape
-    assert k.shape == v.shape and head_dim % 8 == n_heads % n_kv_heads == 0 and n <= length, (q.shape, k.shape, v.shape)
+    assert k.shape == v.shape and n_heads % n_kv_heads == 0 and n <= length, (q.shape, k.shape, v.shape)
     assert k.strides[1:] == v.strides[1:] == (4 * head_dim, 4), (k.strides, v.strides)
     q = np.ascontiguousarray(q)
     out = np.empty((n, n_heads, head_dim), np.float32)
+    group, scale = n_heads // n_kv_heads, np.float32(1) / np.sqrt(np.float32(head_dim))
+    attend = kernel(group, head_dim)
 
     def work(slices: Iterator[slice]) -> None:
-        shape = min(n, ROWS), n_heads // n_kv_heads
-        queries, sums = _aligned((2, *shape, head_dim))
-        weights, state = np.empty((*shape, KEYS), np.float32), np.empty((2, *shape), np.float32)
+        records = _aligned((min(n, ROWS), group, 2 * head_dim + KEYS + STATE))
         for tasks in slices:
-            attend(q, k, v, out, queries, sums, state, weights, tasks.start, tasks.stop)
+            attend(q, k, v, out, records, scale, tasks.start, tasks.stop)
 
     tasks = -(-n // ROWS) * n_kv_heads  # one kv head and up to ROWS queries each
     share(work, tasks, 1 if n * n_heads * length >= LARGE else tasks)
@@ -66,236 +62,136 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[begin : begin + size].reshape(shape)
 
 
-# Instructions for numba, written for LLVM. A tile is a loop in which all sums stay in registers.
+# While a query is computed, it has a record. It holds the query (head_dim numbers), the sum of the values so far
+# (head_dim), the scores of a block, which become weights (KEYS), the largest score and the sum of the weights so far.
+#
+# A form is head_dim, the heads and the keys that `score` multiplies at a time, and the channels that `weigh` sums up.
 
 
-def dots(heads: int, keys: int) -> Any:
-    """An instruction for numba: the 16 dot products of `heads` queries with `keys` keys, 4 x 4 or 1 x 16.
-
-    Channels are added up DOT apart, and the DOT sums then in pairs. Those left over by a multiple of DOT are not added.
-    """
-
-    @intrinsic
-    def tile(typing, weights, queries, k, row, head, kv_head, first, key, last):
-        """weights[row, head + h, key + j] = queries[row, head + h] @ k[kv_head, min(first + key + j, last)]"""
-
-        def emit(context, builder, signature, arguments):
-            weights, queries, k, row, head, kv_head, first, key, last = _values(context, builder, signature, arguments)
-            rows = [builder.add(head, head.type(h)) for h in range(heads)]
-            positions = [builder.add(builder.add(first, key), key.type(j)) for j in range(keys)]
-            positions = [builder.select(builder.icmp_signed("<", p, last), p, last) for p in positions]
-            totals = [cgutils.alloca_once_value(builder, _vector(DOT)(None)) for _ in range(16)]
-            channels = cgutils.unpack_tuple(builder, queries.shape)[2]
-            with cgutils.for_range(builder, builder.sdiv(channels, channels.type(DOT))) as loop:
-                channel = builder.mul(loop.index, channels.type(DOT))
-                a = [builder.load(_address(builder, queries, DOT, row, r, channel), align=4) for r in rows]
-                b = [builder.load(_address(builder, k, DOT, kv_head, p, channel), align=4) for p in positions]
-                for i, total in enumerate(totals):
-                    _multiply_add(builder, total, a[i // keys], b[i % keys])
-            sums = [builder.load(total) for total in totals]
-            while len(sums) > 16 // DOT:  # add neighbouring lanes of two vectors to one vector, until a lane is a sum
-                even, odd = range(0, 2 * DOT, 2), range(1, 2 * DOT, 2)
-                pairs = list(zip(sums[::2], sums[1::2]))
-                sums = [builder.fadd(_shuffle(builder, *ab, even), _shuffle(builder, *ab, odd)) for ab in pairs]
-            both = sums[0] if len(sums) == 1 else _shuffle(builder, *sums, range(16))
-            for h, r in enumerate(rows):
-                part = _shuffle(builder, both, both, range(h * keys, (h + 1) * keys))
-                builder.store(part, _address(builder, weights, keys, row, r, key), align=4)
-            return context.get_dummy_value()
-
-        return types.void(weights, queries, k, row, head, kv_head, first, key, last), emit
-
-    return tile
+@instruction
+def begin(form: Any, records: Any, row: Any, q: Any, from_row: Any, from_head: Any, scale: Any) -> None:
+    """Set the records of a row: its queries are those of q from a head on, times scale."""
+    (head_dim, _, _, lanes), zero = form, scale.like(0)
+    with loop(records.shape[1]) as head:
+        for channel in range(0, head_dim, lanes):
+            query = q.load(lanes, from_row, from_head + head, channel)
+            records.store(query * scale.spread(lanes), row, head, channel)
+            records.store(zero.spread(lanes), row, head, head_dim + channel)
+        records.store(scale.like(-math.inf), row, head, head_dim * 2 + KEYS)
+        records.store(zero, row, head, head_dim * 2 + KEYS + 1)
 
 
-def weigh(heads: int, lanes: int) -> Any:
-    """An instruction for numba: add n values times their weights, one after another, to the sums of heads."""
-
-    @intrinsic
-    def tile(typing, sums, weights, v, row, head, kv_head, first, n, channel):
-        """sums[row, head + h] += weights[row, head + h, :n] @ v[kv_head, first : first + n], `lanes` channels of it"""
-
-        def emit(context, builder, signature, arguments):
-            sums, weights, v, row, head, kv_head, first, n, channel = _values(context, builder, signature, arguments)
-            rows = [builder.add(head, head.type(h)) for h in range(heads)]
-            places = [_address(builder, sums, lanes, row, r, channel) for r in rows]
-            totals = [cgutils.alloca_once_value(builder, builder.load(place, align=4)) for place in places]
-            with cgutils.for_range(builder, n) as loop:
-                position = builder.add(first, loop.index)
-                value = builder.load(_address(builder, v, lanes, kv_head, position, channel), align=4)
-                for r, total in zip(rows, totals):
-                    weight = builder.load(_address(builder, weights, 1, row, r, loop.index), align=4)
-                    _multiply_add(builder, total, _shuffle(builder, weight, weight, [0] * lanes), value)
-            for place, total in zip(places, totals):
-                builder.store(builder.load(total), place, align=4)
-            return context.get_dummy_value()
-
-        return types.void(sums, weights, v, row, head, kv_head, first, n, channel), emit
-
-    return tile
+@instruction
+def score(form: Any, records: Any, k: Any, row: Any, kv_head: Any, first: Any, ahead: Any) -> None:
+    """The weights of a row's queries for the block of keys from `first` on, of which `ahead` or all are visible."""
+    head_dim, heads, keys, _ = form
+    visible = ahead.smaller(KEYS)
+    last = first + visible - 1
+    with loop(records.shape[1], heads) as head, loop(visible, keys) as key:
+        places = [(first + key + j).smaller(last) for j in range(keys)]
+        a = [lambda channel, h=head + h: records.load(LANES, row, h, channel) for h in range(heads)]
+        b = [lambda channel, place=place: k.load(LANES, kv_head, place, channel) for place in places]
+        for h, products in enumerate(dot_products(a, b, k.shape[2])):
+            records.store(products, row, head + h, key + head_dim * 2)
+    with loop(records.shape[1]) as head:
+        softmax_block(form, records, row, head, visible)
 
 
-def fold(add: bool) -> Any:
-    """An instruction for numba: the sum of KEYS numbers in a row, or the largest, by adding or comparing halves."""
-
-    @intrinsic
-    def row_of(typing, weights, row, head):
-        def emit(context, builder, signature, arguments):
-            weights, row, head = _values(context, builder, signature, arguments)
-            x, lanes = builder.load(_address(builder, weights, KEYS, row, head), align=4), KEYS
-            while lanes > 1:
-                lanes //= 2
-                a, b = _shuffle(builder, x, x, range(lanes)), _shuffle(builder, x, x, range(lanes, 2 * lanes))
-                x = builder.fadd(a, b) if add else builder.select(builder.fcmp_unordered(">", a, b), a, b)
-            return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
-
-        return types.float32(weights, row, head), emit
-
-    return row_of
+def softmax_block(form: Any, records: Array, row: Value, head: Value, visible: Value) -> None:
+    """Turn the scores of one query and one block into weights, and scale down what has been summed up."""
+    head_dim, _, _, lanes = form
+    scores, state = head_dim * 2, head_dim * 2 + KEYS
+    before, total = records.load(1, row, head, state), records.load(1, row, head, state + 1)
+    s = records.load(KEYS, row, head, scores)
+    s = s.first(visible).choose(s, -math.inf)
+    largest = before.larger(s.fold(Value.larger))
+    s, scale = exp(s - largest.shuffle([0] * KEYS)), exp(before - largest)
+    records.store(s, row, head, scores)
+    records.store(largest, row, head, state)
+    records.store(total.times_plus(scale, s.fold(Value.__add__)), row, head, state + 1)
+    for channel in range(head_dim, 2 * head_dim, lanes):
+        records.store(records.load(lanes, row, head, channel) * scale.shuffle([0] * lanes), row, head, channel)
 
 
-def _values(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """What an instruction is given: numbers, and arrays with their `data`, `shape` and `strides`."""
-    given = zip(signature.args, arguments)
-    return [context.make_array(t)(context, builder, x) if isinstance(t, types.Array) else x for t, x in given]
+@instruction
+def weigh(form: Any, records: Any, v: Any, row: Any, kv_head: Any, first: Any, ahead: Any) -> None:
+    """Add a block's values, times their weights, to the sums of a row's queries."""
+    head_dim, heads, _, lanes = form
+    with loop(v.shape[2], lanes) as channel, loop(records.shape[1], heads) as head:
+        group = [head + h for h in range(heads)]
+        totals = [Variable(records.load(lanes, row, h, channel + head_dim)) for h in group]
+        with loop(ahead.smaller(KEYS)) as i:
+            value = v.load(lanes, kv_head, first + i, channel)
+            for h, total in zip(group, totals):
+                total.add_product(records.number(row, h, i + head_dim * 2).spread(lanes), value)
+        for h, total in zip(group, totals):
+            records.store(total.value, row, h, channel + head_dim)
 
 
-def _vector(lanes: int) -> Any:
-    return ir.VectorType(ir.FloatType(), lanes)
+@instruction
+def finish(form: Any, out: Any, to_row: Any, to_head: Any, records: Any, row: Any) -> None:
+    """The results of a row: the sums of the values, divided by the sums of the weights."""
+    head_dim, _, _, lanes = form
+    with loop(records.shape[1]) as head:
+        total = records.number(row, head, head_dim * 2 + KEYS + 1)
+        factor = (total.like(1) / total).spread(lanes)
+        for channel in range(0, head_dim, lanes):
+            result = records.load(lanes, row, head, head_dim + channel) * factor
+            out.store(result, to_row, to_head + head, channel)
 
 
-def _address(builder: Any, array: Any, lanes: int, *indices: Any) -> Any:
-    """Where an array has the `lanes` numbers that begin at these indices."""
-    address = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-    for index, stride in zip(indices, cgutils.unpack_tuple(builder, array.strides)):
-        address = builder.gep(address, [builder.mul(index, stride)])
-    return builder.bitcast(address, _vector(lanes).as_pointer())
+LOG2_E, LN_2 = math.log2(math.e), 0.693359375  # ln 2 in 9 bits: times a whole number, it is exact
 
 
-def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
-    """total += a * b, rounded once, for vectors; `total` is a variable's address."""
-    function = ir.FunctionType(a.type, [a.type] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{a.type.count}f32")
-    builder.store(builder.call(fma, [a, b, builder.load(total)]), total)
+def exp(x: Value) -> Value:
+    """e**x of float32, to 2 units in the last place: 2**n * e**r, where |r| <= ln(2) / 2. Without a branch."""
+    x = x.larger(-104).smaller(89)  # e**-104 rounds to 0, and e**89 is infinite
+    n = x.times_plus(LOG2_E, 0.5).floor()
+    r = n.times_plus(LN_2 - math.log(2), n.times_plus(-LN_2, x))
+    y = r.like(1 / 5040)
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1):  # the series of exp
+        y = y.times_plus(r, term)
+    n = n.convert("fptosi", INT)
+    half = n >> 1  # 2**n may be too small for a float32 of full accuracy, its halves are not
+    return y * power_of_2(half) * power_of_2(n - half)
 
 
-def _shuffle(builder: Any, a: Any, b: Any, lanes: Any) -> Any:
-    """The vector of these lanes of a and b; b's are counted on from a's."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
+def power_of_2(n: Value) -> Value:
+    """2**n for -126 <= n <= 127, as the bits of a float32: the exponent before 23 bits of zeros."""
+    return ((n + 127) << 23).convert("bitcast", FLOAT)
 
 
-dots_4x4, dots_1x16 = dots(4, 4), dots(1, 16)
-sum_of, largest_of = fold(add=True), fold(add=False)
-weigh_4, weigh_1, weigh_narrow = weigh(4, WIDE), weigh(1, WIDE), weigh(1, NARROW)
-
-LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(0.693359375)  # ln 2 in 9 bits: times a whole number, it is exact
-LN_2_REST = np.float32(np.log(2) - 0.693359375)
-C2, C3, C4, C5, C6, C7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 5040))  # the series of exp
+_inputs = ", ".join(f"Array(float32, 3, '{layout}', readonly=True)" for layout in "CAA")  # q, k, v
+_signature = f"void({_inputs}, float32[:, :, ::1], float32[:, :, ::1], float32, int64, int64)"
 
 
-@register_jitable
-def exp(x):
-    """e**x of a float32, to 2 units in the last place: 2**n * e**r, where |r| <= ln(2) / 2. Without a branch."""
-    x = np.float32(-104) if x < np.float32(-104) else x  # e**-104 rounds to 0
-    x = np.float32(89) if x > np.float32(89) else x  # e**89 is infinite
-    n = np.floor(x * LOG2_E + np.float32(0.5))
-    r = x - n * LN_2 - n * LN_2_REST
-    y = ((((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2) * r + np.float32(1)) * r + np.float32(1)
-    n = np.int32(n)
-    half = n >> np.int32(1)  # 2**n may be too small for a float32 of full accuracy, its halves are not
-    return y * power_of_2(half) * power_of_2(np.int32(n - half))
+@functools.cache
+def kernel(group: int, head_dim: int) -> Kernel:
+    """The kernel for models with `group` query heads for each kv head."""
+    assert head_dim % HEAD_STEP == 0, head_dim
+    heads = next(n for n in (4, 3, 2, 1) if group % n == 0)
+    return _kernel((head_dim, heads, 4 if heads > 1 else 8, next(n for n in WIDTHS if head_dim % n == 0)))
 
 
-@register_jitable
-def power_of_2(n):
-    """2**n for -126 <= n <= 127, as the bits of a float32: the exponent behind 23 bits of zeros."""
-    return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
+@functools.cache
+def _kernel(form: tuple[int, int, int, int]) -> Kernel:
+    @compiled(_signature, uses=vectors, error_model="numpy")
+    def attend(q, k, v, out, records, scale, first_task, last_task):
+        """Tasks first_task to last_task: each is the queries of one kv head at up to ROWS positions."""
+        for task in range(first_task, last_task):
+            kv_head, top = task % len(k), task // len(k) * ROWS
+            rows = ROWS if len(q) - top > ROWS else len(q) - top
+            position = k.shape[1] - len(q) + top  # of the first of these queries
+            head = kv_head * records.shape[1]
+            for row in range(rows):
+                begin(form, records, row, q, top + row, head, scale)
+            for first in range(0, position + rows, KEYS):
+                start = first - position if first > position else 0
+                for row in range(start, rows):
+                    score(form, records, k, row, kv_head, first, position + row + 1 - first)
+                for row in range(start, rows):
+                    weigh(form, records, v, row, kv_head, first, position + row + 1 - first)
+            for row in range(rows):
+                finish(form, out, top + row, head, records, row)
 
-
-@register_jitable
-def softmax_block(weights, visible, sums, state, row, head):
-    """Turn one query's scores into weights and scale down what has been summed up."""
-    s, total = weights[row, head], sums[row, head]
-    for j in range(visible, KEYS):
-        s[j] = -np.inf
-    before = state[0, row, head]
-    largest = max(before, largest_of(weights, row, head))
-    for j in range(KEYS):
-        s[j] = exp(s[j] - largest)
-    scale = exp(before - largest)
-    for d in range(len(total)):
-        total[d] *= scale
-    state[0, row, head], state[1, row, head] = largest, state[1, row, head] * scale + sum_of(weights, row, head)
-
-
-@register_jitable
-def score_block(weights, queries, k, row, kv_head, first, visible):
-    """weights[row, :, :visible] = queries[row] @ k[kv_head, first : first + visible].T"""
-    _, group, head_dim = queries.shape
-    fours = group // 4 * 4
-    for head in range(0, fours, 4):
-        for key in range(0, visible, 4):
-            dots_4x4(weights, queries, k, row, head, kv_head, first, key, first + visible - 1)
-    for head in range(fours, group):
-        for key in range(0, visible, 16):
-            dots_1x16(weights, queries, k, row, head, kv_head, first, key, first + visible - 1)
-    for d in range(head_dim // DOT * DOT, head_dim):
-        for head in range(group):
-            for key in range(visible):
-                weights[row, head, key] += queries[row, head, d] * k[kv_head, first + key, d]
-
-
-@register_jitable
-def weigh_block(sums, weights, v, row, kv_head, first, visible):
-    """sums[row] += weights[row, :, :visible] @ v[kv_head, first : first + visible]"""
-    _, group, head_dim = sums.shape
-    fours, wide = group // 4 * 4, head_dim // WIDE * WIDE
-    for channel in range(0, wide, WIDE):
-        for head in range(0, fours, 4):
-            weigh_4(sums, weights, v, row, head, kv_head, first, visible, channel)
-        for head in range(fours, group):
-            weigh_1(sums, weights, v, row, head, kv_head, first, visible, channel)
-    for channel in range(wide, head_dim, NARROW):
-        for head in range(group):
-            weigh_narrow(sums, weights, v, row, head, kv_head, first, visible, channel)
-
-
-_given = "Array(float32, 3, '{}', readonly=True)"  # the argument may be read-only
-_scratch = ", ".join(["float32[:, :, ::1]"] * 5)  # out, queries, sums, state, weights
-_signature = f"void({_given.format('C')}, {_given.format('A')}, {_given.format('A')}, {_scratch}, int64, int64)"
-
-
-@compiled(_signature, fastmath=FUSE)
-def attend(q, k, v, out, queries, sums, state, weights, first_task, last_task):
-    """Tasks first_task to last_task: each is the queries of one kv head at up to ROWS positions.
-
-    state: of each query, the largest score and the sum of the weights. All arrays that come in are float32.
-    """
-    n, _, head_dim = q.shape
-    n_kv_heads, length, _ = k.shape
-    group = queries.shape[1]
-    scale = np.float32(1) / np.sqrt(np.float32(head_dim))
-    for task in range(first_task, last_task):
-        kv_head, begin = task % n_kv_heads, task // n_kv_heads * ROWS
-        rows, position = min(ROWS, n - begin), length - n + begin  # the position of the first of these queries
-        for row in range(rows):
-            for head in range(group):
-                given, query, total = q[begin + row, kv_head * group + head], queries[row, head], sums[row, head]
-                for d in range(head_dim):
-                    query[d] = given[d] * scale
-                    total[d] = 0
-                state[0, row, head], state[1, row, head] = -np.inf, 0
-        for first in range(0, position + rows, KEYS):
-            for row in range(max(0, first - position), rows):
-                score_block(weights, queries, k, row, kv_head, first, min(KEYS, position + row + 1 - first))
-            for row in range(max(0, first - position), rows):
-                for head in range(group):
-                    softmax_block(weights, min(KEYS, position + row + 1 - first), sums, state, row, head)
-            for row in range(max(0, first - position), rows):
-                weigh_block(sums, weights, v, row, kv_head, first, min(KEYS, position + row + 1 - first))
-        for row in range(rows):
-            for head in range(group):
-                total, result = sums[row, head], out[begin + row, kv_head * group + head]
-                factor = np.float32(1) / state[1, row, head]
-                for d in range(head_dim):
-                    result[d] = total[d] * factor
+    return attend

@@ -3,8 +3,11 @@
 numba is optional and slow to import, so this module imports it only when a kernel is compiled.
 """
 
+import inspect
 import threading
+import zlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 
@@ -24,23 +27,32 @@ class Kernel:
         """numba's dispatcher, compiled for exactly these signatures."""
         from numba import njit
 
+        options = {"nogil": True, "no_cfunc_wrapper": True, **self._options}  # no code calls a kernel from C
         with self._lock:
             if self._compiled is None:
-                kernel = njit(list(self._signatures), nogil=True, cache=True, **self._options)
                 try:
-                    self._compiled = kernel(self.py_func)
+                    self._compiled = njit(list(self._signatures), cache=True, **options)(self.py_func)
                 except (RuntimeError, OSError):  # no folder can be written, or its disk is full
-                    self._compiled = njit(list(self._signatures), nogil=True, **self._options)(self.py_func)
+                    self._compiled = njit(list(self._signatures), **options)(self.py_func)
         return self._compiled
 
     def __call__(self, *arguments: Any) -> Any:
         return (self._compiled or self.compile())(*arguments)
 
 
-def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
+def compiled(
+    *signatures: str, uses: ModuleType | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a kernel with its signatures, for instance "void(float32[:, ::1], int64)"; options are njit's.
 
     The signature of an array that may be read-only, as mapped weights are, is Array(uint16, 2, 'C', readonly=True).
-    It accepts writable arrays, too.
+    It accepts writable arrays, too. uses: another module whose instructions the kernel is made of. numba's cache takes
+    a kernel to be new only if the file with the kernel itself has changed, but it goes by the kernel's name as well.
     """
-    return lambda py_func: Kernel(py_func, signatures, options)
+
+    def decorate(py_func: Callable[..., Any]) -> Kernel:
+        if uses:
+            py_func.__qualname__ += f"_{zlib.crc32(inspect.getsource(uses).encode()):08x}"
+        return Kernel(py_func, signatures, options)
+
+    return decorate

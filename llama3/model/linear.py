@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from llama3.model.threads import share
@@ -31,6 +32,20 @@ class Matrix(Protocol):
     """A matrix that brings its own `product`, such as `lora.LoraMatrix` or `linear_numba.NumbaMatrix`."""
 
     def product(self, x: np.ndarray) -> np.ndarray: ...
+
+
+def fits(w: np.ndarray, rows: int, columns: int) -> bool:
+    """Whether w (n_out, n_in) is what a compiled kernel takes: bfloat16, C-contiguous, not empty, aligned, and n_out
+    and n_in are multiples of `rows` and `columns`.
+    """
+    return bool(
+        w.dtype == ml_dtypes.bfloat16
+        and w.ndim == 2
+        and w.size
+        and w.shape[0] % rows == w.shape[1] % columns == 0
+        and w.flags.c_contiguous
+        and w.flags.aligned  # a file may hold it at an odd address
+    )
 
 
 def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
+from llama3.model.linear import fits
 from llama3.model.threads import share
 
 FEW = 16  # up to this many rows of x, they are one tile and `few` multiplies
@@ -51,18 +51,6 @@ def missing() -> str | None:
     return None if amx_kernels.compilable() else "numba compiles for a CPU without AMX (NUMBA_CPU_FEATURES)"
 
 
-def fits(w: np.ndarray) -> bool:
-    """Whether w (n_out, n_in) can be an AmxMatrix: bfloat16, C-contiguous, not empty, both sides multiples of 32."""
-    return bool(
-        w.dtype == ml_dtypes.bfloat16
-        and w.ndim == 2
-        and w.size
-        and w.shape[0] % 32 == w.shape[1] % 32 == 0
-        and w.flags.c_contiguous
-        and w.flags.aligned  # a file may hold it at an odd address
-    )
-
-
 @dataclass(frozen=True)
 class AmxMatrix:
     """A weight matrix that AMX multiplies, for `linear`. Making the first compiles the kernels."""
@@ -71,7 +59,7 @@ class AmxMatrix:
     parts: int = 3  # bfloat16 numbers that a float32 of x is split into: 3 keep all its bits, 1 rounds it
 
     def __post_init__(self) -> None:
-        assert fits(self.w) and self.parts in (1, 2, 3), (self.w.dtype, self.w.shape, self.w.flags, self.parts)
+        assert fits(self.w, 32, 32) and self.parts in (1, 2, 3), (self.w.dtype, self.w.shape, self.w.flags, self.parts)
         assert missing() is None, missing()  # or LLVM would end the process
         from llama3.model import amx_kernels
 
@@ -105,8 +93,9 @@ def _pack(x: np.ndarray, parts: int) -> np.ndarray:
     packed = _aligned((blocks, x.shape[1] // 32, parts, 16, 16), np.uint32)
 
     def work(slices: Iterator[slice]) -> None:
+        columns = _aligned((32, 16), np.float32)
         for steps in slices:
-            amx_kernels.pack(x, packed, steps.start, steps.stop)
+            amx_kernels.pack(x, packed, columns, steps.start, steps.stop)
 
     share(work, packed.shape[1], max(1, PACKED // (32 * len(x))))
     return packed

@@ -11,14 +11,13 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.linear import Matrix
+from llama3.model.linear import Matrix, fits
 from llama3.model.weights import LayerWeights, Weights
 
-MULTIPLES = {"numba": (4, 1), "amx": (32, 32)}  # of these are the rows and the columns of the matrices they take
+MULTIPLES = {"numba": (4, 16), "amx": (32, 32)}  # of these are the rows and the columns of the matrices they take
 KINDS = ("auto", "numpy", *MULTIPLES)
 ACTIVATIONS = ("float32", "bfloat16")
 SMALL = 10**8  # bytes of matrices
@@ -81,8 +80,8 @@ def missing(kind: str, weights: Weights) -> str | None:
 
         if lack := linear_amx.missing():
             return lack
-    if not any(fits(w, kind) for w in matrices(weights)):
-        rows, columns = MULTIPLES[kind]
+    rows, columns = MULTIPLES[kind]
+    if not any(fits(w, rows, columns) for w in matrices(weights)):
         return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}"
     return None
 
@@ -91,12 +90,6 @@ def matrices(weights: Weights) -> Iterator[np.ndarray]:
     for layer in weights.layers:
         yield from (getattr(layer, name) for name in NAMES)
     yield weights.output
-
-
-def fits(w: np.ndarray, kind: str) -> bool:
-    rows, columns = MULTIPLES[kind]
-    whole = w.size > 0 and len(w) % rows == 0 == w.shape[1] % columns
-    return w.dtype == ml_dtypes.bfloat16 and w.flags.c_contiguous and w.flags.aligned and whole
 
 
 def prepare(weights: Weights, choice: LinearChoice) -> Weights:
@@ -115,7 +108,7 @@ def prepare(weights: Weights, choice: LinearChoice) -> Weights:
         new = partial(AmxMatrix, parts=3 if choice.activations == "float32" else 1)
 
     def wrap(w: np.ndarray) -> Any:
-        return new(w) if fits(w, choice.kind) else w
+        return new(w) if fits(w, *MULTIPLES[choice.kind]) else w
 
     def wrapped(layer: LayerWeights) -> LayerWeights:
         return replace(layer, **{name: wrap(getattr(layer, name)) for name in NAMES})

@@ -142,6 +142,7 @@ def simulated() -> Iterator[Tiles]:
         patch = lambda module, name, new: stack.enter_context(mock.patch.object(module, name, new))  # noqa: E731
         for name in INSTRUCTIONS:
             patch(amx_kernels, name, getattr(tiles, name))
+        patch(amx_kernels, "address", lambda array: array.ctypes.data)
         for kernel in (amx_kernels.few, amx_kernels.many):
             patch(kernel, "compile", lambda: None)
             patch(kernel, "_compiled", lambda *arguments, kernel=kernel: tiles.run(kernel, *arguments))

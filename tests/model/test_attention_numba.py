@@ -13,6 +13,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 from llama3.model import attention_numba as module
 from llama3.model.attention_numba import KEYS, ROWS, attention
 from llama3.model.jit import compiled
+from llama3.model.vectors import LANES, instruction
 from tests.model.test_attention import plain_attention, random_qkv
 
 
@@ -22,8 +23,8 @@ from tests.model.test_attention import plain_attention, random_qkv
     n=st.integers(1, 2 * ROWS + 1),
     start=st.integers(0, 3 * KEYS),
     n_kv_heads=st.sampled_from([1, 2, 3]),
-    group=st.integers(1, 9),
-    head_dim=st.sampled_from([8, 16, 24, 64, 80, 128]),
+    group=st.sampled_from([1, 2, 3, 4, 5, 8]),
+    head_dim=st.sampled_from([16, 64, 96, 128]),
 )
 def test_agrees_with_the_definition(seed, n, start, n_kv_heads, group, head_dim):
     q, k, v = random_qkv(seed, n, start, n_kv_heads, group, head_dim)
@@ -53,8 +54,8 @@ def in_chunks(q, k, v, start, ends):
     seed=st.integers(0, 2**32 - 1),
     ends=st.sets(st.integers(1, 3 * KEYS), min_size=1, max_size=6).map(sorted),
     start=st.integers(0, 2 * KEYS),
-    group=st.integers(1, 9),
-    head_dim=st.sampled_from([8, 24, 64, 128]),
+    group=st.sampled_from([1, 3, 4]),
+    head_dim=st.sampled_from([64, 96, 128]),
 )
 def test_chunks_of_any_size_give_the_same_bits(seed, ends, start, group, head_dim):
     q, k, v = random_qkv(seed, ends[-1], start, 2, group, head_dim)
@@ -98,20 +99,26 @@ def test_read_only_and_strided_arrays_give_the_same_bits():
 
 @pytest.mark.parametrize("array", ["keys", "values"])
 def test_a_cache_of_another_layout_is_refused(array):
-    q, k, v = random_qkv(5, 1, 9, 2, 4, 8)
+    q, k, v = random_qkv(5, 1, 9, 2, 4, 16)
     other = np.ascontiguousarray(k.swapaxes(0, 1)).swapaxes(0, 1)  # positions before heads
     with pytest.raises(AssertionError):
         attention(q, *((other, v) if array == "keys" else (k, other)))
 
 
-@compiled("void(float32[::1], float32[::1])", fastmath=module.FUSE)
+@instruction
+def exp_of_some(x, y, i):
+    y.store(module.exp(x.load(LANES, i)), i)
+
+
+@compiled("void(float32[::1], float32[::1])")
 def exp_of_each(x, y):
-    for i in range(len(x)):
-        y[i] = module.exp(x[i])
+    """The length of x is a multiple of 16."""
+    for i in range(0, len(x), LANES):
+        exp_of_some(x, y, i)
 
 
 def test_exp_is_within_2_units_in_the_last_place_over_the_whole_range():
-    x = np.linspace(-104, 89, 4_000_001).astype(np.float32)
+    x = np.linspace(-104, 89, 4_000_000).astype(np.float32)
     y = np.empty_like(x)
     exp_of_each(x, y)
     exact = np.exp(x.astype(np.float64))
@@ -122,7 +129,7 @@ def test_exp_is_within_2_units_in_the_last_place_over_the_whole_range():
 
 
 def test_exp_of_zero_infinity_and_nan():
-    x = np.array([0, -0.0, -np.inf, -1e30, -104.5, 1e30, np.inf, np.nan], np.float32)
+    x = np.array([0, -0.0, -np.inf, -1e30, -104.5, 1e30, np.inf, np.nan] * 2, np.float32)
     y = np.empty_like(x)
     exp_of_each(x, y)
-    np.testing.assert_array_equal(y, np.array([1, 1, 0, 0, 0, np.inf, np.inf, np.nan], np.float32))
+    np.testing.assert_array_equal(y, np.array([1, 1, 0, 0, 0, np.inf, np.inf, np.nan] * 2, np.float32))

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from llama3.model import linear_amx
-from llama3.model.linear import linear, linears
-from llama3.model.linear_amx import AmxMatrix, fits, missing
+from llama3.model.linear import fits, linear, linears
+from llama3.model.linear_amx import AmxMatrix, missing
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -98,23 +98,18 @@ def test_the_parts_of_every_kind_of_number_add_up_to_it() -> None:
     x = bits.view(np.float32)
     x[np.abs(x) < 1e-33] = 0
     packed = np.empty((1, 32, 3, 16, 16), np.uint32)
-    amx_kernels.pack(x, packed, 0, 32)
+    amx_kernels.pack(x, packed, np.empty((32, 16), np.float32), 0, 32)
     parts = widened(packed.view(np.uint16)).reshape(32, 3, 16, 16, 2).transpose(1, 3, 0, 2, 4).reshape(3, 16, 1024)
     np.testing.assert_array_equal(parts[0, :8] + parts[1, :8] + parts[2, :8], x)  # NaN where x is NaN
     assert not parts[:, 8:].any()
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_pack_compiled_equals_pack_in_python(parts: int) -> None:
-    x = draw(19, 96)
-    x[0, :4] = np.inf, np.nan, -np.inf, 3.4e38
-    compiled, python = (np.full((4, 3, parts, 16, 16), 7, np.uint32) for _ in range(2))
-    amx_kernels.pack(x, compiled, 1, 3)
-    names = {"bits_of": lambda value: value.view(np.uint32), "float_of": lambda bits: bits.view(np.float32)}
-    with mock.patch.multiple(amx_kernels, **names):
-        amx_kernels.pack.py_func(x, python, 1, 3)
-    np.testing.assert_array_equal(compiled, python)
-    assert (compiled[:, 0] == 7).all()
+def test_only_the_given_column_tiles_are_packed_and_missing_rows_are_zero() -> None:
+    packed = np.full((4, 3, 1, 16, 16), 7, np.uint32)
+    amx_kernels.pack(np.ones((19, 96), np.float32), packed, np.empty((32, 16), np.float32), 1, 3)
+    assert (packed[:, 0] == 7).all()
+    rows = packed[:, 1:].transpose(0, 4, 1, 2, 3).reshape(64, -1)
+    assert (rows[:19] == 0x3F803F80).all() and not rows[19:].any()
 
 
 @pytest.mark.parametrize("rows", [3, 20, 70])
@@ -154,7 +149,7 @@ def test_several_matrices_by_one_x_and_no_rows_at_all(amx: None) -> None:
     x, ws = draw(18, 64), [AmxMatrix(weights(n, 64, n)) for n in (32, 160, 64)]
     with mock.patch.object(amx_kernels, "pack", wraps=amx_kernels.pack) as pack:
         ys = linears(x, *ws)
-        assert sum(call.args[3] - call.args[2] for call in pack.call_args_list) == 64 // 32
+        assert sum(call.args[4] - call.args[3] for call in pack.call_args_list) == 64 // 32
     for w, y in zip(ws, ys, strict=True):
         np.testing.assert_array_equal(y, linear(x, w))
         assert linear(x[:0], w).shape == (0, len(w.w))
@@ -176,9 +171,9 @@ def test_strided_x_mapped_weights_and_any_number_of_threads_give_the_same_bits(
 def test_what_does_not_fit() -> None:
     w = weights(64, 64)
     odd = np.frombuffer(b"1" + w.tobytes(), ml_dtypes.bfloat16, offset=1).reshape(64, 64)
-    assert fits(w) and fits(w[32:]) and not fits(odd)
+    assert fits(w, 32, 32) and fits(w[32:], 32, 32) and not fits(odd, 32, 32)
     for other in (w.T, w[::2], w[:48], w[:, :32], w[:, :48].copy(), w[:0], w[0], w.astype(np.float32)):
-        assert not fits(other)
+        assert not fits(other, 32, 32)
         with simulated(), pytest.raises(AssertionError):
             AmxMatrix(other)
 

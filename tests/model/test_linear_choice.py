@@ -116,7 +116,7 @@ def test_numpy_leaves_the_weights_as_they_are(weights: Weights) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-@pytest.mark.parametrize("head_dim", [16, 12])  # compiled attention takes multiples of 8; others stay with NumPy's
+@pytest.mark.parametrize("head_dim", [16, 12])  # compiled attention takes multiples of 16; others stay with NumPy's
 def test_numba_computes_the_same_model(head_dim: int, tmp_path: Path) -> None:
     config = tiny_config(head_dim=head_dim)
     folder = write_hf(tmp_path, config, random_tensors(config, dtype="bf16"))
