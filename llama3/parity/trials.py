@@ -139,7 +139,10 @@ class Trials:
         if left is None:
             return None
         self.tried.append(Tried(fault, None, distance(left / self.size)))
-        return self.named(self.tried[-1:], NEARER)
+        own_size = np.linalg.norm(self.model.right.logits[self.rows], axis=1, keepdims=True)  # (rows, 1)
+        rounding = self.rounding * float(np.median(self.size / own_size))  # the other matrix may be much larger
+        d = self.tried[-1].distance
+        return self.tried[-1] if d * NEARER <= self.right and d <= max(ROUNDING * rounding, 1e-7) else None
 
     def cast_order(self) -> Tried | None:
         """The other order of RMSNorm's cast and weight, if that gives the numbers clearly better."""
