@@ -38,7 +38,7 @@ def _attend(q: Array, k: Array, v: Array, round_to: Callable[[Array], Array]) ->
     total, out = np.zeros((n, 1), np.float32), np.zeros(q.shape, np.float32)
     for begin in range(0, T, KEYS):
         keys = slice(begin, min(begin + KEYS, T))
-        scores = product(q, k[keys]).astype(np.float32) * scale  # (n, keys)
+        scores = product(q, k[keys], swap=False).astype(np.float32) * scale  # (n, keys)
         scores[np.arange(keys.start, keys.stop) > position] = -np.inf
         before, highest = highest, np.maximum(highest, scores.max(axis=1, keepdims=True))  # (n, 1)
         weights = exponential(scores - highest)  # (n, keys)
@@ -46,7 +46,7 @@ def _attend(q: Array, k: Array, v: Array, round_to: Callable[[Array], Array]) ->
         whole = weights.shape[1] // LANES * LANES
         sums = np.column_stack([lane_sum(weights[:, :whole]), weights[:, whole:]])
         total = in_order(sums, axis=1)[:, None] + shrink * total
-        out = out * shrink + product(round_to(weights), v[keys].T).astype(np.float32)
+        out = out * shrink + product(round_to(weights), v[keys].T, swap=False).astype(np.float32)
     return round_to(out * (1 / total))
 
 

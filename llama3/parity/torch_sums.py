@@ -16,19 +16,20 @@ LARGE = 1 << 30  # multiplications; a product of more is left to BLAS, whose ord
 TILE = 1 << 14  # results that are added up at a time, so that they stay in the processor's nearest cache
 
 
-def product(x: Array, w: Array) -> Array:
+def product(x: Array, w: Array, swap: bool = True) -> Array:
     """x (n, width) @ w (m, width).T, added up in float32 -> (n, m) float64.
 
-    Each block of terms is added up, term after term, but of two neighbours the second one first, as Intel's instruction
-    VDPBF16PS does; then it is added to the result.
+    Each block of terms is added up, term after term, and then added to the result. swap: of two neighbours the second
+    one comes first, as in Intel's instruction VDPBF16PS. oneDNN does so where the result is bfloat16, and not where it
+    is float32, as inside "sdpa".
     """
     a, b = (np.asarray(m, np.float32) for m in (x, w))
     width, block = a.shape[1], block_size(a.shape[1])
     total = np.zeros((len(a), len(b)), np.float32)
     for begin in range(0, width, block):
-        end = min(begin + block, width)
-        order = np.arange(begin, end)
-        order[: (end - begin) // 2 * 2] = order[: (end - begin) // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
+        order = np.arange(begin, min(begin + block, width))
+        pairs = order[: len(order) // 2 * 2 if swap else 0]
+        order[: len(pairs)] = pairs.reshape(-1, 2)[:, ::-1].ravel()
         one, two = a[:, order], b[:, order]
         total += one @ two.T if a.size * len(b) > LARGE else _term_after_term(one, two)
     return total.astype(np.float64)
