@@ -145,5 +145,5 @@ class Ours:
             for _ in range(2)
         )
         out = device.alloc(q.shape, bfloat16)
-        prompt_tiles = device.upload(tiles((T,), (0,), (0,)))
+        prompt_tiles = device.upload(tiles(device, (T,), (0,), (0,)))
         return timed(device.sync, lambda: attention_prompt(device, q, LayerCache(k, v), prompt_tiles, out))

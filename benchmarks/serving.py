@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py [--out FILE.json] [--plot FILE.svg]         the demo model, about three minutes
     python benchmarks/serving.py --layers 4 --linear numpy [...]             four layers of the 8B's shapes, 5 GB
+                                 [--clients 1 4 16] [--requests 6]           and for them fewer clients and requests
 
 The clients are threads that share a `Llama`, as the threads of the server do; what HTTP adds to a token is measured by
 `server.py`. Four parts:
@@ -236,12 +237,12 @@ def dialogue(llama: Llama, slots: int) -> dict[str, Any]:
     return {"slots": slots, "only_new_tokens_read": all(turn["read"] == turn["new"] for turn in turns), "turns": turns}
 
 
-def measure(layers: int | None, least: int) -> dict[str, Any]:
+def measure(layers: int | None, counts: Sequence[int], least: int) -> dict[str, Any]:
     """All four parts, in this process."""
     llama = load(layers)
     closed_loop(llama, SLOTS, SLOTS)  # a warm-up
     clients = []
-    for n in CLIENTS:
+    for n in counts:
         clients.append(closed_loop(llama, n, least))
         show(f"{n} clients", clients[-1])
     best, arrivals = max(level["requests_per_s"] for level in clients), []
@@ -271,6 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, help="so many layers of the 8B's shapes instead of the demo")
     parser.add_argument("--linear", choices=("numpy", "numba", "amx"), help="what multiplies by the weights")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="how many at once, by default 1 to 64")
     parser.add_argument("--requests", type=int, default=16, help="at least so many for each number of clients")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--plot", type=Path, help="draw them: FILE.svg or FILE.png")
@@ -282,7 +284,7 @@ def main() -> int:
     model = f"{arguments.layers} layers of the 8B's shapes" if arguments.layers else "demo"
     about = {**about_this_run(), "load_average_before": os.getloadavg()[0], "model": model}
     with multiprocessing.get_context("spawn").Pool(1) as other:
-        result = {**about, **other.apply(measure, (arguments.layers, arguments.requests))}
+        result = {**about, **other.apply(measure, (arguments.layers, arguments.clients, arguments.requests))}
 
     long = result["long_prompt"]
     for name in ("before", "while", "after"):

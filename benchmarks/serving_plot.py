@@ -43,8 +43,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for level in (levels[0], max(levels, key=lambda level: level["tokens_per_s"])):
         at = (level["clients"], level["tokens_per_s"])
         speed.annotate(f"{at[1]:.3g}", at, (0, 6), textcoords="offset points", ha="center")
-    speed.set(title="clients: all together", ylabel="tokens a second", ylim=(0, None))
-    speed.margins(y=0.15)
+    speed.set(
+        title="clients: all together",
+        ylabel="tokens a second",
+        ylim=(0, 1.15 * max(level["tokens_per_s"] for level in levels)),
+    )
     percentiles(first, clients, levels, "first_token_ms")
     percentiles(between, clients, levels, "between_tokens_ms")
     for axes in (speed, first, between):

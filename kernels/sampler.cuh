@@ -10,7 +10,7 @@ enum Param {  // 64 bits each: an integer, or the bits of a double
 // TOP_LOGPROBS holds the logarithm of the sum of exp(raw logit). The log-probabilities of TOP_IDS begin one field after
 // it.
 enum Result { TOKEN, STATUS, LOGPROB, TOP_IDS, MAX_TOP = 32, TOP_LOGPROBS = TOP_IDS + MAX_TOP, N_RESULTS = 80 };
-// BAD_LOGIT: TOKEN is the first token whose logit is NaN or +infinity. NONE_LEFT: no token has a finite logit.
+// BAD_LOGIT: TOKEN is the first token whose logit is NaN or +infinity, LOGPROB that logit. NONE_LEFT: no token has a finite logit.
 enum Status { DRAWN, BAD_LOGIT, NONE_LEFT, PADDING_ROW };
 
 constexpr int THREADS = 256;

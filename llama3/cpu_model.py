@@ -34,9 +34,10 @@ class CpuModel(Transformer):
         weights: Weights,
         adapters: Mapping[str, Adapter] | None = None,
         linear: LinearChoice | None = None,
+        rope_angles: str = "float64",
     ):
         self.linear = linear or LinearChoice("numpy", "nothing else was chosen")  # what multiplies by the weights
-        super().__init__(config, prepare(weights, self.linear), adapters)
+        super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
         if self.linear.kind != "numpy" and config.head_dim % 8 == 0:
             from llama3.model import attention_numba
 
@@ -69,3 +70,6 @@ class Pending:
     def samples(self) -> list[Sample | LogitsError | None]:
         """For each sequence of the batch: its token, the error if none could be drawn, or None if it had no sampler."""
         return self._samples
+
+    def launch_next(self) -> None:
+        """On the CPU the next step begins when the engine asks for it."""

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,7 +30,8 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class Pending(Protocol):
     """The result of a step, which a GPU may still be computing."""
 
-    def samples(self) -> list[Sample | LogitsError | None]: ...
+    def samples(self) -> Sequence[Sample | LogitsError | None]: ...
+    def launch_next(self) -> "Pending | None": ...  # one more row of each sequence: the token that this step draws
 
 
 class Cache(Protocol):
@@ -55,7 +56,6 @@ class Model(Protocol):
     @property
     def mixed_prefill_chunk(self) -> int: ...  # the same for a step in which others decode, and wait for its end
     def new_cache(self, slots: int, max_len: int) -> Any: ...
-    def use_rope_angles(self, angles: str) -> None: ...
     def forward(self, batch: Batch, cache: Any, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray: ...
     def step(self, batch: Batch, cache: Any, samplers: Sequence[SequenceSampler | None]) -> Pending: ...
 
@@ -86,17 +86,27 @@ class Request:
         tokens = [sample.token for sample in self.samples]
         return tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
 
+    @property
+    def tokens_left(self) -> int:
+        assert self.max_tokens is not None  # `submit` has set it
+        return self.max_tokens - len(self.samples)
+
+    @property
+    def needs_each_token(self) -> bool:
+        """Whether a function must see a token before the next one can be drawn."""
+        return self.mask is not None or self.forced is not None or self.adjust is not None
+
     def update_finish_reason(self) -> None:
         """Set finish_reason if the last sample ends the answer. A reason that is already set stays."""
-        if self.finish_reason is None and self.samples:
-            if self.samples[-1].token in self.stop_ids:
+        samples = self.samples
+        if samples and self.finish_reason is None:
+            if samples[-1].token in self.stop_ids:
                 self.finish_reason = "stop"
-            elif len(self.samples) == self.max_tokens:
+            elif len(samples) == self.max_tokens:
                 self.finish_reason = "length"
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A request gained a token, or ended, or both. `sample` is None if it ended without a token."""
 
     request: Request
@@ -104,14 +114,22 @@ class Event:
     finish_reason: FinishReason | None
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """A request's part in one step."""
 
     request: Request
     slot: int
     tokens: list[int]  # the tokens that it feeds to the model
     draws: bool  # no tokens are left to feed after these, so the step draws the next one
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pass that the model has begun."""
+
+    requests: list[Request]
+    pending: Pending
+    may_follow: int  # how many passes of the same requests may begin before this one's tokens are known
 
 
 class Engine:
@@ -133,6 +151,7 @@ class Engine:
         # Kept per slot and not per request, because each sampler holds two arrays of the vocabulary's size.
         self.samplers: list[SequenceSampler | None] = [None] * slots
         self.admitted = 0  # requests that have got a slot so far
+        self._ahead: Running | None = None  # the next pass, if it has begun already
 
     @property
     def running(self) -> list[Request]:
@@ -188,27 +207,70 @@ class Engine:
             _fail(request, error)
 
     def step(self) -> list[Event]:
-        """One forward pass for all running requests. If the pass fails, the requests in it end, and no others."""
+        """One forward pass for all running requests. If the pass fails, the requests in it end, and no others.
+
+        If the model can and nothing waits for the tokens of this pass, the next one begins before they are read: so a
+        GPU goes on while the host hands them out. What that pass draws for a request that has ended is dropped.
+        """
+        running, self._ahead = self._ahead, None  # Ctrl-C drops both passes: the next step runs them again
+        if running and all(request.finish_reason for request in running.requests):
+            for request in running.requests:
+                self._drop_row(request)
+            running = None
+        scheduled = [] if running else self._plan()
+        requests = running.requests if running else [part.request for part in scheduled]
+        if not requests:
+            return []
+        try:
+            running = running or self._begin(scheduled)
+            following = self._begin_next(running)
+            samples = running.pending.samples()
+        except Exception as error:
+            return [_fail(request, error) for request in requests if not request.finish_reason]
+        for part in scheduled:
+            part.request.prompt_done = min(self.cache.lengths[part.slot], len(part.request.prompt))
+        events: list[Event] = []
+        for request, sample in zip(requests, samples):
+            if request.finish_reason:
+                self._drop_row(request)
+            elif sample is not None:
+                _accept(request, sample, events)
+        self._ahead = following
+        return events
+
+    def _plan(self) -> list[Scheduled]:
+        """Let waiting requests join, and divide the next pass among all that run."""
         self._admit()
         for request in self.running:
             self._synchronise(request)
-        scheduled = self._schedule()
-        if not scheduled:
-            return []
-        adapters = [part.request.adapter for part in scheduled]
-        batch = Batch.of([(part.slot, part.tokens) for part in scheduled], adapters)
+        return self._schedule()
+
+    def _begin(self, scheduled: list[Scheduled]) -> Running:
+        """Begin a pass from the tokens that the host has."""
+        requests = [part.request for part in scheduled]
+        batch = Batch.of([(part.slot, part.tokens) for part in scheduled], [request.adapter for request in requests])
         samplers = [self.samplers[part.slot] if part.draws else None for part in scheduled]
-        try:
-            samples = self.model.step(batch, self.cache, samplers).samples()
-        except Exception as error:
-            return [_fail(part.request, error) for part in scheduled]
-        events = []
-        for part in scheduled:
-            part.request.prompt_done = min(self.cache.lengths[part.slot], len(part.request.prompt))
-        for part, sample in zip(scheduled, samples):
-            if sample is not None:
-                events += _accept(part.request, sample)
-        return events
+        if all(part.draws and not part.request.needs_each_token for part in scheduled):
+            may_follow = min(request.tokens_left for request in requests) - 1  # none may pass its max_tokens
+        else:
+            may_follow = 0
+        return Running(requests, self.model.step(batch, self.cache, samplers), may_follow)
+
+    def _begin_next(self, running: Running) -> Running | None:
+        """Begin the pass after a running one, with the same requests; None if it must wait for this one's tokens."""
+        ended = [request for request in running.requests if request.finish_reason]
+        joins = self.waiting and any(last is None or last.finish_reason for last in self.slot_requests)
+        if not running.may_follow or ended or joins:
+            return None
+        pending = running.pending.launch_next()
+        return None if pending is None else Running(running.requests, pending, running.may_follow - 1)
+
+    def _drop_row(self, request: Request) -> None:
+        """A pass ran for a request that had ended: free the position, unless the slot has another owner by now."""
+        slot = request.slot
+        if slot is not None and self.slot_requests[slot] is request:
+            known = len(request.prompt) + len(request.tokens)
+            self.cache.truncate(slot, min(self.cache.lengths[slot], known))
 
     def _admit(self) -> None:
         """Move waiting requests into free slots, first come, first served."""
@@ -280,9 +342,10 @@ class Engine:
         assert sampler is not None
         request.update_finish_reason()
         fed_at_most = len(request.prompt) + len(request.samples) - 1  # the last sample is what the next step feeds
-        self.cache.truncate(slot, min(self.cache.lengths[slot], fed_at_most))
-        for sample in request.samples[sampler.index :]:
-            sampler.accept(sample.token)
+        if self.cache.lengths[slot] > fed_at_most:
+            self.cache.truncate(slot, fed_at_most)
+        if sampler.index < len(request.samples):
+            sampler.accept(*(sample.token for sample in request.samples[sampler.index :]))
 
     def _schedule(self) -> list[Scheduled]:
         """Every decoding request with its new tokens, then unread prompt tokens up to the step's prefill budget.
@@ -297,7 +360,9 @@ class Engine:
             slot, prompt, samples = request.slot, request.prompt, request.samples
             assert slot is not None
             start = self.cache.lengths[slot]
-            todo = [*prompt[start:], *(sample.token for sample in samples[max(start - len(prompt), 0) :])]
+            todo = [sample.token for sample in samples[max(start - len(prompt), 0) :]]
+            if start < len(prompt):
+                todo = [*prompt[start:], *todo]
             tokens = todo if samples else todo[:budget]
             if tokens:
                 scheduled.append(Scheduled(request, slot, tokens, draws=len(tokens) == len(todo)))
@@ -305,24 +370,26 @@ class Engine:
         return scheduled
 
 
-def _accept(request: Request, sample: Sample | LogitsError) -> list[Event]:
+def _accept(request: Request, sample: Sample | LogitsError, events: list[Event]) -> None:
     """Append the token that was drawn and the tokens that must follow it. The next step feeds all of them at once."""
     if isinstance(sample, LogitsError):
-        return [_fail(request, sample)]
+        events.append(_fail(request, sample))
+        return
     request.samples.append(sample)
-    request.update_finish_reason()
-    events = [Event(request, sample, request.finish_reason)]
+    if sample.token in request.stop_ids or len(request.samples) == request.max_tokens:
+        request.update_finish_reason()
+    events.append(Event(request, sample, request.finish_reason))
     if request.forced is not None and not request.finish_reason:
         try:
             tokens = request.forced()
         except LogitsError as error:
-            return [*events, _fail(request, error)]
+            events.append(_fail(request, error))
+            return
         for token in tokens:
             if not request.finish_reason:
                 request.samples.append(Sample(token))
                 request.update_finish_reason()
                 events.append(Event(request, request.samples[-1], request.finish_reason))
-    return events
 
 
 def _fail(request: Request, error: Exception) -> Event:

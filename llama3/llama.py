@@ -62,9 +62,9 @@ class Llama:
         self._adapters = {name: load_adapter(folder, checkpoint.config) for name, folder in (lora or {}).items()}
         self.adapters = tuple(self._adapters)  # names of the LoRA adapters
         cpu = linear, activations
-        self.device, self.model = open_model(checkpoint, check_device(device), slots, on_upload, self._adapters, cpu)
-        if rope_angles != "float64":
-            self.model.use_rope_angles(rope_angles)
+        self.device, self.model = open_model(
+            checkpoint, check_device(device), slots, on_upload, self._adapters, cpu, rope_angles
+        )
         self._engine, self._turns = Engine(self.model, slots), Turns()
         _llamas.add(self)
 
@@ -356,6 +356,7 @@ def open_model(
     on_upload: Callable[[int, int], None] | None,
     adapters: Mapping[str, Adapter],
     cpu: tuple[str | None, str],
+    rope_angles: str,
 ) -> tuple[str, Model]:
     """-> (the name of the device, the model on it). `CpuModel` and the CUDA model have the same interface.
 
@@ -366,5 +367,6 @@ def open_model(
 
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
-            return device, load_model(device, checkpoint, slots, on_upload, adapters)
-    return device, CpuModel(checkpoint.config, checkpoint.weights, adapters, choose_linear(checkpoint.weights, *cpu))
+            return device, load_model(device, checkpoint, slots, on_upload, adapters, rope_angles)
+    linear = choose_linear(checkpoint.weights, *cpu)
+    return device, CpuModel(checkpoint.config, checkpoint.weights, adapters, linear, rope_angles)

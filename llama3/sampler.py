@@ -11,7 +11,7 @@ the filter keeps the first ones. The draw adds up the weights in the order of th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ from llama3.sampler_fast import draw, logprobs, min_p, top_k, top_p
 from llama3.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A chosen token. If logprobs were requested: its log-probability, and the most likely tokens, highest first."""
 
     token: int
@@ -57,13 +56,14 @@ class SequenceSampler:
         for token in prompt:
             self.seen[self._checked(token)] = True
 
-    def accept(self, token: int) -> None:
-        """Count a token of the output, drawn or forced."""
-        self.seen[self._checked(token)] = True
-        self.counts[token] += 1
+    def accept(self, *tokens: int) -> None:
+        """Count the next tokens of the output, drawn or forced."""
+        ids = np.array([self._checked(token) for token in tokens], np.int64)
+        self.seen[ids] = True
+        np.add.at(self.counts, ids, 1)
         if self.adjust is not None:
-            self.tokens[self._n_prompt + self.index :] = [token]
-        self.index += 1
+            self.tokens[self._n_prompt + self.index :] = tokens
+        self.index += len(ids)
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < len(self.seen):

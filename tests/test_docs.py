@@ -92,8 +92,17 @@ def test_every_reason_not_to_run_a_command_holds():
         assert all((ROOT / path).is_file() for path in re.findall(r"tests/[\w/]+\.py", reason)), reason
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with links to what this checkout holds, so that what a command writes stays out of it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in ROOT.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
 @pytest.mark.parametrize(("page", "block", "command"), RUN, ids=[f"{name_of(page)}: {c}" for page, _, c in RUN])
-def test_a_command_runs_and_prints_what_the_page_shows(page: Path, block: Block, command: str):
+def test_a_command_runs_and_prints_what_the_page_shows(page: Path, block: Block, command: str, checkout: Path):
     argv = shlex.split(command)
     program = [sys.executable, *(["-m", "llama3.cli"] if argv[0] == BINARIES[0] else [])]
     shown = block.output if block.commands[-1] == command else None
@@ -101,7 +110,7 @@ def test_a_command_runs_and_prints_what_the_page_shows(page: Path, block: Block,
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA3_", "HF_"))}
     ran = subprocess.run(
         [*program, *argv[1:], *(["--seed", seed[1]] if seed else [])],
-        cwd=ROOT,
+        cwd=checkout,
         env={**environment, "PYTHONPATH": str(ROOT), "LLAMA3_DEVICE": "cpu"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -32,7 +32,7 @@ def test_the_wheel_holds_every_module_every_kernel_and_the_demo_and_nothing_else
     modules = {f.relative_to(ROOT).as_posix() for f in (ROOT / "llama3").rglob("*.py")}
     demo = {f"llama3/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "weights/demo").iterdir() if f.is_file()}
     kernels = {f"llama3/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "kernels").iterdir()}
-    folders = [ROOT / "llama3" / package / "static" for package in ("server", "inspect")]
+    folders = [ROOT / "llama3" / package / "static" for package in ("", "server", "inspect")]
     static = {f.relative_to(ROOT).as_posix() for folder in folders for f in folder.iterdir()}
     assert demo and kernels and static
     inside = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}

@@ -123,7 +123,7 @@ def run_everything(tmp_path: Path) -> Checker:
     with checker:
         logits = plain.forward(tokens[:50], config, weights)[-1]
         plain.sample(logits, SamplingParams(top_k=9, top_p=0.9, min_p=0.01, frequency_penalty=1), 0.5, [1], [2, 3])
-        CpuModel(config, weights).use_rope_angles("float32")
+        CpuModel(config, weights, rope_angles="float32")
         cache = model.new_cache(2, 512)
         batch = Batch.of([(0, tokens), (1, tokens[:3])], adapters=["a", None])
         model.forward(batch, cache, batch.last_rows)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import trace_off
 
 from llama3 import Llama, RequestError, plain
 from llama3.activation_names import activation_names, activation_shape, choose_names
 from llama3.config import ModelConfig
+from llama3.model.batch import Batch
+from llama3.model.transformer import Transformer
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 CONFIG = tiny_config(max_seq_len=700)
@@ -44,6 +47,21 @@ def test_only_what_is_asked_for_is_kept(llama: Llama):
 
 def test_tracing_changes_no_logits(llama: Llama):
     assert np.array_equal(llama.trace([1, 2, 3], "**")["logits"], llama.logits([1, 2, 3]))
+
+
+def test_whoever_does_not_trace_pays_a_few_instructions_a_layer(llama: Llama):
+    """Against a forward pass without any line of tracing; benchmarks/trace_off.py says how much time that is."""
+    model, bare = Transformer(CONFIG, llama.checkpoint.weights), trace_off.forward_without_tracing()
+    batch, names = Batch.of([(0, [1, 2, 3])]), {"forward", "feed_forward"}
+    found: list[np.ndarray] = []
+
+    def count(forward) -> int:
+        cache = model.new_cache(1, 3)
+        return trace_off.instructions(lambda: found.append(forward(model, batch, cache, np.arange(3))), names)
+
+    more = count(Transformer.forward) - count(bare)
+    assert np.array_equal(*found)
+    assert 0 < more <= 20 * CONFIG.n_layers
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """`llama3 compare FILE`: compare a model's logits with those of a reference file. `llama3/parity/` does the work."""
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama3.cli.options import Parser, common_options, number
-from llama3.cli.terminal import prepare_hub, print_json
+from llama3.cli.terminal import check_output, prepare_hub, print_json, write_output
 from llama3.errors import RequestError
+
+if TYPE_CHECKING:
+    from llama3.llama import Llama
+    from llama3.parity import Report
+    from llama3.parity.compact import CompactReport
 
 DESCRIPTION = """\
 Run the tokens of a reference file through a model, and compare logits and activations. With a
@@ -55,16 +60,35 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("compare takes a reference file, and optionally another one: llama3 compare FILE [OTHER]")
     if args.rope_angles not in ("float64", "float32"):
         raise RequestError(f"{args.source['rope_angles']} is {args.rope_angles!r}; expected float64 or float32")
+    if args.html is not None:
+        check_output(args.html)
     prepare_hub(args.quiet)
-    from llama3.parity import Limits, compare_files, compare_model, explained, read_reference
+    from llama3.parity import Limits
     from llama3.parity.compact import is_compact
 
     limits = {name: getattr(args, name) for name in ("rtol", "max_kl", "min_top1")}
     Limits(**limits)  # raises RequestError for a bad limit, before a model is loaded
-    if is_compact(args.words[0]):
-        return compare_with_compact(args, limits)
+    report = compare_with_compact(args, limits) if is_compact(args.words[0]) else compare(args, limits)
+    if args.html:
+        from llama3.parity.report_html import page
+
+        write_output(args.html, page(report).encode(), args.quiet)
+    if args.json:
+        print_json(report.as_dict())
+    else:
+        print(report)
+    return 0 if report.ok else 3
+
+
+def compare(args: argparse.Namespace, limits: dict[str, float | None]) -> "Report":
+    """Compare a model, or a second file, with a reference file."""
+    from llama3.parity import compare_files, compare_model, explained, read_reference
+    from llama3.parity.compact import is_compact
+
     reference = read_reference(args.words[0])
     if len(args.words) == 2:
+        if is_compact(args.words[1]):
+            raise RequestError(f"{args.words[1]} is a compact reference; it comes first: llama3 compare COMPACT OTHER")
         ours = read_reference(args.words[1])
         report = compare_files(ours, reference, **limits)
         if args.explain:
@@ -72,42 +96,36 @@ def run(args: argparse.Namespace) -> int:
 
             checkpoint = load_folder(resolve(args.model))
     else:
-        from llama3.llama import Llama
-
-        cpu = {"linear": args.linear, "activations": args.activations, "rope_angles": args.rope_angles}
-        llama = Llama.load(args.model, device=args.device, **cpu)
+        llama = load_model(args)
         ours, checkpoint = reference, llama.checkpoint
         report = compare_model(llama.model, reference, **limits)
     if args.explain:
-        report = explained(report, ours, checkpoint.config, checkpoint.weights)
-    if args.html:
-        from llama3.parity.report_html import page
-
-        Path(args.html).write_text(page(report), encoding="utf-8")
-    if args.json:
-        print_json(report.as_dict())
-    else:
-        print(report)
-    return 0 if report.ok else 3
+        bos = checkpoint.tokenizer.bos_id if checkpoint.tokenizer else None
+        report = explained(report, ours, checkpoint.config, checkpoint.weights, bos)
+    return report
 
 
-def compare_with_compact(args: argparse.Namespace, limits: dict[str, float | None]) -> int:
-    """The same for a compact reference (`llama3 reference --compact`)."""
-    from llama3.llama import Llama
+def compare_with_compact(args: argparse.Namespace, limits: dict[str, float | None]) -> "CompactReport":
+    """The same with a compact reference (`llama3 reference --compact`)."""
     from llama3.parity import read_reference
-    from llama3.parity.compact import compare_file_compact, compare_model_compact, read_compact
+    from llama3.parity.compact import compare_file_compact, compare_model_compact, is_compact, read_compact
     from llama3.parity.weights_hash import weights_hash
 
+    if args.explain:
+        raise RequestError(f"--explain needs all logits; {args.words[0]} is a compact reference, which has the highest")
     compact = read_compact(args.words[0])
     if len(args.words) == 2:
-        report = compare_file_compact(read_reference(args.words[1]), compact, **limits)
-    else:
-        cpu = {"linear": args.linear, "activations": args.activations}
-        llama = Llama.load(args.model, device=args.device, **cpu)
-        hashes = weights_hash(llama.checkpoint.weights)
-        report = compare_model_compact(llama.model, compact, weights=hashes, **limits)
-    if args.json:
-        print_json(report.as_dict())
-    else:
-        print(report)
-    return 0 if report.ok else 3
+        if is_compact(args.words[1]):
+            raise RequestError(f"{args.words[1]} is a compact reference, too; expected a file with all logits")
+        return compare_file_compact(read_reference(args.words[1]), compact, **limits)
+    llama = load_model(args)
+    hashes = weights_hash(llama.checkpoint.weights)
+    return compare_model_compact(llama.model, compact, weights=hashes, **limits)
+
+
+def load_model(args: argparse.Namespace) -> "Llama":
+    """The model that the options name."""
+    from llama3.llama import Llama
+
+    cpu = {"linear": args.linear, "activations": args.activations, "rope_angles": args.rope_angles}
+    return Llama.load(args.model, device=args.device, **cpu)

@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3.cli.generate import read_prompt
 from llama3.cli.loading import load
 from llama3.cli.options import Parser, answer_parameters, common_options, positive, sampling_options
-from llama3.cli.terminal import VISIBLE, note, paint, print_json
+from llama3.cli.terminal import VISIBLE, check_output, paint, print_json, write_output
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
         need_matplotlib()
     for path in (args.html, args.png, args.svg):  # before the work
-        if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise RequestError(f"{path}: {'is a folder' if Path(path).is_dir() else 'its folder does not exist'}")
+        if path is not None:
+            check_output(path)
     prompt = read_prompt(args.words)
     system = [{"role": "system", "content": args.system}] if args.system is not None else []
     llama = load(args)
@@ -72,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         from llama3.inspect.page import page
 
-        write(args.html, page(seen, heads).encode(), args)
+        write_output(args.html, page(seen, heads).encode(), args.quiet)
     for path in (args.png, args.svg):
         if path:
             from llama3.inspect.figure import draw
 
-            write(path, draw(seen, heads, "png" if path is args.png else "svg"), args)
+            write_output(path, draw(seen, heads, "png" if path is args.png else "svg"), args.quiet)
     if args.json:
         from llama3.inspect.as_json import as_dict
 
@@ -85,15 +84,6 @@ def run(args: argparse.Namespace) -> int:
     elif not (args.html or args.png or args.svg):
         show(seen, args, heads)
     return 0
-
-
-def write(path: str, data: bytes, args: argparse.Namespace) -> None:
-    try:
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from None
-    if not args.quiet:
-        note(f"{path}: {len(data):,} bytes")
 
 
 def show(seen: "Inspection", args: argparse.Namespace, heads: list) -> None:

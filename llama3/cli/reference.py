@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from llama3.cli.options import Parser, common_options
-from llama3.cli.terminal import note, prepare_hub
+from llama3.cli.terminal import check_output, note, prepare_hub
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ model computes for them. docs/parity.md describes the file; llama3 compare takes
   llama3 reference out.safetensors --prompt "Once upon" --activations "layers.*"
   llama3 reference out.safetensors --from transformers --dtype bfloat16 --tokens "9906 1917"
   llama3 reference small.safetensors --compact --prompt "Once upon"     a few KB"""
+ATTENTION = ("sdpa", "eager")  # rounding.py has the same, but would load NumPy for --help
 SOURCES = {"llama3": ("float64", "float32", "bfloat16"), "transformers": ("float32", "float16", "bfloat16")}
 
 
@@ -32,6 +33,12 @@ def parser() -> Parser:
         metavar="DTYPE",
         help="llama3: float64 (default: plain.py), float32 (the fast model), or bfloat16 (each result rounded, as "
         "transformers does); transformers: float32 (default), float16 or bfloat16",
+    )
+    option(
+        "--attn-implementation",
+        metavar="NAME",
+        help="how transformers computes attention: sdpa (its default), or eager (default with --activations); with "
+        "--from llama3, what --dtype bfloat16 follows",
     )
     option(
         "--activations",
@@ -52,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from llama3.parity.compact import compact_of, save_compact
 
     checkpoint = load_folder(resolve(args.model))
-    tokens = numbers(args.tokens) if args.tokens else encoded(checkpoint, args.prompt)
+    tokens = numbers(args.tokens) if args.tokens is not None else encoded(checkpoint, args.prompt)
     reference = made(args, checkpoint, tokens)
     (path,) = args.words
     if args.compact:
@@ -80,8 +87,11 @@ def check(args: argparse.Namespace) -> None:
         raise RequestError(f"--from is {source!r}; expected {' or '.join(SOURCES)}")
     if args.dtype is not None and args.dtype not in SOURCES[source]:
         raise RequestError(f"--dtype is {args.dtype!r}; with --from {source}, expected {', '.join(SOURCES[source])}")
+    if args.attn_implementation not in (None, *ATTENTION):
+        raise RequestError(f"--attn-implementation is {args.attn_implementation!r}; expected {' or '.join(ATTENTION)}")
     if args.compact and args.activations:
         raise RequestError("--compact keeps no activations; expected --compact or --activations")
+    check_output(args.words[0])
 
 
 def made(args: argparse.Namespace, checkpoint: "Checkpoint", tokens: list[int]) -> "Reference":
@@ -89,15 +99,16 @@ def made(args: argparse.Namespace, checkpoint: "Checkpoint", tokens: list[int]) 
     source = getattr(args, "from")
     names = [name.strip() for name in (args.activations or "").split(",") if name.strip()]
     dtype = args.dtype or SOURCES[source][0]
+    attention = args.attn_implementation or ("eager" if names else "sdpa")
     if source == "llama3":
         from llama3.parity.own_reference import own_reference
 
-        return own_reference(checkpoint, tokens, dtype, names)
+        return own_reference(checkpoint, tokens, dtype, names, attention)
     try:
         from llama3.parity.write_reference import from_folder
     except ImportError as error:
         raise RequestError(f"--from transformers: {error}; pip install torch transformers") from error
-    return from_folder(checkpoint, tokens, dtype, names)
+    return from_folder(checkpoint, tokens, dtype, names, attention)
 
 
 def encoded(checkpoint: "Checkpoint", text: str) -> list[int]:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from llama3.errors import RequestError
@@ -47,6 +48,29 @@ def print_json(value: object) -> None:
     """Print one line of JSON. Non-ASCII characters are escaped unless standard output is UTF-8."""
     utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
     print(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
+
+
+def check_output(path: str) -> None:
+    """Raises RequestError unless a file can be written here. Called before the work whose result it is to hold."""
+    file, folder = Path(path), Path(path).parent
+    if not path:
+        raise RequestError("expected the name of a file to write, and found an empty text")
+    if file.is_dir():
+        raise RequestError(f"{path}: is a folder; expected the name of a file")
+    if not folder.is_dir():
+        raise RequestError(f"{path}: its folder {'is a file' if folder.exists() else 'does not exist'}")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise RequestError(f"{path}: cannot be written: permission denied")
+
+
+def write_output(path: str, data: bytes, quiet: bool) -> None:
+    """Write a file that an option names, and say so. Raises RequestError for what `check_output` cannot know."""
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from None
+    if not quiet:
+        note(f"{path}: {len(data):,} bytes")
 
 
 @contextmanager

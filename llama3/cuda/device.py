@@ -5,18 +5,21 @@ Only this module works with CuPy. (doctor.py imports CuPy, too, to find out whet
 them on a GPU. The tests use another implementation, which runs the same kernels on the CPU.
 """
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from llama3.cuda.cubin import cubin_file
+from llama3.cuda.cublas import WORKSPACE, Cublas, load_library
 from llama3.cuda.dependent_launch import driver_for, launch_dependent
 from llama3.cuda.launch import Kernel, Launch
+from llama3.cuda.pinned import HostCopy, PinnedCopy, UploadRing
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 
@@ -25,7 +28,8 @@ Array = Any  # a cupy.ndarray on the GPU
 
 MIN_CAPABILITY = 80  # Ampere: the first with bf16 tensor cores and cp.async
 DEFAULT_MAX_SHARED = 48 * 1024  # bytes; for more, the kernel's limit must be raised before the launch
-PIECE = 64 << 20  # bytes of an upload that go through a pinned buffer at a time
+SMALL = 64 << 10  # bytes; uploads of at most this size have a ring of their own, of 32 slots
+PIECE = 64 << 20  # bytes of a larger upload that go through pinned memory at a time
 
 
 @dataclass
@@ -33,12 +37,14 @@ class Graph:
     """Launches that were recorded once and can be replayed: the same grids, scalars and addresses each time."""
 
     handle: Any = None
+    launches: int = 0
     keep: list[Any] = field(default_factory=list)  # the arrays of the launches, so that their memory is not freed
 
 
 class Device(ABC):
     """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
+    capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
     capturing: Graph | None = None
 
     @abstractmethod
@@ -51,6 +57,10 @@ class Device(ABC):
 
     @abstractmethod
     def download(self, array: Array) -> np.ndarray: ...
+
+    @abstractmethod
+    def host_copy(self, source: Array) -> HostCopy:
+        """Host memory for copies of a contiguous array, which need not be waited for at once."""
 
     @abstractmethod
     def copy(self, source: Array, into: Array) -> None:
@@ -85,6 +95,7 @@ class Device(ABC):
         launch = Launch(kernel, _three(grid), _three(block), args, shared, dependent)
         self._check(launch)
         if self.capturing:
+            self.capturing.launches += 1
             self.capturing.keep += [arg for arg in args if self._owns(arg)]
         self._launch(launch)
 
@@ -105,33 +116,36 @@ class Device(ABC):
     def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
         """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
 
-        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. Not allowed in a capture.
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. A capture records it; the first
+        product of a device must be outside of one, because it allocates cuBLAS's workspace.
         """
         assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
         assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
         assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
         assert all(array.flags.c_contiguous for array in (x, w, out))
-        self._not_while_capturing("gemm")  # CuPy's cuBLAS refuses it
+        if self.capturing:
+            self.capturing.keep += [x, w, out]
         self._gemm(x, w, out, accumulate)
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:
-        """Record the launches of a `with` block instead of running them. Nothing but launches is allowed inside.
+        """Record the launches of a `with` block instead of running them. Only launches and products are allowed inside.
 
         Run the same launches once before: the first launch of a kernel compiles it, which a capture does not allow.
         """
         self._not_while_capturing("capture")
-        self.capturing = graph = Graph()
+        graph = Graph()
         self._begin_capture(graph)
+        self.capturing = graph
         try:
             yield graph
         finally:
+            self.capturing = None  # first: a capture that cannot be ended must not block all later work
             self._end_capture(graph)
-            self.capturing = None
 
     def _not_while_capturing(self, operation: str) -> None:
         if self.capturing:
-            raise RuntimeError(f"{operation} inside a capture: a graph can only hold kernel launches")
+            raise RuntimeError(f"{operation} inside a capture: a graph can only hold launches and products")
 
     @abstractmethod
     def _owns(self, arg: Any) -> bool: ...
@@ -162,15 +176,16 @@ class CupyDevice(Device):
             ) from error
         if index >= count:
             raise DeviceError(f"device cuda:{index}: this machine has {count} GPU{'s' * (count != 1)}, counted from 0")
-        self._cupy = cupy
+        self._cupy, self._cupyx = cupy, cupyx
         self._device = cupy.cuda.Device(index)
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
+        self.capability = capability
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._pinned = [(cupyx.empty_pinned(PIECE, np.uint8), cupy.cuda.Event()) for _ in range(2)]
+            self._small, self._large = UploadRing(cupy, cupyx, 32, SMALL), UploadRing(cupy, cupyx, 2, PIECE)
         self._functions: dict[Kernel, Any] = {}
 
     @contextmanager
@@ -196,20 +211,21 @@ class CupyDevice(Device):
         assert out.shape == array.shape and out.dtype == array.dtype, (out.shape, out.dtype, array.shape, array.dtype)
         assert out.flags.c_contiguous
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # a memory-mapped file is not copied here
+        ring = self._small if data.size <= SMALL else self._large
         with self._current():
-            for i, start in enumerate(range(0, data.size, PIECE)):
-                pinned, copied = self._pinned[i % 2]
-                copied.synchronize()  # wait until the previous piece has left this buffer
-                piece = data[start : start + PIECE]
-                pinned[: piece.size] = piece
-                (out.data + start).copy_from_host_async(ctypes.c_void_p(pinned.ctypes.data), piece.size, self._stream)
-                copied.record(self._stream)
+            ring.upload(data, out.data, self._stream)
         return out
 
     def download(self, array: Array) -> np.ndarray:
         self._not_while_capturing("download")
         with self._current():
             return self._cupy.asnumpy(array, stream=self._stream)
+
+    def host_copy(self, source: Array) -> HostCopy:
+        self._not_while_capturing("host_copy")
+        assert source.flags.c_contiguous
+        with self._current():
+            return PinnedCopy(self._cupy, self._cupyx, source, self._stream, self._current)
 
     def copy(self, source: Array, into: Array) -> None:
         self._not_while_capturing("copy")
@@ -223,7 +239,8 @@ class CupyDevice(Device):
 
     def sync(self) -> None:
         self._not_while_capturing("sync")
-        self._stream.synchronize()
+        with self._current():
+            self._stream.synchronize()
 
     def replay(self, graph: Graph) -> None:
         with self._current():
@@ -233,8 +250,8 @@ class CupyDevice(Device):
         return isinstance(arg, self._cupy.ndarray)
 
     def _launch(self, launch: Launch) -> None:
-        function = self._function(launch.kernel)
-        with self._current():
+        with self._current():  # CuPy compiles a kernel for the current GPU, and sets its shared memory's limit there
+            function = self._function(launch.kernel)
             if launch.dependent and self.capturing and self._driver:
                 launch_dependent(self._driver, self._stream.ptr, function.kernel.ptr, launch)
             else:
@@ -242,10 +259,8 @@ class CupyDevice(Device):
 
     def _function(self, kernel: Kernel) -> Any:
         if kernel not in self._functions:
-            options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
-            module = self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
             try:
-                function = module.get_function(kernel.name)
+                function = self._module(kernel).get_function(kernel.name)
                 function.kernel  # noqa: B018 - compiles the kernel, unless it is compiled already
             except self._cupy.cuda.compiler.CompileException as error:
                 lines = str(error).splitlines()
@@ -256,28 +271,20 @@ class CupyDevice(Device):
             self._functions[kernel] = function
         return self._functions[kernel]
 
-    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        from cupy_backends.cuda.libs import cublas  # here: it needs the cuBLAS library, which our kernels do not
+    def _module(self, kernel: Kernel) -> Any:
+        if kernel.architecture:
+            return self._cupy.RawModule(path=str(cubin_file(kernel)))
+        options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
+        return self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
 
-        kind = {bfloat16: 14, np.dtype(np.float32): 0}  # cudaDataType: CUDA_R_16BF, CUDA_R_32F
-        (rows, width), n_out = x.shape, w.shape[0]
-        one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
-        with self._current():
-            # cuBLAS is column-major: it sees out as (n_out, rows), x as (width, rows), and w as (width, n_out), which
-            # OP_T tells it to transpose.
-            cublas.gemmEx(
-                self._cupy.cuda.device.get_cublas_handle(),
-                cublas.CUBLAS_OP_T,
-                cublas.CUBLAS_OP_N,
-                *(n_out, rows, width),
-                one.ctypes.data,
-                *(w.data.ptr, kind[bfloat16], width),
-                *(x.data.ptr, kind[bfloat16], width),
-                beta.ctypes.data,
-                *(out.data.ptr, kind[out.dtype], n_out),
-                cublas.CUBLAS_COMPUTE_32F,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )
+    @cached_property
+    def _cublas(self) -> Cublas:
+        self._workspace = self.alloc((WORKSPACE,), np.uint8)
+        return Cublas(load_library(), self._device, self._stream.ptr, self._workspace.data.ptr)
+
+    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
+        addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
+        self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
 
     def _begin_capture(self, graph: Graph) -> None:
         with self._current():

@@ -11,6 +11,7 @@ class Kernel:
     name: str
     defines: tuple[str, ...] = ()  # ("HEAD_DIM=128",)
     max_shared: int = 0  # the most bytes of dynamic shared memory a block may have, if that is more than 48 KB
+    architecture: str = ""  # "sm_90a", if it is written for this one only
 
 
 @dataclass(frozen=True, eq=False)

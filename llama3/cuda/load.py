@@ -18,15 +18,17 @@ def load_model(
     slots: int,
     report: Callable[[int, int], None] | None = None,
     adapters: Mapping[str, Adapter] | None = None,
+    rope_angles: str = "float64",
 ) -> Transformer:
     """device: "cuda", or "cuda:1" for the second GPU. report(done, total): called with the parameters uploaded so far.
+    rope_angles: see `rope_table`.
 
     Raises DeviceError: no such GPU, no driver, no CuPy, a shape that the kernels do not support, too little memory.
     """
     opened = ready(device, checkpoint, slots)
     total = checkpoint.parameters
     weights = upload_weights(opened, checkpoint.weights, report and (lambda done: report(done, total)))
-    return Transformer(opened, checkpoint.config, weights, adapters)
+    return Transformer(opened, checkpoint.config, weights, adapters, rope_angles)
 
 
 def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:

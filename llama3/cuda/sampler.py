@@ -1,7 +1,7 @@
 """The sampler on the GPU (kernels/sampler*.cu): it chooses the same tokens as `llama3.sampler`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,27 @@ THREADS = 256
 TOKENS_PER_BLOCK = 4096  # a part of the vocabulary, as in the kernels
 MAX_TOP = 32  # how many of the most likely tokens the GPU can report; for more, the logits are copied to the host
 N_PARAMS, N_RESULTS, MAX_BINS = 16, 80, 2048
+# Columns of the parameters, as `Param` of sampler.cuh says.
+TEMPERATURE, TOP_P, TOP_K, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(7)
+SEED, INDEX, N_TOP, HAS_MASK, SLOT, PENALISES = range(7, 13)
 # The fields of a row's results. The log-probabilities of the most likely tokens begin one field later than `Result` of
 # sampler.cuh says: its field TOP_LOGPROBS passes a number from sampler_draw to sampler_top.
 TOKEN, STATUS, LOGPROB, TOP_IDS, TOP_LOGPROBS = 0, 1, 2, 3, 36
 DRAWN, BAD_LOGIT = 0, 1  # values of STATUS
+UNREAD = 2  # draws whose results may be on their way to the host at once: a step, and the step after it
+
+ReadSamples = Callable[[], list[Sample | LogitsError]]  # waits for a draw, then returns what it has chosen
 
 
-@dataclass(frozen=True)
-class DrawRow:
-    sampler: SequenceSampler
-    index: int  # how many tokens the sequence had before the draw: the draw's place in its random numbers
-    slot: int
+@dataclass
+class Draw:
+    """What the host knows of a draw: of which rows, and what they need. It may be repeated on the device."""
+
+    samplers: Sequence[SequenceSampler]
+    greedy: bool  # each row takes its most likely token, and reports at most the log-probability of this one
+    may_repeat: bool  # the next draw needs neither a mask, nor does the host need the logits of this one
+    penalised: list[int]  # the slots whose `history` the draw updates
+    detailed: list[tuple[int, int]]  # the rows that report log-probabilities, and of how many of the likeliest tokens
 
 
 class SamplerState:
@@ -53,44 +63,66 @@ class SamplerState:
         self.counts, self.weights = zeros((rows, MAX_BINS), np.uint32), zeros((rows, MAX_BINS), np.uint64)
         self.arrivals = zeros((rows,), np.uint32)
         self.results = zeros((rows, N_RESULTS), np.int64)
-        # What the host knows about the device's copies. During a draw it knows nothing, because an interrupted draw may
-        # or may not have advanced them.
-        self._device_rows: list[DrawRow] = []  # the rows that `params` describes
-        # For each slot the sampler whose tokens `history` counts, and how many tokens it had. None: not known.
-        self._device_history: list[tuple[SequenceSampler, int] | None] = [None] * slots
-        self._drawing: list[DrawRow] = []  # the rows of the draw whose results have not been read
+        self._copies = [device.host_copy(self.results) for _ in range(UNREAD)]
+        self._n_draws = 0
+        # For each slot: its sampler and the sampler's parameters; the sampler whose tokens `history` counts, and how
+        # many they are. None: not known.
+        self._samplers: list[SequenceSampler | None] = [None] * slots
+        self._params = np.zeros((slots, N_PARAMS), np.int64)
+        self._counted: list[tuple[SequenceSampler, int] | None] = [None] * slots
 
-    def set(self, device: Device, samplers: Sequence[SequenceSampler], slots: Sequence[int]) -> None:
-        """Prepare a draw: upload what the device does not have.
+    def prepare(self, device: Device, samplers: Sequence[SequenceSampler], slots: Sequence[int]) -> Draw:
+        """Upload what a draw needs: the parameters of its rows, and masks and histories where there are any."""
+        for sampler, slot in zip(samplers, slots):
+            if self._samplers[slot] is not sampler:
+                self._params[slot] = as_params(sampler, slot)
+                self._samplers[slot] = sampler
+        params = self._params[list(slots)]
+        params[:, INDEX] = [sampler.index for sampler in samplers]
+        for row, sampler in enumerate(samplers):
+            if sampler.mask and (allowed := mask_of(sampler)) is not None:
+                device.upload(packed(allowed), into=self.mask[row])
+                params[row, HAS_MASK] = True
+        device.upload(params, into=self.params[: len(params)])
+        penalised = np.flatnonzero(params[:, PENALISES]).tolist()
+        for row in penalised:
+            self._prepare_history(device, samplers[row], slots[row])
+        n_top = params[:, N_TOP]
+        return Draw(
+            samplers,
+            greedy=not params[:, TEMPERATURE].any() and bool(n_top.max() <= 0),
+            may_repeat=not any(sampler.mask for sampler in samplers) and bool(n_top.max() <= MAX_TOP),
+            penalised=[slots[row] for row in penalised],
+            detailed=[(row, n) for row, n in enumerate(n_top.tolist()) if n >= 0],
+        )
 
-        The first draw of a sequence uploads everything about it. Later draws usually upload nothing.
+    def _prepare_history(self, device: Device, sampler: SequenceSampler, slot: int) -> None:
+        counted, self._counted[slot] = self._counted[slot], None  # not known, if an interrupt comes now
+        if counted != (sampler, sampler.index):
+            device.upload(history_of(sampler), into=self.history[slot])
+        self._counted[slot] = sampler, sampler.index + 1  # the draw itself counts its token
+
+    def repeat(self, draw: Draw) -> None:
+        """Take note that the device draws once more for the same rows, from what it has updated by itself."""
+        for slot in draw.penalised:
+            if counted := self._counted[slot]:
+                self._counted[slot] = counted[0], counted[1] + 1
+
+    def collect(self, device: Device, draw: Draw, logits: Array) -> ReadSamples:
+        """Queue a copy of a draw's results to the host. Returns the function that waits for them.
+
+        logits: what the tokens were drawn from. The function must be called before the next `collect` but one.
         """
-        rows = [DrawRow(sampler, sampler.index, slot) for sampler, slot in zip(samplers, slots)]
-        known, self._device_rows = self._device_rows, []
-        for row in rows:
-            if penalises(row.sampler) and self._device_history[row.slot] != (row.sampler, row.index):
-                history = row.sampler.counts.astype(np.uint32) << 1 | row.sampler.seen
-                device.upload(history.astype(np.uint32), into=self.history[row.slot])
-            self._device_history[row.slot] = None
-        masks = [mask_of(sampler) for sampler in samplers]
-        for i, allowed in enumerate(masks):
-            if allowed is not None:
-                device.upload(packed(allowed), into=self.mask[i])
-        if known != rows or any(sampler.mask for sampler in samplers):
-            params = np.stack([as_params(row, allowed is not None) for row, allowed in zip(rows, masks)])
-            device.upload(params, into=self.params[: len(rows)])
-        self._drawing = rows
+        copy = self._copies[self._n_draws % UNREAD]
+        self._n_draws += 1
+        number = self._n_draws
+        copy.start(len(draw.samplers))
 
-    def read(self, device: Device, rows: int) -> list[tuple[SequenceSampler, np.ndarray]]:
-        """Wait for the draws of the first `rows` rows; returns each row's sampler and results (N_RESULTS,) int64."""
-        return list(zip([row.sampler for row in self._drawing], device.download(self.results[:rows])))
+        def read_samples() -> list[Sample | LogitsError]:
+            assert self._n_draws < number + UNREAD, "these results have been overwritten by later ones"
+            return samples_of(device, draw, copy.wait(), logits)
 
-    def drawn(self, samples: Sequence[Sample | LogitsError]) -> None:
-        """Record that a draw has ended: for each row with a sample, the device has advanced its own copies."""
-        advanced = [isinstance(sample, Sample) for sample in samples]
-        self._device_rows = [DrawRow(row.sampler, row.index + n, row.slot) for row, n in zip(self._drawing, advanced)]
-        for row in self._device_rows:
-            self._device_history[row.slot] = (row.sampler, row.index) if penalises(row.sampler) else None
+        return read_samples
 
 
 def mask_of(sampler: SequenceSampler) -> np.ndarray | None:
@@ -101,23 +133,24 @@ def mask_of(sampler: SequenceSampler) -> np.ndarray | None:
         return np.zeros(len(sampler.seen), bool)
 
 
-def penalises(sampler: SequenceSampler) -> bool:
+def history_of(sampler: SequenceSampler) -> np.ndarray:
+    """-> (vocab_size,) uint32, as sampler.cu defines it."""
+    return (sampler.counts.astype(np.uint32) << 1 | sampler.seen).astype(np.uint32)
+
+
+def as_params(sampler: SequenceSampler, slot: int) -> np.ndarray:
+    """-> (N_PARAMS,) int64, without INDEX and HAS_MASK. Real numbers are the bits of their float64."""
     p = sampler.params
-    return p.repetition_penalty not in (0, 1) or p.frequency_penalty != 0 or p.presence_penalty != 0
-
-
-def as_params(row: DrawRow, has_mask: bool) -> np.ndarray:
-    """-> (N_PARAMS,) int64, in the order of `Param` in sampler.cuh. Real numbers are the bits of their float64."""
-    p = row.sampler.params
     top_p = 1.0 if p.top_p is None else p.top_p
     min_p = p.temperature * math.log(p.min_p) if p.min_p else -math.inf
     doubles = [p.temperature, top_p, 0, min_p, p.repetition_penalty or 1.0, p.frequency_penalty, p.presence_penalty]
+    penalises = p.repetition_penalty not in (0, 1) or p.frequency_penalty != 0 or p.presence_penalty != 0
     out = np.zeros(N_PARAMS, np.int64)
-    out[:7] = np.array(doubles, np.float64).view(np.int64)
-    out[2] = min(p.top_k or 0, 2**62)
-    out[7:9] = np.array([row.sampler.seed, row.index], np.uint64).view(np.int64)
-    n_top = -1 if p.logprobs is None else min(p.logprobs, 2**31)
-    out[9:13] = n_top, has_mask, row.slot, penalises(row.sampler)
+    out[:SEED] = np.array(doubles, np.float64).view(np.int64)
+    out[TOP_K] = min(p.top_k or 0, 2**62)
+    out[SEED] = np.uint64(sampler.seed).view(np.int64)
+    out[N_TOP] = -1 if p.logprobs is None else min(p.logprobs, 2**31)
+    out[SLOT], out[PENALISES] = slot, penalises
     return out
 
 
@@ -127,61 +160,60 @@ def packed(allowed: np.ndarray) -> np.ndarray:
     return np.pad(bits, (0, -len(bits) % 4)).view("<u4")
 
 
-def sample(device: Device, logits: Array, state: SamplerState, tokens: Array, positions: Array) -> None:
+def sample(
+    device: Device, logits: Array, state: SamplerState, tokens: Array, positions: Array, greedy: bool = False
+) -> None:
     """Draw the next token of each row into tokens (T,) int32, and advance the row's position (T,) int32 and `state`.
 
-    logits (T, vocab_size) float32. It only launches kernels, so a graph can hold it. Padding rows, at position -1, do
-    not change.
+    logits (T, vocab_size) float32. greedy: see `Draw`. It only launches kernels, so a graph can hold it.
+    Padding rows, at position -1, do not change.
     """
     rows, vocab_size = logits.shape
     assert vocab_size == state.vocab_size and tokens.shape == positions.shape == (rows,), (logits.shape, tokens.shape)
-    for kernel, grid, args in _launches(logits, state, tokens, positions):
+    for kernel, grid, args in _launches(logits, state, tokens, positions, greedy):
         typed = [np.int32(arg) if isinstance(arg, int) else arg for arg in args]
         device.launch(kernel, grid, (THREADS,), typed, dependent=True)
 
 
 def _launches(
-    logits: Array, s: SamplerState, tokens: Array, positions: Array
+    logits: Array, s: SamplerState, tokens: Array, positions: Array, greedy: bool
 ) -> Iterator[tuple[Kernel, tuple[int, ...], list[Any]]]:
-    """The kernels of a draw in their order, each with its grid and its arguments."""
+    """The kernels of a draw in their order, each with its grid and its arguments: 2 if it is greedy, else 13."""
     rows, vocab_size = logits.shape
     n_parts = -(-vocab_size // TOKENS_PER_BLOCK)
     parts, raw = (n_parts, rows), (s.raw_max, s.raw_sum)
     args = [logits, s.params, s.mask, s.history, positions, s.adjusted, s.part_max, s.part_bad, *raw, vocab_size]
     yield Kernel("sampler.cu", "sampler_adjust"), parts, args
-    for which, values in enumerate((s.adjusted, s.adjusted, logits)):  # for top_k, top_p, the most likely tokens
-        for level in range(3):
-            args = [values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.arrivals]
-            yield Kernel("sampler_select.cu", "sampler_select"), parts, [*args, vocab_size, which, level]
-    args = [s.adjusted, s.params, positions, s.part_max, s.cuts, s.part_sum, s.part_ties, vocab_size]
-    yield Kernel("sampler.cu", "sampler_weigh"), parts, args
+    if not greedy:
+        for which, values in enumerate((s.adjusted, s.adjusted, logits)):  # for top_k, top_p, the most likely tokens
+            for level in range(3):
+                args = [values, s.params, positions, s.part_max, s.cuts, s.counts, s.weights, s.arrivals]
+                yield Kernel("sampler_select.cu", "sampler_select"), parts, [*args, vocab_size, which, level]
+        args = [s.adjusted, s.params, positions, s.part_max, s.cuts, s.part_sum, s.part_ties, vocab_size]
+        yield Kernel("sampler.cu", "sampler_weigh"), parts, args
     args = [logits, s.adjusted, s.part_max, s.part_bad, *raw, s.part_sum, s.part_ties, s.cuts, s.params, s.history]
     yield Kernel("sampler.cu", "sampler_draw"), (rows,), [*args, tokens, positions, s.results, vocab_size, n_parts]
-    args = [logits, s.params, positions, s.cuts, s.results, vocab_size]
-    yield Kernel("sampler_top.cu", "sampler_top"), (rows,), args
+    if not greedy:
+        args = [logits, s.params, positions, s.cuts, s.results, vocab_size]
+        yield Kernel("sampler_top.cu", "sampler_top"), (rows,), args
 
 
-def results(device: Device, state: SamplerState, logits: Array, rows: int) -> list[Sample | LogitsError]:
-    """Wait for the draws of the first `rows` rows. logits: the array that `sample` drew them from."""
-    samples: list[Sample | LogitsError] = []
-    for row, (sampler, record) in enumerate(state.read(device, rows)):
-        n_top, token = sampler.params.logprobs, int(record[TOKEN])
-        if record[STATUS] == BAD_LOGIT:
-            samples.append(bad_logit(token, device.download(logits[row])[token]))
-        elif record[STATUS] != DRAWN:
-            samples.append(no_token_left())
-        elif n_top is None:
-            samples.append(Sample(token))
-        elif n_top > MAX_TOP:
-            samples.append(Sample(token, *logprobs(device.download(logits[row]), token, n_top)))
-        else:
-            samples.append(_sample_with_logprobs(record, min(n_top, state.vocab_size)))
-    state.drawn(samples)
+def samples_of(device: Device, draw: Draw, records: np.ndarray, logits: Array) -> list[Sample | LogitsError]:
+    """What a draw has chosen, from its results (rows, N_RESULTS) int64. logits: see `SamplerState.collect`."""
+    tokens, numbers = records[:, TOKEN].tolist(), records.view(np.float64)
+    samples: list[Sample | LogitsError] = list(map(Sample, tokens))
+    failed = np.flatnonzero(records[:, STATUS] != DRAWN).tolist()
+    if draw.detailed:
+        width = min(MAX_TOP, logits.shape[1], max(n_top for _, n_top in draw.detailed))
+        ids = records[:, TOP_IDS : TOP_IDS + width].tolist()
+        top_logprobs = numbers[:, TOP_LOGPROBS : TOP_LOGPROBS + width].tolist()
+        of_tokens = numbers[:, LOGPROB].tolist()
+        for row, n_top in draw.detailed:
+            if n_top <= MAX_TOP:
+                samples[row] = Sample(tokens[row], of_tokens[row], tuple(zip(ids[row][:n_top], top_logprobs[row])))
+            elif row not in failed:
+                samples[row] = Sample(tokens[row], *logprobs(device.download(logits[row]), tokens[row], n_top))
+    for row in failed:
+        bad = records[row, STATUS] == BAD_LOGIT
+        samples[row] = bad_logit(tokens[row], numbers[row, LOGPROB]) if bad else no_token_left()
     return samples
-
-
-def _sample_with_logprobs(record: np.ndarray, n_top: int) -> Sample:
-    numbers = record.view(np.float64)
-    ids = record[TOP_IDS : TOP_IDS + n_top].tolist()
-    top_logprobs = numbers[TOP_LOGPROBS : TOP_LOGPROBS + n_top].tolist()
-    return Sample(int(record[TOKEN]), float(numbers[LOGPROB]), tuple(zip(ids, top_logprobs)))

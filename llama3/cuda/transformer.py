@@ -11,7 +11,7 @@ from llama3.cuda.activations import PREFILL_CHUNK_ALONE, Activations
 from llama3.cuda.arrays import NormInput, RopeTable
 from llama3.cuda.attention import attention
 from llama3.cuda.attention_prompt import attention_prompt, tiles
-from llama3.cuda.decoding import Decoding, ReadSamples
+from llama3.cuda.decoding import Decoding, DecodingStep
 from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.embedding import embedding
 from llama3.cuda.feed_forward import swiglu
@@ -22,6 +22,7 @@ from llama3.cuda.memory import check_shape
 from llama3.cuda.qkv import norm_qkv_rope
 from llama3.cuda.rms_norm import rms_norm_rows
 from llama3.cuda.rope import rope
+from llama3.cuda.sampler import ReadSamples
 from llama3.cuda.trace import Tracer
 from llama3.cuda.weights import Weights
 from llama3.errors import LogitsError
@@ -39,21 +40,21 @@ class Transformer:
     mixed_prefill_chunk = 512  # enough rows for fast products, few enough for a short step
 
     def __init__(
-        self, device: Device, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None
+        self,
+        device: Device,
+        config: ModelConfig,
+        weights: Weights,
+        adapters: Mapping[str, Adapter] | None = None,
+        rope_angles: str = "float64",
     ):
-        """Raises DeviceError for a shape that the kernels do not support."""
+        """rope_angles: see `rope_table`. Raises DeviceError for a shape that the kernels do not support."""
         check_shape(config)
         self.device, self.config, self.weights = device, config, weights
         self.adapters = upload_adapters(device, config, adapters or {})
-        cos, sin = rope_table(config, config.max_seq_len)
+        cos, sin = rope_table(config, config.max_seq_len, rope_angles)
         self.rope_table = RopeTable(device.upload(cos), device.upload(sin))
         self._activations = Activations.alloc(device, config, 1)
         self._decodings: WeakKeyDictionary[KVCache, Decoding] = WeakKeyDictionary()
-
-    def use_rope_angles(self, angles: str) -> None:
-        """Rotate by "float64" or by "float32" angles: see `rope_table`. Before the first step, which is recorded."""
-        cos, sin = rope_table(self.config, self.config.max_seq_len, angles)
-        self.rope_table = RopeTable(self.device.upload(cos), self.device.upload(sin))
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.device, self.config, slots, max_len)
@@ -68,14 +69,15 @@ class Transformer:
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.device.download(self._logits_of_rows(a, logit_rows, trace))
 
-    def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> "Pending":
+    def step(
+        self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]
+    ) -> "DecodingStep | Pending":
         """Run the batch, then draw the next token of every sequence that has a sampler (None: still in its prompt)."""
         decoding = self._decoding(cache)
         drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
         used_samplers = [sampler for sampler in samplers if sampler is not None]
         if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all draw
-            read_samples = decoding.step(batch, cache, used_samplers, self._launch_decoding)
-            return Pending(read_samples, drawing, len(samplers))
+            return decoding.step(batch, cache, used_samplers, self._launch_decoding)
         decoding.forget()
         a = self._run(batch, cache)
         if not drawing:
@@ -111,7 +113,7 @@ class Transformer:
 
         single_rows = next((i for i, n in enumerate(counts) if n > 1), len(counts))
         prompts = slice(single_rows, None)
-        host_tiles = tiles(counts[prompts], starts[prompts], batch.slots[prompts], first_row=single_rows)
+        host_tiles = tiles(self.device, counts[prompts], starts[prompts], batch.slots[prompts], single_rows)
         prompt_tiles = self.device.upload(host_tiles) if len(host_tiles) else None
         lora = Lora(self.device, self.adapters, batch) if batch.adapters else None
         parts = list(zip(batch.slots, starts, counts))
@@ -130,7 +132,7 @@ class Transformer:
         tracer: Tracer | None = None,
         lora: Lora | None = None,
     ) -> None:
-        """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need only kernel launches.
+        """From a.tokens to a.x, the residual stream after the last layer. A graph can hold all of it.
 
         In attention the first `single_rows` rows are handled one by one, and `prompt_tiles` (see `attention_prompt`)
         covers the other rows.
@@ -215,7 +217,7 @@ class Transformer:
 
 
 class Pending:
-    """The samples of a step that the device may still be computing."""
+    """The samples of a step outside the graphs, which the device may still be computing."""
 
     def __init__(self, read_samples: ReadSamples, drawing: list[int], n: int):
         """drawing: which of the n sequences of the batch draw a token."""
@@ -228,3 +230,6 @@ class Pending:
         for i, sample in zip(self._drawing, self._read_samples()):
             samples[i] = sample
         return samples
+
+    def launch_next(self) -> None:
+        """The next step needs this one's tokens on the host."""

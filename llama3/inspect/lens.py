@@ -13,7 +13,7 @@ from llama3.config import ModelConfig
 from llama3.model.weights import Weights
 from llama3.plain import linear, rms_norm
 
-ROWS, OUTPUTS = 1024, 16384  # of so many rows and tokens the logits are in memory at once: 64 MB
+ROWS, OUTPUTS = 1024, 16384  # of about so many rows and so many tokens the logits are in memory at once: 64 MB
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,18 @@ def read_lens(
     stream: dict[str, np.ndarray], tokens: Sequence[int], config: ModelConfig, weights: Weights, n: int = 5
 ) -> Lens:
     """stream: the residual stream (T, dim) at each point. Computed in float32, in pieces that fit into memory."""
-    T, n = len(tokens), min(n, config.vocab_size)
-    rows = np.concatenate([rms_norm(x, weights.norm, config.norm_eps) for x in stream.values()]).astype(np.float32)
-    following = np.tile(np.append(tokens[1:], 0), len(stream))  # (S * T,)
-    parts = [
-        _read_rows(rows[at : at + ROWS], weights.output, following[at : at + ROWS], n)
-        for at in range(0, len(rows), ROWS)
-    ]
+    T, n, points = len(tokens), min(n, config.vocab_size), list(stream)
+    following = np.append(tokens[1:], 0)  # (T,)
+    together = max(ROWS // T, 1)  # points that one pass over the output matrix serves
+    parts = []
+    for at in range(0, len(points), together):
+        piece = [stream[point].astype(np.float64) for point in points[at : at + together]]  # (T, dim) each
+        rows = np.concatenate([rms_norm(x, weights.norm, config.norm_eps) for x in piece]).astype(np.float32)
+        parts.append(_read_rows(rows, weights.output, np.tile(following, len(piece)), n))
     likely, probabilities, of_next = (np.concatenate(column) for column in zip(*parts))
     of_next = of_next.reshape(-1, T)  # (S, T)
     of_next[:, -1] = np.nan  # nothing follows
-    return Lens(list(stream), likely.reshape(-1, T, n), probabilities.reshape(-1, T, n), of_next)
+    return Lens(points, likely.reshape(-1, T, n), probabilities.reshape(-1, T, n), of_next)
 
 
 def _read_rows(

@@ -28,12 +28,13 @@ def page(seen: Inspection, heads: Sequence[Part] = ()) -> str:
     text = json.dumps(page_data(seen, heads), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     text = text.encode("utf-8", "replace").decode().replace("<", "\\u003c")  # "</script>" in a token would end it
     html, css, js = (static(f"inspect.{kind}") for kind in ("html", "css", "js"))
+    base = resource("static", "base.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<title>Inside the model</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{css}</style>\n</head>\n<body>\n{html}"
+        f"<style>\n{base}{css}</style>\n</head>\n<body>\n{html}"
         f'<script type="application/json" id="data">{text}</script>\n<script>\n{js}</script>\n</body>\n</html>\n'
     )
 
@@ -74,7 +75,7 @@ def page_data(seen: Inspection, heads: Sequence[Part] = ()) -> dict[str, Any]:
             [
                 ", ".join(map(name_of, a.parts)),
                 str(a.same),
-                f"{a.loss:+.2f}",
+                f"{round(a.loss, 2) + 0.0:+.2f}",  # no -0.00
                 SAME if a.text == seen.answer.text else a.text,
             ]
             for a in seen.ablations

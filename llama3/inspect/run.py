@@ -118,7 +118,8 @@ def see_inside(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """-> residual stream (T, dim) at each point, attention weights (L, H, T, T), output of the final norm (T, dim).
 
-    No logits are computed: a matrix for the output in float64 would take 4 GB with the 8B.
+    All are computed in float64; the first two are kept as float32, since with the 8B they take a gigabyte or more.
+    No logits are computed: a matrix for the output in float64 would take 4 GB.
     """
     T = len(tokens)
     stream: dict[str, np.ndarray] = {}
@@ -129,10 +130,8 @@ def see_inside(
         parts = name.split(".")
         if name == "norm":
             seen[name] = value
-        elif name == "tok_embeddings" or (parts[0] == "layers" and len(parts) == 2):
-            stream[name] = value
-        elif parts[-1] == "attention":
-            stream[f"{name}_residual"] = next(reversed(stream.values())) + value
+        elif name == "tok_embeddings" or parts[-1] == "attention_residual" or len(parts) == 2:
+            stream[name] = value.astype(np.float32)
         elif parts[-1] == "weights":
             attention[int(parts[1]), int(parts[3])] = value
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Batch:
     @classmethod
     def of(cls, rows: Sequence[tuple[int, Sequence[int] | np.ndarray]], adapters: Sequence[str | None] = ()) -> "Batch":
         """From pairs of a slot and its new tokens: `Batch.of([(0, prompt), (3, [token])])`."""
-        tokens = np.concatenate([np.asarray(tokens, np.int32) for _, tokens in rows])
+        tokens = np.fromiter(chain.from_iterable(tokens for _, tokens in rows), np.int32)
         slots, counts = tuple(slot for slot, _ in rows), tuple(len(tokens) for _, tokens in rows)
         return cls(tokens, slots, counts, tuple(adapters) if any(adapters) else ())
 

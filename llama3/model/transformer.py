@@ -20,16 +20,18 @@ Trace = Callable[[str, np.ndarray], None]
 
 
 class Transformer:
-    """The model in NumPy. `adapters`: the LoRA adapters that a batch may name."""
+    """The model in NumPy. adapters: the LoRA adapters that a batch may name; rope_angles: see `rope_table`."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter] | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        adapters: Mapping[str, Adapter] | None = None,
+        rope_angles: str = "float64",
+    ):
         self.config, self.weights, self.adapters = config, weights, adapters or {}
         self.attention = attention  # a faster function for the same may take its place
-        self.cos, self.sin = rope_table(config, config.max_seq_len)  # (max_seq_len, head_dim / 2)
-
-    def use_rope_angles(self, angles: str) -> None:
-        """Rotate by "float64" or by "float32" angles: see `rope_table`."""
-        self.cos, self.sin = rope_table(self.config, self.config.max_seq_len, angles)
+        self.cos, self.sin = rope_table(config, config.max_seq_len, rope_angles)  # (max_seq_len, head_dim / 2)
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.config, slots, max_len)

@@ -9,7 +9,8 @@
 
 Every compare function takes the limits rtol, max_kl and min_top1, and returns a Report: `.ok` (for the exit code),
 `.breaches`, `.as_dict()` (for --json), `str()` (for people). `python -m llama3.parity.write_reference` makes reference
-files. Reading order: reference_file, measures, report, compare; for faults: planted, faults, search, explain.
+files. Reading order: reference_file, measures, report, compare; for faults: rounding, planted, faults, hidden_bos,
+other_output, cast_order, search, trials, explain.
 """
 
 from llama3.parity.compare import assert_close, compare_arrays, compare_files, compare_model

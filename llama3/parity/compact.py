@@ -22,7 +22,16 @@ from safetensors.numpy import load_file
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.batch import Batch
-from llama3.parity.reference_file import DTYPES, Reference, config_from_json, hashes_from_json, write_tensors
+from llama3.parity.beginning import beginning
+from llama3.parity.reference_file import (
+    DTYPES,
+    Reference,
+    config_from_json,
+    hashes_from_json,
+    same_model,
+    unreadable,
+    write_tensors,
+)
 from llama3.parity.report import RTOL, Limits
 from llama3.parity.weights_hash import other_parts
 
@@ -119,7 +128,7 @@ def read_compact(path: str | Path) -> Compact:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -228,21 +237,18 @@ def compare_compact(
 def compare_file_compact(ours: Reference, reference: Compact | str | Path, **limits: float | None) -> CompactReport:
     """Compare a reference file of the same tokens, with logits at all positions, with a compact one."""
     r = reference if isinstance(reference, Compact) else read_compact(reference)
-    if not np.array_equal(ours.tokens, r.tokens) or len(ours.positions) != len(r.tokens):
-        found = f"{len(ours.tokens)} tokens, logits at {len(ours.positions)}"
-        raise CheckpointError(
-            f"ours has {found}; expected the reference's {len(r.tokens)} tokens, logits at all of them"
-        )
+    same_model(ours.config, r.config)
+    if bos := beginning(ours.tokens, r.tokens):
+        raise CheckpointError(f"{bos} in ours; expected the reference's {len(r.tokens)} tokens")
+    if len(ours.positions) != len(r.tokens):
+        raise CheckpointError(f"ours has logits at {len(ours.positions)} of {len(r.tokens)} positions; expected all")
     return compare_compact(ours.logits, r, ours.weights, **limits)
 
 
 def compare_model_compact(model: "Model", reference: Compact | str | Path, **arguments: Any) -> CompactReport:
     """Run the reference's tokens through a model (`Llama.model`), and compare. arguments: as of `compare_compact`."""
     r = reference if isinstance(reference, Compact) else read_compact(reference)
-    for name in ("vocab_size", "dim", "n_layers"):
-        ours, theirs = getattr(model.config, name), getattr(r.config, name)
-        if ours != theirs:
-            raise CheckpointError(f"{name} is {ours} in ours and {theirs} in the reference: these are different models")
+    same_model(model.config, r.config)
     if len(r.tokens) > (most := model.config.max_seq_len):
         raise CheckpointError(f"the reference has {len(r.tokens)} tokens, and the model's context window holds {most}")
     cache = model.new_cache(1, len(r.tokens))

@@ -17,7 +17,7 @@ from llama3.errors import CheckpointError
 from llama3.model.batch import Batch
 from llama3.parity.beginning import beginning
 from llama3.parity.measures import compare_logits, compare_rows
-from llama3.parity.reference_file import Reference, read_reference
+from llama3.parity.reference_file import Reference, read_reference, same_model
 from llama3.parity.report import Limits, Report
 from llama3.trace import Recorder
 
@@ -30,7 +30,7 @@ MODEL_ROWS = 512  # tokens in one forward pass; with Llama 3's vocabulary, their
 def compare_model(model: "Model", reference: Reference | str | Path, **limits: float | None) -> Report:
     """Run the reference's tokens through a model (`Llama.model`), chunk by chunk, and compare each chunk's output."""
     r = _read(reference)
-    _same_fields(model.config, r.config, "vocab_size", "dim", "n_layers")
+    same_model(model.config, r.config)
     if len(r.tokens) > model.config.max_seq_len:
         raise CheckpointError(
             f"the reference has {len(r.tokens)} tokens, and the model's context window holds {model.config.max_seq_len}"
@@ -62,7 +62,7 @@ def compare_model(model: "Model", reference: Reference | str | Path, **limits: f
 def compare_files(ours: Reference | str | Path, reference: Reference | str | Path, **limits: float | None) -> Report:
     """Compare two files of the same tokens: the logits at the reference's positions, and the activations in both."""
     o, r = _read(ours), _read(reference)
-    _same_fields(o.config, r.config, "vocab_size", "dim", "n_layers")
+    same_model(o.config, r.config)
     if bos := beginning(o.tokens, r.tokens):
         return replace(
             compare_files(*_shifted(o, r), **limits),  # type: ignore[arg-type]
@@ -82,7 +82,16 @@ def compare_files(ours: Reference | str | Path, reference: Reference | str | Pat
         if name in o.activations
     }
     logits = compare_logits(at_reference(o.logits), r.logits)
-    return _report(r, f"{o.model} ({o.producer}, {o.dtype})", o.config, logits, activations, limits)
+    report = _report(r, f"{o.model} ({o.producer}, {o.dtype})", o.config, logits, activations, limits)
+    lacks = [_lack("ours", o, "the reference", r), _lack("the reference", r, "ours", o)]
+    return replace(report, not_compared=[lack for lack in lacks if lack])
+
+
+def _lack(one: str, a: Reference, other: str, b: Reference) -> str:
+    """A line about the activations that a lacks and b has; empty if there are none."""
+    names = [name for name in b.activations if name not in a.activations]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{one} lacks {names[0]}{more} that {other} has" if names else ""
 
 
 def compare_arrays(
@@ -132,7 +141,8 @@ def _explained_arrays(report: Report, logits: Any, activations: Mapping[str, Any
     values = {name: np.asarray(value).astype(np.float32) for name, value in activations.items()}
     checkpoint = load_folder(model) if isinstance(model, str | Path) else model.checkpoint
     ours = replace(r, logits=rows.astype(np.float32), dtype=dtype, activations=values)
-    return explained(report, ours, checkpoint.config, checkpoint.weights)
+    bos = checkpoint.tokenizer.bos_id if checkpoint.tokenizer else None
+    return explained(report, ours, checkpoint.config, checkpoint.weights, bos)
 
 
 def _report(
@@ -168,13 +178,6 @@ def _shifted(ours: Reference, reference: Reference) -> tuple[Reference, Referenc
 
 def _read(reference: Reference | str | Path) -> Reference:
     return reference if isinstance(reference, Reference) else read_reference(reference)
-
-
-def _same_fields(ours: ModelConfig, reference: ModelConfig, *names: str) -> None:
-    for name in names:
-        a, b = getattr(ours, name), getattr(reference, name)
-        if a != b:
-            raise CheckpointError(f"{name} is {a} in ours and {b} in the reference: these are different models")
 
 
 def _same_shape(name: str, ours: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

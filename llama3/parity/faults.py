@@ -1,7 +1,7 @@
 """The known faults: what implementations of Llama 3 get wrong. docs/faults.md describes each.
 
 `fixed` lists those without a number. `numbers` lists those with one, and how to search it. `from_row` lists those that
-begin at some position. The bos and rounding causes are about tokens and dtypes: explain.py finds them.
+begin at some position. hidden_bos.py, other_output.py and cast_order.py have the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,21 @@ MASKED = -1e30  # finite, so that a row that sees nothing takes the mean of all 
 
 @dataclass(frozen=True)
 class Number:
-    """A fault with a number in it. `grid` is where the search begins; steps are in log(number) if `log`."""
+    """A fault with a number in it. The search begins at the nearest of `grid` and `start`, the right number.
+
+    Its steps are in log(number) if `log`.
+    """
 
     make: Callable[[float], Fault]
     grid: Array
+    start: float | None = None
     log: bool = True
+
+
+def float32_angles(c: ModelConfig) -> Fault:
+    what = "RoPE's angles are float32, as in transformers (right for most purposes: see --rope-angles)"
+    functions = {"rotate": lambda x, angle: plain.rotate(x, rope_angles_float32(c, len(x)))}
+    return Fault("rope_angles", what, functions, in_layers=False)
 
 
 def fixed(config: ModelConfig, tied: bool) -> Iterator[Fault]:
@@ -59,7 +69,7 @@ def numbers(config: ModelConfig) -> Iterator[Number]:
         return Fault("rope_theta", what, {"rotate": _turned(replace(c, rope_theta=value))})
 
     def eps(value: float) -> Fault:
-        what = f"norm_eps is {value:.4g} instead of {c.norm_eps:.4g}"
+        what = f"norm_eps is {value:.6g} instead of {c.norm_eps:g}"
         return Fault("norm_eps", what, {"rms_norm": lambda x, w, _: plain.rms_norm(x, w, value)})
 
     def scale(value: float) -> Fault:
@@ -84,11 +94,11 @@ def numbers(config: ModelConfig) -> Iterator[Number]:
 
         return Fault("rope_scaling", f"all angles are divided by {value:.6g} (linear scaling)", {"rotate": rotate})
 
-    yield Number(theta, np.geomspace(1e2, 1e9, 43))
-    yield Number(eps, np.geomspace(1e-12, 1e-1, 34))
-    yield Number(factor, np.geomspace(1.0001, 128, 22))
-    yield Number(linear, np.geomspace(1.05, 64, 22))
-    yield Number(scale, np.geomspace(1e-3, 8, 28))
+    yield Number(theta, np.geomspace(1e2, 1e9, 43), c.rope_theta)
+    yield Number(eps, np.geomspace(1e-12, 1e-1, 34), c.norm_eps)
+    yield Number(factor, np.geomspace(1.0001, 128, 22), c.rope_scaling.factor if c.rope_scaling else 1.0)
+    yield Number(linear, np.geomspace(1.05, 64, 22), 1.0)
+    yield Number(scale, np.geomspace(1e-3, 8, 28), c.head_dim**-0.5)
     yield Number(leak, np.linspace(-16, 4, 21), log=False)
 
 
@@ -138,8 +148,6 @@ def _rope(c: ModelConfig) -> Iterator[Fault]:
     yield add("the angles are laid out in halves, but pairs are rotated", _pairs_with_angles_of_halves)
     yield add("queries and keys are rotated the other way round", lambda x, angle: plain.rotate(x, -angle))
     yield add("queries and keys are not rotated", lambda x, angle: x)
-    what = "RoPE's angles are float32, as in transformers (right for most purposes: see --rope-angles)"
-    yield Fault("rope_angles", what, {"rotate": lambda x, angle: plain.rotate(x, rope_angles_float32(c, len(x)))})
     if c.rope_scaling:
         yield Fault("rope_scaling", "RoPE's scaling is missing", {"rotate": _turned(replace(c, rope_scaling=None))})
     yield from everywhere_shifted(c)

@@ -17,21 +17,28 @@ from llama3.parity.weights_hash import weights_hash
 HOW = {
     "float64": "plain.py",
     "float32": "NumPy model",
-    "bfloat16": "plain.py, each result rounded as transformers does",
-    "float16": "plain.py, each result rounded as transformers does",
+    "bfloat16": "plain.py, each result rounded as transformers does, {} attention",
+    "float16": "plain.py, each result rounded as transformers does, {} attention",
 }
 
 
 def own_reference(
-    checkpoint: Checkpoint, tokens: Sequence[int], dtype: str = "float64", activations: str | Collection[str] = ()
+    checkpoint: Checkpoint,
+    tokens: Sequence[int],
+    dtype: str = "float64",
+    activations: str | Collection[str] = (),
+    attention: str = "eager",
 ) -> Reference:
     """Run tokens through a checkpoint -> a reference with all logits, hashes of the weights, and `activations`.
 
     dtype: "float64" is `plain.forward`; "float32" the fast model in NumPy; "bfloat16" and "float16" round each result
-    (`rounding.forward`). activations: names or patterns, as for `Llama.trace`. Raises RequestError.
+    (`rounding.forward`), with "eager" or "sdpa" attention. activations: names or patterns, as for `Llama.trace`.
+    Raises RequestError.
     """
     if dtype not in HOW:
         raise RequestError(f"dtype is {dtype!r}; expected {', '.join(HOW)}")
+    if attention not in rounding.ATTENTION:
+        raise RequestError(f"attention is {attention!r}; expected {' or '.join(rounding.ATTENTION)}")
     c, ids = checkpoint.config, [int(token) for token in tokens]
     if not ids or not all(0 <= token < c.vocab_size for token in ids):
         raise RequestError(f"expected at least one token, and ids from 0 to {c.vocab_size - 1}; found {ids[:8]}")
@@ -48,14 +55,14 @@ def own_reference(
     elif dtype == "float64":
         logits = plain.forward(ids, c, checkpoint.weights, see).astype(np.float32)
     else:
-        logits = rounding.forward(ids, c, checkpoint.weights, see, dtype).astype(np.float32)
+        logits = rounding.forward(ids, c, checkpoint.weights, see, dtype, attention).astype(np.float32)
     return Reference(
         tokens=np.array(ids, np.int64),
         logits=logits,
         positions=np.arange(len(ids)),
         config=c,
         dtype=dtype,
-        producer=f"llama3 {_version()}, {HOW[dtype]}",
+        producer=f"llama3 {_version()}, {HOW[dtype].format(attention)}",
         model=checkpoint.path.resolve().name,
         activations=kept,
         weights=weights_hash(checkpoint.weights),

@@ -6,6 +6,7 @@ not changed: a copy of `forward` looks its functions up in another namespace, so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy import ndarray as Array
 from llama3 import plain
 from llama3.config import ModelConfig
 from llama3.model.weights import LayerWeights, Weights
-from llama3.parity.rounding import round_to, with_functions
+from llama3.parity import rounding
 
 FLOAT64_BYTES = 1 << 31  # weights up to this size are converted to float64 once, larger ones at each use
 See = Callable[[str, Array], Any]
@@ -32,6 +33,8 @@ class Fault:
     see: Callable[[str, Array, Mapping[str, Array]], Array | None] | None = None
     layer: Callable[[LayerWeights], LayerWeights] | None = None  # changes each layer's weights
     output: Callable[[Weights], Array] | None = None  # gives another output matrix
+    tokens: Callable[[list[int]], list[int]] | None = None  # gives other tokens
+    shift: int = 0  # with `tokens`: row p of the other side's logits is row p + shift for these tokens
     in_layers: bool = True  # whether the fault can sit in one layer alone
 
 
@@ -40,6 +43,7 @@ class Run:
     """What one forward pass gave. `values` holds the activations that were asked for."""
 
     logits: Array  # (T, vocab_size) float64
+    given: Array  # (T,) bool: which rows there are; with other tokens, the first or the last may be missing
     values: dict[str, Array]
 
 
@@ -70,15 +74,22 @@ class PlainModel:
 
         self.right = self._forward(None, 0, False, keep)
 
-    def run(self, fault: Fault | None, layer: int | None = None, dtype: str = "float64") -> Run:
+    def run(self, fault: Fault | None, layer: int | None = None, dtype: str = "float64", fused: bool = False) -> Run:
         """The model with this fault in every layer (None), in one, or (layer == n_layers) in the final norm alone.
 
         dtype: in which each operation's result is rounded; the residual stream before `layer` is rounded once.
+        fused: see rounding.py.
         """
-        return self._forward(fault, layer or 0, layer is not None, dtype=dtype)
+        return self._forward(fault, layer or 0, layer is not None, dtype=dtype, fused=fused)
 
     def _forward(
-        self, fault: Fault | None, start: int, alone: bool, keep: See | None = None, dtype: str = "float64"
+        self,
+        fault: Fault | None,
+        start: int,
+        alone: bool,
+        keep: See | None = None,
+        dtype: str = "float64",
+        fused: bool = False,
     ) -> Run:
         active, seen, values = fault is not None, dict[str, Array](), dict[str, Array]()
 
@@ -90,8 +101,6 @@ class PlainModel:
             other = None
             if active and fault is not None and fault.see is not None:
                 other = fault.see(part, value, seen)
-            if dtype != "float64":
-                other = round_to(value if other is None else other, dtype)
             value = value if other is None else other
             if layer is not None:
                 seen[part.split(".")[-1] if part.startswith("heads.") else part] = value
@@ -104,40 +113,47 @@ class PlainModel:
                 keep(name, value)
             return other
 
-        functions = self.functions | (_rounding(dtype, self.functions) if dtype != "float64" else {})
+        functions = self._functions(dtype, fused)
         for name, faulty in (fault.functions if fault else {}).items():
             right = functions.get(name, getattr(plain, name))
             functions[name] = lambda *a, faulty=faulty, right=right: (faulty if active else right)(*a)
-        forward = with_functions(functions)
-        w, tokens = self.weights, self.tokens
-        layers = list(w.layers[start:])
-        if fault is not None and fault.layer is not None:
-            layers[: 1 if alone else None] = map(fault.layer, layers[:1] if alone else layers)
-        w = replace(w, layers=layers)
-        if fault is not None and fault.output is not None:
-            w = replace(w, output=fault.output(self.weights))
+        forward = rounding.with_functions(functions)
+        if dtype != "float64":
+            forward = partial(rounding.forward, dtype=dtype, functions=functions, fused=fused)
+        w, tokens = self._weights(fault, start, alone), self.tokens
         if start:  # the residual stream before this layer takes the place of the embedding
             w, tokens = replace(w, tok_embeddings=self.residuals[start]), list(range(len(tokens)))
+        if fault is not None and fault.tokens is not None:
+            tokens = fault.tokens(tokens)
         with np.errstate(all="ignore"):
-            return Run(forward(tokens, self.config, w, see), values)
+            logits = forward(tokens, self.config, w, see)
+        if fault is not None and fault.tokens is not None:
+            return Run(*_shifted(logits, fault.shift, len(self.tokens)), {})
+        return Run(logits, np.ones(len(tokens), bool), values)
+
+    def _functions(self, dtype: str, fused: bool) -> dict[str, Callable[..., Array]]:
+        """What takes the place of plain.py's functions in a run without a fault."""
+        if dtype == "float64":
+            return dict(self.functions)
+        functions = rounding.rounding_functions(dtype, fused=fused)
+        if dtype == "float32":
+            functions["rope_angles"] = plain.rope_angles  # float32 angles are a fault with a name, rope_angles
+        return functions
+
+    def _weights(self, fault: Fault | None, start: int, alone: bool) -> Weights:
+        """The weights from layer `start` on, with what the fault changes in them."""
+        layers = list(self.weights.layers[start:])
+        if fault is not None and fault.layer is not None:
+            layers[: 1 if alone else None] = map(fault.layer, layers[:1] if alone else layers)
+        output = self.weights.output if fault is None or fault.output is None else fault.output(self.weights)
+        return replace(self.weights, layers=layers, output=output)
 
 
-def _rounding(dtype: str, functions: Mapping[str, Callable[..., Array]]) -> dict[str, Callable[..., Array]]:
-    """Functions of plain.py that round inside, where transformers does. `see` rounds their results."""
-    linear: Callable[..., Array] = functions.get("linear", plain.linear)
-
-    def rotate(x: Array, angle: Array) -> Array:
-        a, b = np.split(x, 2, axis=-1)  # (T, heads, head_dim / 2)
-        cos, sin = (round_to(table, dtype)[:, None] for table in (np.cos(angle), np.sin(angle)))  # (T, 1, head_dim / 2)
-        ac, bs, as_, bc = (round_to(product, dtype) for product in (a * cos, b * sin, a * sin, b * cos))
-        return np.concatenate([ac - bs, as_ + bc], axis=-1)
-
-    return {
-        "linear": lambda x, w: linear(round_to(x, dtype), w),
-        "rms_norm": lambda x, w, eps: round_to(plain.rms_norm(x, np.ones(1), eps), dtype) * w.astype(np.float64),
-        "rotate": rotate,
-        "silu": lambda x: round_to(plain.silu(x), dtype),
-    }
+def _shifted(rows: Array, shift: int, length: int) -> tuple[Array, Array]:
+    """(length, vocab_size) and (length,) bool: row p + shift at p, and where there is one."""
+    sources = np.arange(length) + shift  # (length,)
+    given = (sources >= 0) & (sources < len(rows))  # (length,)
+    return rows[np.clip(sources, 0, len(rows) - 1)], given
 
 
 def _float64(weights: Weights) -> Weights:

@@ -125,7 +125,16 @@ def read_reference(path: str | Path) -> Reference:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (OSError, ValueError, SafetensorError) as error:  # ValueError: NumPy raises it for sizes of 0 and 2^63
-        raise CheckpointError(f"{path}: cannot be read as a safetensors file: {error}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> CheckpointError:
+    """The error to raise for a file that the safetensors library or the operating system refuses."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path}: there is no such file; expected one that `llama3 reference` wrote")
+    if isinstance(error, OSError):
+        return CheckpointError(f"{path}: cannot be read: {error.strerror or error}")
+    return CheckpointError(f"{path}: cannot be read as a safetensors file, it may be cut off or damaged: {error}")
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -185,6 +194,14 @@ def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Refe
         {name.removeprefix(prefix): array for name, array in tensors.items()},
         hashes_from_json(metadata.get("weights", "{}")),
     )
+
+
+def same_model(ours: ModelConfig, reference: ModelConfig) -> None:
+    """Raises CheckpointError unless both configs have the sizes that a comparison needs to be equal."""
+    for name in ("vocab_size", "dim", "n_layers"):
+        a, b = getattr(ours, name), getattr(reference, name)
+        if a != b:
+            raise CheckpointError(f"{name} is {a} in ours and {b} in the reference: these are different models")
 
 
 def hashes_from_json(text: str) -> dict[str, str]:

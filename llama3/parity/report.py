@@ -1,5 +1,6 @@
 """The result of a comparison: judged by limits, printed as a table, or returned as values for JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Report:
     activations: dict[str, np.ndarray]  # (T,) measures.ROW each, `norm` (n,), in the order of computation
     config_differences: list[str]  # reported, but not counted as a failure
     explanation: Explanation | None = None  # the fault that makes the difference, if it was sought
+    not_compared: Sequence[str] = ()  # activations that one of two files lacks: lines
 
     @property
     def rtol(self) -> float:
@@ -81,7 +83,10 @@ class Report:
                 found.append(f"{what} at {bad.sum()} of {len(bad)} positions, first at {positions[np.argmax(bad)]}")
 
         nan = ~np.isfinite(rows["max_abs"])
-        add("the logits hold NaN or infinity", nan)
+        theirs = np.zeros(len(nan), bool)
+        theirs[nan] = ~np.isfinite(self.reference.logits[nan]).all(axis=1)
+        add("the logits of the reference hold NaN or infinity", theirs)
+        add("our logits hold NaN or infinity", nan & ~theirs)
         add(f"relative error of the logits over {self.rtol:.1e}", _over(rows, self.rtol) & ~nan)
         if self.limits.max_kl is not None:
             add(f"KL divergence over {self.limits.max_kl:.1e}", ~(rows["kl"] <= self.limits.max_kl) & ~nan)
@@ -103,6 +108,7 @@ class Report:
             "ours": self.ours,
             "reference": {"model": r.model, "producer": r.producer, "dtype": r.dtype, "tokens": len(r.tokens)},
             "config_differences": self.config_differences,
+            "not_compared": list(self.not_compared),
             **({} if self.explanation is None else self.explanation.as_dict()),
             "worst": {name: _worst(values, r.positions) for name, values in self._measures().items()},
             "top1": float(rows["top1"].mean()),
@@ -123,24 +129,26 @@ class Report:
     def __str__(self) -> str:
         """The report as a table of at most WIDTH columns."""
         r, rows, measures = self.reference, self.logits, self._measures()
+        width = max([24, *(len(name) + 1 for name in self.activations)])  # of the column of names
         lines = [
             f"ours       {self.ours}",
             f"reference  {r.model} ({r.producer}, {r.dtype})",
             f"           {len(r.tokens)} tokens, logits at {len(rows)} positions, vocabulary of {r.config.vocab_size}",
             *(f"config     {difference}" for difference in self.config_differences),
+            *(f"           {lack}" for lack in self.not_compared),
             "",
-            _heading("logits"),
-            _line("relative error", measures["relative"], r.positions, self.rtol),
-            _line("NMSE", measures["nmse"], r.positions),
-            _line("max abs error", measures["max_abs"], r.positions),
-            _line("KL divergence (nats)", measures["kl"], r.positions, self.limits.max_kl),
-            f"{'top-1 agreement':<24}{rows['top1'].sum():>12} of {len(rows)}",
-            f"{'top-5 agreement':<24}{rows['top5'].sum():>12} of {len(rows) * self._top}",
+            _heading("logits", width),
+            _line("relative error", width, measures["relative"], r.positions, self.rtol),
+            _line("NMSE", width, measures["nmse"], r.positions),
+            _line("max abs error", width, measures["max_abs"], r.positions),
+            _line("KL divergence (nats)", width, measures["kl"], r.positions, self.limits.max_kl),
+            f"{'top-1 agreement':<{width}}{rows['top1'].sum():>12} of {len(rows)}",
+            f"{'top-5 agreement':<{width}}{rows['top5'].sum():>12} of {len(rows) * self._top}",
         ]
         if self.activations:
-            lines += ["", _heading("activations")]
+            lines += ["", _heading("activations", width)]
         for name, errors in self.activations.items():
-            lines.append(_line(name, errors["relative"], self._positions(name), self.activation_rtol))
+            lines.append(_line(name, width, errors["relative"], self._positions(name), self.activation_rtol))
         if self.ok:
             lines += ["", "equal within the limits"]
         else:
@@ -184,13 +192,13 @@ def _fit(line: str) -> str:
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
-def _heading(name: str) -> str:
-    return f"{name:<24}{'median':>12}{'worst':>12}{'at position':>14}{'limit':>12}"
+def _heading(name: str, width: int) -> str:
+    return f"{name:<{width}}{'median':>12}{'worst':>12}{'at position':>14}{'limit':>12}"
 
 
-def _line(name: str, values: np.ndarray, positions: np.ndarray, limit: float | None = None) -> str:
+def _line(name: str, width: int, values: np.ndarray, positions: np.ndarray, limit: float | None = None) -> str:
     worst = np.argmax(values)
-    text = f"{name:<24}{np.median(values):>12.1e}{values[worst]:>12.1e}{positions[worst]:>14}"
+    text = f"{name:<{width}}{np.median(values):>12.1e}{values[worst]:>12.1e}{positions[worst]:>14}"
     return text if limit is None else f"{text}{limit:>12.1e}{'' if values[worst] <= limit else '  <--'}"
 
 

@@ -4,8 +4,13 @@ PyTorch keeps the result of each operation in the model's dtype, and adds up the
 - a value is rounded after each operation, a product after its sum;
 - RMSNorm and softmax are computed in float32 and rounded at their end, but RMSNorm before it multiplies by its weight;
 - RoPE's angles are float32; cosine and sine are rounded before they are used;
-- scores are rounded twice: after q k^T, and after the division by sqrt(head_dim) ("eager" attention; "sdpa" keeps them
-  in float32, in blocks, in an order that depends on the machine).
+- with "eager" attention, scores are rounded twice: after q k^T, and after the division by sqrt(head_dim);
+- with "sdpa", transformers' default, neither scores nor weights are rounded: see rounding_sdpa.py.
+`fused` rounds less often, as fused kernels do: scores, softmax and silu(gate) * up stay in float32 up to their end.
+
+Sums are added in the order of torch_sums.py, which is that of a processor with AVX-512 and without instructions for
+bfloat16. With another order, another processor or another number of rows at a time, the same recipe gives other last
+bits, and after some layers logits that are half as far away as those of float32 or more: docs/parity.md has numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +25,11 @@ from llama3 import plain
 from llama3.config import ModelConfig
 from llama3.model.rope import rope_angles_float32
 from llama3.model.weights import Weights
+from llama3.parity import rounding_sdpa
+from llama3.parity.torch_sums import lane_sum, product, row_sum
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
-BLOCK = 768  # terms of a product that oneDNN, PyTorch's library on CPUs, adds up before it adds the sum to the result
-SMALL = 1 << 27  # multiplications; a product of more is left to BLAS, whose order is another
+ATTENTION = ("eager", "sdpa")  # transformers' names
 
 
 def forward(
@@ -32,22 +38,37 @@ def forward(
     weights: Weights,
     see: Callable[[str, Array], Any] | None = None,
     dtype: str = "bfloat16",
+    attention: str = "eager",
+    functions: Mapping[str, Callable[..., Array]] | None = None,
+    fused: bool = False,
 ) -> Array:
-    """`plain.forward` with each result rounded to `dtype`, one of DTYPES -> logits (T, vocab_size) float64."""
+    """`plain.forward` with each result rounded to `dtype`, one of DTYPES -> logits (T, vocab_size) float64.
+
+    attention: one of ATTENTION. With "sdpa", a head's scores and weights are shown to `see`, and not used.
+    functions: what to use in place of `rounding_functions(dtype, attention, fused)`. What `see` returns is rounded too.
+    """
     seen: dict[str, Array] = {}  # what the output of a head is made of
     group = config.n_heads // config.n_kv_heads
 
     def round_and_see(name: str, value: Array) -> Array:
         *_, head, part = (0, 0, *name.split("."))
         if part == "output":  # plain.forward adds it up in float64
-            value = product(seen["weights"], seen["v"][:, int(head) // group].T)
-        value = round_to(value, dtype)
-        if part in ("v", "weights"):
-            seen[str(part)] = value
+            q, (k, v) = seen["q_rope"][:, int(head)], (seen[name][:, int(head) // group] for name in ("k_rope", "v"))
+            sdpa = attention == "sdpa"
+            value = rounding_sdpa.attend(q, k, v, rounded) if sdpa else product(seen["weights"], v.T)
+        exact = part in ("scores", "weights") and (fused or attention == "sdpa")
+        value = round_to(value, "float32" if exact else dtype)
         other = see(name, value) if see else None
-        return value if other is None else other
+        value = value if other is None else round_to(other, "float32" if exact else dtype)
+        if part in ("q_rope", "k_rope", "v", "weights"):
+            seen[str(part)] = value
+        return value
 
-    return with_functions(rounding_functions(dtype))(tokens, config, weights, round_and_see)
+    def rounded(x: Array) -> Array:
+        return round_to(x, dtype)
+
+    functions = functions or rounding_functions(dtype, attention, fused)
+    return with_functions(functions)(tokens, config, weights, round_and_see)
 
 
 def with_functions(functions: Mapping[str, Callable[..., Array]]) -> Callable[..., Array]:
@@ -66,18 +87,22 @@ def single(x: Array) -> Array:
     return round_to(x, "float32")
 
 
-def rounding_functions(dtype: str) -> dict[str, Callable[..., Array]]:
+def rounding_functions(dtype: str, attention: str = "eager", fused: bool = False) -> dict[str, Callable[..., Array]]:
     """Functions for plain.py that round in between. `forward` rounds what they return."""
 
     def rounded(x: Array) -> Array:
         return round_to(x, dtype)
 
+    def unless_fused(x: Array) -> Array:
+        return round_to(x, "float32" if fused else dtype)
+
     def linear(x: Array, w: Array) -> Array:
         return product(rounded(x), rounded(w))  # x is rounded already, unless it is silu(gate) * up
 
     def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-        mean = single(single(x**2).mean(axis=-1, keepdims=True))
-        return rounded(single(x * single(1 / np.sqrt(single(mean + single(np.array(eps))))))) * rounded(weight)
+        mean = row_sum((x**2).astype(np.float32)) / np.float32(x.shape[1])  # (T, 1) float32
+        root = 1 / np.sqrt(mean + np.float32(eps))
+        return rounded(single(x * root)) * rounded(weight)
 
     def rope_angles(positions: Array, config: ModelConfig) -> Array:
         return rope_angles_float32(config, len(positions))
@@ -90,43 +115,16 @@ def rounding_functions(dtype: str) -> dict[str, Callable[..., Array]]:
 
     def attention_scores(q: Array, k: Array) -> Array:
         future = np.isneginf(plain.attention_scores(q * 0, k * 0))  # (T, T)
-        scale = single(np.array(q.shape[1] ** -0.5))
-        return np.where(future, -np.inf, rounded(product(q, k)) * scale)
+        scores = product(q, k) if attention == "sdpa" else unless_fused(product(q, k))
+        return np.where(future, -np.inf, single(scores * single(np.array(q.shape[1] ** -0.5))))
 
     def softmax(x: Array) -> Array:
-        e = single(np.exp(single(x - x.max(axis=-1, keepdims=True))))
-        return single(e / single(e.sum(axis=-1, keepdims=True)))
+        e = single(np.exp(single(x - x.max(axis=-1, keepdims=True)))).astype(np.float32)
+        return (e * (1 / lane_sum(e))).astype(np.float64)
 
     def silu(x: Array) -> Array:
         with np.errstate(over="ignore"):
-            return rounded(single(x / single(1 + single(np.exp(-x)))))
+            return unless_fused(single(x / single(1 + single(np.exp(-x)))))
 
     functions = (linear, rms_norm, rope_angles, rotate, attention_scores, softmax, silu)
     return {function.__name__: function for function in functions}
-
-
-def product(x: Array, w: Array) -> Array:
-    """x (n, width) @ w (m, width).T, added up in float32 -> (n, m) float64.
-
-    The order is oneDNN's for bfloat16, that of Intel's instruction VDPBF16PS: term after term, but of two neighbours
-    the second one first; the sum of each BLOCK terms is then added to the result.
-    """
-    a, b = (np.asarray(m, np.float32) for m in (x, w))
-    total = np.zeros((len(a), len(b)), np.float32)
-    for begin in range(0, a.shape[1], BLOCK):
-        columns = slice(begin, begin + BLOCK)
-        total += _block(a[:, columns], b[:, columns]) if a.size * len(b) <= SMALL else a[:, columns] @ b[:, columns].T
-    return total.astype(np.float64)
-
-
-def _block(a: Array, b: Array) -> Array:
-    """a (n, width) @ b (m, width).T, float32, term after term."""
-    width = a.shape[1]
-    order = np.arange(width) ^ 1  # 1, 0, 3, 2, ...
-    order = order[order < width] if width % 2 == 0 else np.append(np.arange(width - 1) ^ 1, width - 1)
-    columns_a, columns_b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-    total, term = np.zeros((len(a), len(b)), np.float32), np.empty((len(a), len(b)), np.float32)
-    for k in order:
-        np.multiply(columns_a[k][:, None], columns_b[k], out=term)
-        total += term
-    return total

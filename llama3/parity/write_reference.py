@@ -44,6 +44,7 @@ def reference_of(
     chosen = BLOCKS if activations is True else activations or ()
     with recording(model, [name for name in choose_names(chosen, config) if name != "logits"]) as recorded:
         logits = model(torch.tensor([list(tokens)]), logits_to_keep=kept, use_cache=False).logits[0]  # (n, vocab_size)
+    attention = model.config._attn_implementation
     if "norm" in recorded:
         recorded["norm"] = recorded["norm"][kept.numpy()]
     return Reference(
@@ -52,7 +53,7 @@ def reference_of(
         positions=kept.numpy(),
         config=config,
         dtype=str(model.dtype).removeprefix("torch."),
-        producer=f"transformers {transformers.__version__}, torch {torch.__version__}",
+        producer=f"transformers {transformers.__version__}, torch {torch.__version__}, {attention} attention",
         model=label,
         activations=recorded,
     )
@@ -69,11 +70,20 @@ def load(model: str | Path, dtype: str = "float32", attention: str | None = None
     return loaded.eval()
 
 
-def from_folder(checkpoint: Checkpoint, tokens: Sequence[int], dtype: str, activations: Collection[str]) -> Reference:
-    """`reference_of` for a loaded checkpoint in Hugging Face's form, with hashes of its weights."""
+def from_folder(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int],
+    dtype: str,
+    activations: Collection[str],
+    attention: str | None = None,
+) -> Reference:
+    """`reference_of` for a loaded checkpoint in Hugging Face's form, with hashes of its weights.
+
+    attention: see `load`; None: "eager" if activations are asked for.
+    """
     if checkpoint.layout != "Hugging Face":
         raise RequestError(f"{checkpoint.path} has Meta's form; transformers reads Hugging Face's (config.json)")
-    model = load(checkpoint.path, dtype, "eager" if activations else None)
+    model = load(checkpoint.path, dtype, attention or ("eager" if activations else None))
     reference = reference_of(model, tokens, checkpoint.path.resolve().name, activations=activations)
     return replace(reference, weights=weights_hash(checkpoint.weights))
 

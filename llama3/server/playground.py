@@ -17,19 +17,22 @@ HEADERS = {
 }
 # Not from `mimetypes`: on Windows it reads the registry, where .js may be text/plain, which `nosniff` does not run.
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# URL path -> package and file. Only these files are served: the path of a request is never used as a path on disk.
+# URL path -> file of this package. Only these files are served: the path of a request is never used as a path on disk.
 FILES = {
-    "/": ("server", "index.html"),
-    "/inspect": ("server", "inspect.html"),
-    **{f"/static/{name}": ("server", name) for name in ("style.css", "chat.js", "parameters.js", "code.js", "ask.js")},
-    **{f"/static/{name}": ("inspect", name) for name in ("inspect.css", "inspect.js")},
+    "/": "server/static/index.html",
+    "/inspect": "server/static/inspect.html",
+    "/static/base.css": "static/base.css",
+    **{
+        f"/static/{name}": f"server/static/{name}"
+        for name in ("style.css", "chat.js", "parameters.js", "code.js", "ask.js")
+    },
+    **{f"/static/{name}": f"inspect/static/{name}" for name in ("inspect.css", "inspect.js")},
 }
 VIEWS = b"<!-- views -->"  # the place in inspect.html of what `llama3 inspect --html` shows
 
 
 async def static_file(request: Request) -> Response:
-    package, name = FILES[request.url.path]
-    file = resource(package, "static", name)
+    file = resource(*FILES[request.url.path].split("/"))
     content = file.read_bytes()  # small: read in one go
     if VIEWS in content:
         content = content.replace(VIEWS, resource("inspect", "static", "inspect.html").read_bytes())

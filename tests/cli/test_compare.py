@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from llama3.cli import main
+from llama3.config import ModelConfig
 from llama3.llama import Llama
+from llama3.model import transformer
+from llama3.model.rope import rope_table
 from llama3.parity import Reference, save_reference
+from llama3.parity.compact import compact_of, save_compact
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,53 @@ def test_json(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["compare", file, "--json"]) == code
         out, err = capsys.readouterr()
         assert json.loads(out)["ok"] is (code == 0) and err == ""
+
+
+@pytest.fixture
+def small(files: tuple[str, str], reference: Reference, tmp_path: Path) -> str:
+    """The right file as a compact reference."""
+    save_compact(tmp_path / "small", compact_of(reference))
+    return str(tmp_path / "small")
+
+
+def test_a_page_is_written_for_whole_and_for_compact_references(
+    files: tuple[str, str], small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    for words, title in ((files, "Different"), ([small], "Equal within"), ([small, files[1]], "Different")):
+        code = 0 if title.startswith("Equal") else 3
+        assert main(["compare", *words, "--html", str(page)]) == code
+        html = page.read_text(encoding="utf-8")
+        assert f"<h1>{title}" in html and "<svg" in html and "http" not in html
+        assert str(page) in capsys.readouterr().err
+
+
+def test_a_compact_reference_takes_the_angles_of_transformers(
+    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def table(config: ModelConfig, length: int, angles: str) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(angles)
+        return rope_table(config, length, angles)
+
+    monkeypatch.setattr(transformer, "rope_table", table)
+    assert main(["compare", small, "--rope-angles", "float32"]) == 0
+    assert asked == ["float32"]
+
+
+def test_what_cannot_be_done_is_one_line_before_a_model_is_loaded(
+    files: tuple[str, str], small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, folder = files[0], str(tmp_path)
+    for arguments, message in (
+        ([right, "--html", folder], "is a folder; expected the name of a file"),
+        ([right, "--html", f"{folder}/no/page.html"], "its folder does not exist"),
+        ([right, "--html", f"{right}/page.html"], "its folder is a file"),
+        ([small, "--explain"], "--explain needs all logits"),
+        ([right, small], "is a compact reference; it comes first"),
+        ([small, small], "is a compact reference, too; expected a file with all logits"),
+    ):
+        assert main(["compare", *arguments, "--model", "no-such-folder"]) == 2
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1 and out == ""

@@ -7,6 +7,7 @@ Needs CuPy, libnvrtc and the CUDA headers: pip install cupy-cuda13x nvidia-cuda-
 registers, shared memory, stack and spills depend on the options and on NVRTC's version, which the table names.
 """
 
+import functools
 import re
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from llama3.cuda.source import kernel_source
 
-ARCHITECTURES = (80, 89, 90, 100, 120)  # A100, RTX 4090, H100, B200, RTX 5090
+ARCHITECTURES: tuple[int | str, ...] = (80, 89, 90, 100, 120)  # A100, RTX 4090, H100, B200, RTX 5090
+ONLY = {"attention_wgmma.cu": ("90a",)}  # files for one architecture: with Hopper's own instructions
 VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("rms_norm.cu", ()),
     ("embedding.cu", ()),
@@ -34,8 +36,10 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
     ("attention_steps.cu", ("HEAD_DIM=64",)),
     ("attention_steps.cu", ("HEAD_DIM=128",)),
-    ("attention_prompt.cu", ("HEAD_DIM=64",)),
-    ("attention_prompt.cu", ("HEAD_DIM=128",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=64",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=128",)),
+    *(("attention_prompt.cu", (f"HEAD_DIM={width}", f"ROWS={rows}")) for width in (64, 128) for rows in (64, 128)),
+    ("attention_wgmma.cu", ()),
 ]
 TABLE = Path(__file__).parent / "resources.txt"
 
@@ -47,7 +51,7 @@ class Resources:
     file: str
     defines: tuple[str, ...]
     name: str
-    architecture: int
+    architecture: int | str
     registers: int
     shared: int  # static, bytes per block
     stack: int  # bytes per thread; must be 0
@@ -56,30 +60,49 @@ class Resources:
     def line(self) -> str:
         defines = ",".join(self.defines) or "-"
         figures = f"{self.registers:4d} {self.shared:6d} {self.stack:4d} {self.spilled:4d}"
-        return f"{self.file:19s} {defines:20s} {self.name:17s} sm_{self.architecture:<4d} {figures}"
+        return f"{self.file:19s} {defines:20s} {self.name:17s} sm_{self.architecture:<4} {figures}"
+
+
+def architectures_of(file: str) -> tuple[int | str, ...]:
+    return ONLY.get(file, ARCHITECTURES)
 
 
 def read_table() -> list[Resources]:
     rows = [line.split() for line in TABLE.read_text().splitlines() if not line.startswith("#")]
     return [
-        Resources(file, tuple(d for d in defines.split(",") if d != "-"), name, int(sm[3:]), *map(int, figures))
+        Resources(
+            file,
+            tuple(d for d in defines.split(",") if d != "-"),
+            name,
+            int(sm[3:]) if sm[3:].isdecimal() else sm[3:],
+            *map(int, figures),
+        )
         for file, defines, name, sm, *figures in rows
     ]
 
 
-def compile_kernels(file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
-    """Raises CuPy's CompileException if NVRTC refuses the file."""
+@functools.cache
+def compiled(source: str, file: str, defines: tuple[str, ...], architecture: int | str) -> tuple[bytes, str]:
+    """The cubin of a kernel file whose text is `source`, and what ptxas says about it.
+
+    Raises CuPy's CompileException if NVRTC refuses the text.
+    """
     from cupy._core.core import assemble_cupy_compiler_options
     from cupy.cuda.compiler import _NVRTCProgram
     from cupy_backends.cuda.libs import nvrtc
 
-    program = _NVRTCProgram(kernel_source(file), file, method="cubin")
+    program = _NVRTCProgram(source, file, method="cubin")
     options = assemble_cupy_compiler_options(("-std=c++17", *(f"-D{define}" for define in defines)))
-    program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
-    return list(_parse(nvrtc.getProgramLog(program.ptr), file, defines, architecture))
+    cubin, _ = program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
+    return cubin + b"\0", nvrtc.getProgramLog(program.ptr)  # CuPy cuts off the last byte, which is 0
 
 
-def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
+def compile_kernels(file: str, defines: tuple[str, ...], architecture: int | str) -> list[Resources]:
+    """Raises CuPy's CompileException if NVRTC refuses the file."""
+    return list(_parse(compiled(kernel_source(file), file, defines, architecture)[1], file, defines, architecture))
+
+
+def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int | str) -> list[Resources]:
     """ptxas writes three lines for each kernel: its name; its stack and spills; its registers and shared memory."""
     found, name, stack, spilled = [], "", 0, 0
     for line in log.splitlines():
@@ -97,7 +120,7 @@ def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int) -> 
 
 def compile_all() -> list[Resources]:
     return sorted(
-        row for file, defines in VARIANTS for sm in ARCHITECTURES for row in compile_kernels(file, defines, sm)
+        row for file, defines in VARIANTS for sm in architectures_of(file) for row in compile_kernels(file, defines, sm)
     )
 
 

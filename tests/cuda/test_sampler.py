@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama3.cuda.launch import Kernel
-from llama3.cuda.sampler import MAX_TOP, SamplerState, results, sample
+from llama3.cuda.sampler import MAX_TOP, SamplerState, sample
 from llama3.errors import LogitsError
 from llama3.sampler import Sample, SequenceSampler
 from llama3.sampling_params import SamplingParams
@@ -56,10 +56,10 @@ def draw(device, logits, samplers, state=None, slots=None):
     rows, vocab_size = logits.shape
     state = state or SamplerState(device, rows, rows, vocab_size)
     tokens, positions = device.upload(np.zeros(rows, np.int32)), device.upload(np.arange(rows, dtype=np.int32))
-    state.set(device, samplers, slots or range(rows))
+    prepared = state.prepare(device, samplers, slots or range(rows))
     uploaded = device.upload(logits)
-    sample(device, uploaded, state, tokens, positions)
-    found = results(device, state, uploaded, rows)
+    sample(device, uploaded, state, tokens, positions, prepared.greedy)
+    found = state.collect(device, prepared, uploaded)()
     assert device.download(positions).tolist() == [
         row + isinstance(s, Sample) for row, s in enumerate(found)
     ]  # where nothing could be drawn, the position stays
@@ -131,7 +131,7 @@ def test_the_naive_kernel_draws_the_same(device):
     rows = len(samplers)
     logits = logits_of(rows, vocab_size, 3)
     state = SamplerState(device, rows, rows, vocab_size)
-    state.set(device, samplers, range(rows))
+    state.prepare(device, samplers, range(rows))
     params, chosen = device.upload(device.download(state.params)), device.alloc((rows,), np.int32)
     found = draw(device, logits, samplers, state)
     args = [state.adjusted, params, chosen, np.int32(rows), np.int32(vocab_size)]
@@ -150,11 +150,16 @@ def test_the_naive_kernel_finds_the_same_most_likely_tokens(device):
     assert device.download(top)[:, :n].tolist() == found
 
 
-def test_replays_of_a_graph_draw_on_by_themselves(device):
-    """The device updates its own place in the random numbers and its counts: the host uploads nothing."""
+@pytest.mark.parametrize("greedy", [False, True])
+def test_replays_of_a_graph_draw_on_by_themselves(device, monkeypatch, greedy):
+    """The device updates its own place in the random numbers and its counts, so the host uploads nothing.
+
+    It may read the tokens of a draw after the next draw has begun.
+    """
     vocab_size, rows = 515, 6
     logits = logits_of(rows, vocab_size, 5)
-    kinds = [({"temperature": 1, "frequency_penalty": 2.0, "top_k": 40}, False)] * 4 + [({"temperature": 0}, False)] * 2
+    random = {"temperature": 0 if greedy else 1, "frequency_penalty": 2.0, "top_k": 40, "logprobs": 0 if greedy else 3}
+    kinds = [(random, False)] * 4 + [({"temperature": 0}, False)] * 2
     samplers, again = ([sampler_of(*kind, vocab_size, i) for i, kind in enumerate(kinds)] for _ in range(2))
     state = SamplerState(device, 8, rows, vocab_size)
     padded = device.upload(np.concatenate([logits, np.full((2, vocab_size), np.nan, np.float32)]))
@@ -162,24 +167,62 @@ def test_replays_of_a_graph_draw_on_by_themselves(device):
     positions = device.upload(np.array([5] * rows + [-1] * 2, np.int32))
     draw(device, logits, samplers)  # compiles the kernels, which a capture does not allow
     with device.capture() as graph:
-        sample(device, padded, state, tokens, positions)
-    for step in range(4):
-        state.set(device, samplers, range(rows))
-        before = device.download(state.params).tobytes()
+        sample(device, padded, state, tokens, positions, greedy)
+    prepared = state.prepare(device, samplers, range(rows))
+    assert prepared.greedy == greedy and prepared.may_repeat and graph.launches == (2 if greedy else 13)
+    uploads, upload = [], device.upload
+    monkeypatch.setattr(device, "upload", lambda array, into=None: uploads.append(array.shape) or upload(array, into))
+    waiting, expected_samples = [], []
+    for step in range(5):
+        if step:
+            state.repeat(prepared)
         device.replay(graph)
-        found = results(device, state, padded, rows)
-        numpy_tokens = expected(logits, again)
-        assert [s.token for s in found] == numpy_tokens and device.download(tokens).tolist() == [*numpy_tokens, 7, 7]
+        waiting.append(state.collect(device, prepared, padded))
+        expected_samples.append([sampler.sample(row) for sampler, row in zip(again, logits)])
+        assert device.download(tokens).tolist() == [*(s.token for s in expected_samples[-1]), 7, 7]
         assert device.download(positions).tolist() == [6 + step] * rows + [-1, -1]
-        for group in (samplers, again):
-            for sampler, token in zip(group, numpy_tokens):
-                sampler.accept(token)
-        assert device.download(state.params).tobytes() != before
-    uploads = []
-    device.upload, upload = lambda *args, **more: uploads.append(args), device.upload
-    state.set(device, samplers, range(rows))
-    device.upload = upload
+        for sampler, s in zip(again, expected_samples[-1]):
+            sampler.accept(s.token)
+        if step:
+            assert_same_samples(waiting[step - 1](), expected_samples[step - 1])
     assert uploads == []
+    with pytest.raises(AssertionError, match="overwritten"):
+        waiting[2]()
+    assert_same_samples(waiting[4](), expected_samples[4])
+    state.prepare(device, again, range(rows))  # other samplers, in the same state: the device cannot know that
+    assert sum(shape == (vocab_size,) for shape in uploads) == 4
+
+
+def assert_same_samples(found, numpy_samples):
+    for ours, numpys in zip(found, numpy_samples, strict=True):
+        assert ours.token == numpys.token and [i for i, _ in ours.top] == [i for i, _ in numpys.top]
+        if numpys.logprob is None:
+            assert ours.logprob is None
+        else:
+            numbers = [[s.logprob, *(x for _, x in s.top)] for s in (ours, numpys)]
+            np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-12)
+
+
+def test_the_history_is_uploaded_only_if_it_is_not_what_the_device_has_counted(device, monkeypatch):
+    logits, sampler = logits_of(1, 515, 6), sampler_of({"temperature": 1, "presence_penalty": 1.0}, False, 515, 1)
+    state = SamplerState(device, 1, 1, 515)
+    uploads, upload = [], device.upload
+    monkeypatch.setattr(device, "upload", lambda array, into=None: uploads.append(array.shape) or upload(array, into))
+
+    def drawn():
+        uploads.clear()
+        (found,) = draw(device, logits, [sampler], state)
+        assert found == sampler.sample(logits[0])
+        return found.token, (515,) in uploads
+
+    token, uploaded = drawn()
+    assert uploaded
+    assert drawn() == (token, True)  # the device has counted the token, and the host has not
+    sampler.accept(token)
+    token, uploaded = drawn()
+    assert not uploaded
+    sampler.accept(token, 3)  # a forced token, which no draw gave
+    assert drawn()[1]
 
 
 def test_a_slot_with_a_new_sequence_gets_its_history(device):
@@ -231,8 +274,5 @@ def test_log_probabilities_are_numpys(device, vocab_size):
         SequenceSampler(SamplingParams(seed=row, temperature=row / 3, logprobs=n, presence_penalty=1), [1], vocab_size)
         for row, n in enumerate((0, 1, 5, 20, MAX_TOP, MAX_TOP + 1))
     ]
-    for sampler, row, found in zip(samplers, logits, draw(device, logits, samplers)):
-        numpy_sample = sampler.sample(row)
-        assert found.token == numpy_sample.token and [i for i, _ in found.top] == [i for i, _ in numpy_sample.top]
-        numbers = [found.logprob, *(x for _, x in found.top)], [numpy_sample.logprob, *(x for _, x in numpy_sample.top)]
-        np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-12)
+    numpy_samples = [sampler.sample(row) for sampler, row in zip(samplers, logits)]
+    assert_same_samples(draw(device, logits, samplers), numpy_samples)

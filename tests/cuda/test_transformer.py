@@ -80,7 +80,7 @@ def test_a_prompt(device):
 
 
 def test_the_number_of_rows_at_a_time_does_not_matter(device):
-    """More than 64 rows are multiplied by cuBLAS, up to 64 by linear_few.cu, and a single row by linear.cu."""
+    """More than 32 rows are multiplied by cuBLAS, up to 32 by linear_few.cu, and a single row by linear.cu."""
     model, tokens = on_device(device), tokens_of(100)
     whole = forward(model, model.new_cache(1, 100), (0, tokens))
     assert_agree(whole, forward(in_numpy(), in_numpy().new_cache(1, 100), (0, tokens)))
@@ -200,6 +200,26 @@ def test_token_by_token_in_graphs_it_agrees_with_numpy(device):
     assert caches[0].lengths == caches[1].lengths
 
 
+def test_graphs_of_many_rows_multiply_by_cublas(device, monkeypatch):
+    """40 rows decode in a graph for 64, whose products are all cuBLAS's; the other rows are padding."""
+    model, numpy_model, gemm, recorded = on_device(device), in_numpy(), device.gemm, []
+
+    def watched(*args, **options):
+        recorded.extend([args] if device.capturing else [])
+        gemm(*args, **options)
+
+    monkeypatch.setattr(device, "gemm", watched)
+    caches = model.new_cache(40, 16), numpy_model.new_cache(40, 16)
+    rows = [(slot, 7 + slot) for slot in range(40)]
+    tokens, logits = decode(model, caches[0], rows, greedy(40), 2)
+    assert [len(args[0]) for args in recorded] == [64] * (4 * CONFIG.n_layers + 1)
+    expected = []
+    for step in range(2):
+        expected.append(forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
+        rows = list(zip(range(40), tokens[step].tolist()))
+    assert_agree(np.concatenate(logits), np.concatenate(expected))
+
+
 PARAMETERS = [
     SamplingParams(temperature=0),
     SamplingParams(seed=1, repetition_penalty=1.3, presence_penalty=0.2, logprobs=3),
@@ -210,7 +230,7 @@ PARAMETERS = [
 def test_a_graph_does_what_its_launches_do_one_by_one(device):
     model = on_device(device)
     found = []
-    for before_step in (lambda decoding: None, lambda decoding: decoding._graphs.clear()):
+    for before_step in (lambda decoding: None, lambda decoding: decoding.graphs.clear()):
         cache = model.new_cache(4, 90)
         forward(model, cache, *((slot, tokens_of(20 + slot, slot)) for slot in range(3)))
         samplers = [SequenceSampler(params, [1, 2, 3], CONFIG.vocab_size) for params in PARAMETERS]
@@ -268,7 +288,7 @@ def test_dropping_a_cache_frees_its_graphs_at_once(device):
     cache = model.new_cache(2, 40)
     decode(model, cache, [(0, 1), (1, 2)], greedy(2), 3)
     decoding = model._decodings[cache]
-    alive = [weakref.ref(x) for x in (cache, decoding, decoding._graphs[2], decoding._logits)]
+    alive = [weakref.ref(x) for x in (cache, decoding, decoding.graphs[2, True], decoding._logits)]
     del decoding
     gc.disable()
     try:
@@ -369,22 +389,27 @@ def test_an_allocation_that_fails_ends_its_request_and_frees_its_slot(device, mo
     assert failures > 20, failures
 
 
-@pytest.mark.parametrize("downloads", [1, 2, 3])
-def test_a_step_that_ctrl_c_interrupts_is_resumed(device, monkeypatch, downloads):
-    """At any point of the step: the device may or may not have drawn the token and counted it."""
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_step_that_ctrl_c_interrupts_is_resumed(device, monkeypatch, steps):
+    """At any point of the step: the device may or may not have drawn tokens and counted them, of one step or of two."""
     model, prompt = on_device(device), tokens_of(9).tolist()
     params = SamplingParams(seed=1, temperature=1.0, frequency_penalty=1.5, top_k=50)
     expected = engine_tokens(model, [np.array(prompt)], [params], slots=1)[0][0]
-    engine, request, download = Engine(model, 1, 120), Request(prompt, params, 6), device.download
+    engine, request = Engine(model, 1, 120), Request(prompt, params, 6)
     engine.submit(request)
-    for _ in range(downloads):
+    for _ in range(steps):
         engine.step()
-    for name in ("download", "replay"):
+    copies = model._decodings[engine.cache].sampler._copies
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name, targets in (("wait", copies), ("replay", [device]), ("start", copies), ("upload", [device])):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(device, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            for target in targets:
+                patch.setattr(target, name, interrupt)
             engine.step()
             engine.step()
-    assert device.download == download
     while engine.busy:
         engine.step()
     assert request.tokens == expected

@@ -1,6 +1,7 @@
 """A small Llama in torch with switches for faults, written apart from llama3/ so that it can be judged by it.
 
-It computes in float32 (or the dtype that it is given), with a batch of one, from Hugging Face's tensors.
+It computes in float32 (or the dtype that it is given), one sequence at a time, from Hugging Face's tensors. Two
+switches are no faults: `other_sums` adds up products in another order. `fused` rounds less often, as fused kernels do.
 """
 
 import math
@@ -20,6 +21,7 @@ class FaultyLlama:
     def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32,
                  layer: int | None = None, **faults: Any):  # fmt: skip
         self.c, self.dtype, self.layer, self.faults = config, dtype, layer, faults
+        self.wide = torch.promote_types(dtype, torch.float32)  # norms and softmax are computed in it
         self.w = {name: torch.tensor(np.asarray(a, np.float32)).to(dtype) for name, a in tensors.items()}
 
     def fault(self, name: str, layer: int | None) -> Any:
@@ -27,18 +29,30 @@ class FaultyLlama:
 
     def norm(self, x: Tensor, name: str, layer: int | None) -> Tensor:
         eps = self.c.norm_eps if self.fault("eps", layer) is None else self.faults["eps"]
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        wide = x.to(self.wide)
+        if self.fault("eps_outside", layer):
+            wide = wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps)
+        else:
+            wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        if self.fault("cast_order", layer):
+            return (wide * self.w[name].to(self.wide)).to(self.dtype)
         return wide.to(self.dtype) * self.w[name]
+
+    def linear(self, x: Tensor, w: Tensor) -> Tensor:
+        if not self.faults.get("other_sums"):
+            return x @ w.T
+        parts = [x[:, i : i + 12].float() @ w[:, i : i + 12].float().T for i in range(0, x.shape[1], 12)]
+        return sum(reversed(parts), torch.zeros(1)).to(x.dtype)
 
     def rope(self, x: Tensor, layer: int) -> Tensor:  # (heads, T, head_dim)
         c, T, d = self.c, x.shape[1], self.c.head_dim
         theta = self.fault("theta", layer) or c.rope_theta
         exact = torch.float32 if self.fault("float32_angles", layer) else torch.float64
         inverse = 1.0 / theta ** (torch.arange(0, d, 2, dtype=exact) / d)
-        scaling = c.rope_scaling
+        scaling = self.fault("adds_scaling", layer) or c.rope_scaling
         factor = self.fault("factor", layer) or (scaling and scaling.factor)
-        if scaling and not self.fault("no_scaling", layer):
+        linear = self.fault("linear_scaling", layer)  # in place of the other kind
+        if scaling and not linear and not self.fault("no_scaling", layer):
             out = []
             for f in inverse.tolist():
                 length = 2 * math.pi / f
@@ -51,6 +65,7 @@ class FaultyLlama:
                     smooth = (scaling.original_max_seq_len / length - low) / (high - low)
                     out.append((1 - smooth) * f / factor + smooth * f)
             inverse = torch.tensor(out, dtype=exact)
+        inverse = inverse / (linear or 1)
         positions = torch.arange(T, dtype=exact)
         if (start := self.fault("shift_from", layer)) is not None:
             positions[start:] += 1
@@ -67,9 +82,9 @@ class FaultyLlama:
         wq, wk = self.w[at + "q_proj.weight"], self.w[at + "k_proj.weight"]
         if self.fault("meta_rows", i):  # rows in Meta's order, as if nobody had reordered them
             wq, wk = (w.view(-1, 2, c.head_dim // 2, c.dim).transpose(1, 2).reshape(w.shape) for w in (wq, wk))
-        q = self.rope((x @ wq.T).view(T, c.n_heads, c.head_dim).transpose(0, 1), i)
-        k = self.rope((x @ wk.T).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1), i)
-        v = (x @ self.w[at + "v_proj.weight"].T).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1)
+        q = self.rope(self.linear(x, wq).view(T, c.n_heads, c.head_dim).transpose(0, 1), i)
+        k = self.rope(self.linear(x, wk).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1), i)
+        v = self.linear(x, self.w[at + "v_proj.weight"]).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1)
         if self.fault("reversed_keys", i):
             k = k.flip(0)
         group = c.n_heads // c.n_kv_heads
@@ -77,30 +92,39 @@ class FaultyLlama:
             k, v = k.repeat(group, 1, 1), v.repeat(group, 1, 1)
         else:
             k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        if self.faults.get("fused"):
+            q, k, v = q.to(self.wide), k.to(self.wide), v.to(self.wide)
         scores = q @ k.transpose(1, 2)
         if not self.fault("no_scale", i):
             scores = scores / math.sqrt(c.head_dim)
         keep = torch.ones(T, T, dtype=torch.bool).tril()
         if self.fault("mask_added", i):
-            scores = scores + keep.to(self.dtype)
+            scores = scores + keep.to(scores.dtype)
         elif self.fault("sees_next", i):
-            scores = scores.masked_fill(~keep.roll(-1, 0) & ~keep, -math.inf) if T < 2 else scores.masked_fill(
-                ~torch.ones(T, T, dtype=torch.bool).tril(1), -math.inf)  # fmt: skip
+            scores = scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(1), -math.inf)
         elif not self.fault("no_mask", i):
             scores = scores.masked_fill(~keep, -math.inf)
-        mixed = scores.float().softmax(-1).to(self.dtype) @ v
-        return mixed.transpose(0, 1).reshape(T, -1) @ self.w[at + "o_proj.weight"].T
+        mixed = (scores.to(self.wide).softmax(-1).to(v.dtype) @ v).to(self.dtype)
+        return self.linear(mixed.transpose(0, 1).reshape(T, -1), self.w[at + "o_proj.weight"])
 
     def feed_forward(self, x: Tensor, i: int) -> Tensor:
         at = f"model.layers.{i}.mlp."
-        gate, up = x @ self.w[at + "gate_proj.weight"].T, x @ self.w[at + "up_proj.weight"].T
+        gate, up = self.linear(x, self.w[at + "gate_proj.weight"]), self.linear(x, self.w[at + "up_proj.weight"])
         if self.fault("swapped", i):
             gate, up = up, gate
-        return (torch.nn.functional.silu(gate) * up) @ self.w[at + "down_proj.weight"].T
+        if self.faults.get("fused"):
+            gate, up = gate.to(self.wide), up.to(self.wide)
+        h = (torch.nn.functional.silu(gate) * up).to(self.dtype)
+        return self.linear(h, self.w[at + "down_proj.weight"])
 
     @torch.inference_mode()
     def forward(self, tokens: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (T, vocab_size) and the activations of every block, as float32."""
+        """Logits (T, vocab_size) in float32, or float64 if it computes in that, and the activations of every block.
+
+        With `drops_bos` there is a row less; with `adds_bos` the first of the T + 1 rows is left out.
+        """
+        tokens = [self.faults["adds_bos"], *tokens] if "adds_bos" in self.faults else tokens
+        tokens = tokens[1:] if self.faults.get("drops_bos") else tokens
         seen: dict[str, Tensor] = {}
         x = seen["tok_embeddings"] = self.w["model.embed_tokens.weight"][tokens]
         for i in range(self.c.n_layers):
@@ -113,4 +137,7 @@ class FaultyLlama:
         x = seen["norm"] = self.norm(x, "model.norm.weight", None)
         embeddings = self.w["model.embed_tokens.weight"]
         output = embeddings if self.faults.get("tied") else self.w.get("lm_head.weight", embeddings)
-        return (x @ output.T).float().numpy(), {name: value.float().numpy() for name, value in seen.items()}
+        if self.faults.get("untied"):  # a matrix that the checkpoint does not hold
+            output = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(self.dtype)
+        logits = self.linear(x, output)[1 if "adds_bos" in self.faults else 0 :]
+        return logits.to(self.wide).numpy(), {name: value.float().numpy() for name, value in seen.items()}

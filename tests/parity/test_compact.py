@@ -96,8 +96,11 @@ def test_log_probabilities_are_compared_with_ours(llama: Llama, compact: Compact
 
 def test_a_file_of_the_same_tokens_is_compared(whole: Reference, compact: Compact) -> None:
     assert compare_file_compact(whole, compact).ok
-    with pytest.raises(CheckpointError, match="ours has 20 tokens, logits at 20; expected the reference's 20 tokens"):
+    with pytest.raises(CheckpointError, match="different tokens, 20 and 20 of them; the first difference is at 0"):
         compare_file_compact(replace(whole, tokens=whole.tokens[::-1].copy()), compact)
+    part = replace(whole, logits=whole.logits[:2], positions=np.arange(2), activations={})
+    with pytest.raises(CheckpointError, match="ours has logits at 2 of 20 positions; expected all"):
+        compare_file_compact(part, compact)
 
 
 def test_hashes_do_not_depend_on_the_layout_or_the_dtype_and_name_the_part(tmp_path: Path) -> None:

@@ -172,11 +172,15 @@ def test_files_are_compared_at_the_references_positions(tmp_path: Path) -> None:
         compare_files(theirs, ours)
 
 
-def test_only_activations_that_both_files_hold_are_compared() -> None:
+def test_only_activations_that_both_files_hold_are_compared_and_the_others_named() -> None:
     r = reference()
     ours = replace(r, activations={n: r.activations[n] for n in ("norm", "layers.0")})
     theirs = replace(r, activations={n: r.activations[n] for n in ("tok_embeddings", "layers.0")})
-    assert list(compare_files(ours, theirs).activations) == ["layers.0"]
+    report = compare_files(ours, theirs)
+    assert list(report.activations) == ["layers.0"]
+    lacks = ["ours lacks tok_embeddings that the reference has", "the reference lacks norm that ours has"]
+    assert report.not_compared == report.as_dict()["not_compared"] == lacks and lacks[0] in str(report)
+    assert compare_files(ours, r).not_compared == ["ours lacks tok_embeddings and 24 more that the reference has"]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from llama3.checkpoint import Checkpoint, load_folder
 from llama3.cli import main
 from llama3.errors import CheckpointError
 from llama3.parity import Reference, assert_close, explain, save_reference
+from llama3.parity.cast_order import weight_before_cast
 from llama3.parity.faults import fixed
-from llama3.parity.planted import PlainModel
+from llama3.parity.planted import Fault, PlainModel
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 TOKENS = np.random.RandomState(2).randint(0, 96, 12)
@@ -30,12 +31,15 @@ def checkpoint(folder: Path) -> Checkpoint:
     return load_folder(folder)
 
 
-def written(checkpoint: Checkpoint, cause: str | None = None, tokens: np.ndarray = TOKENS) -> Reference:
+def written(
+    checkpoint: Checkpoint, cause: str | Fault | None = None, tokens: np.ndarray = TOKENS, dtype: str = "float32"
+) -> Reference:
     """What an implementation with the first fault of this kind gives."""
     c = checkpoint.config
-    fault = next((f for f in fixed(c, False) if f.cause == cause), None)
-    logits = PlainModel(c, checkpoint.weights, tokens.tolist()).run(fault).logits.astype(np.float32)
-    return Reference(tokens, logits, np.arange(len(tokens)), c, "float32", "a test", "tiny")
+    fault = cause if isinstance(cause, Fault) else next((f for f in fixed(c, False) if f.cause == cause), None)
+    model = PlainModel(c, checkpoint.weights, tokens.tolist())
+    logits = model.run(fault, dtype="float64" if dtype == "float32" else dtype).logits.astype(np.float32)
+    return Reference(tokens, logits, np.arange(len(tokens)), c, dtype, "a test", "tiny")
 
 
 CAUSES = "rope_layout missing_scale kv_head_order mask gate_up_swapped residual_missing tied_output"
@@ -82,6 +86,41 @@ def test_begin_of_text_missing_or_doubled_is_a_cause_and_no_error(
     assert main(["compare", right, wrong, "--explain", "--json", "--model", str(folder)]) == 3
     cause = json.loads(capsys.readouterr().out)["cause"]
     assert cause.startswith("bos:") and what in cause
+
+
+def test_the_order_of_the_cast_is_named_from_bfloat16_logits(checkpoint: Checkpoint) -> None:
+    c, w = checkpoint.config, checkpoint.weights
+    assert explain(written(checkpoint, dtype="bfloat16"), c, w).cause == "rounding"
+    found = explain(written(checkpoint, weight_before_cast("bfloat16"), dtype="bfloat16"), c, w)
+    assert str(found.cause).startswith("cast_order:")
+
+
+@pytest.mark.parametrize(("shift", "how"), [(1, "before the tokens"), (0, "rows are off by one")])
+def test_a_begin_of_text_that_the_implementation_adds_is_named(checkpoint: Checkpoint, shift: int, how: str) -> None:
+    fault = Fault("bos", "", tokens=lambda tokens: [7, *tokens], shift=shift)
+    found = explain(written(checkpoint, fault), checkpoint.config, checkpoint.weights, bos=7)
+    assert str(found.cause).startswith("bos: ") and str(found.cause).endswith(how)
+
+
+def test_another_output_matrix_is_told_by_the_rows_of_logits_that_it_explains(checkpoint: Checkpoint) -> None:
+    c, w = checkpoint.config, checkpoint.weights
+    tokens = np.arange(64) * 37 % c.vocab_size
+    found = explain(written(checkpoint, Fault("", "", output=lambda w: w.output[::-1]), tokens), c, w)
+    assert str(found.cause).startswith("tied_output: ")
+
+
+def test_a_model_that_does_not_give_the_reference_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the other side would be accused by the wrong model."""
+    right, wrong = str(tmp_path / "right"), str(tmp_path / "wrong")
+    save_reference(right, written(checkpoint))
+    save_reference(wrong, written(checkpoint, "gate_up_swapped"))
+    other = write_hf(tmp_path / "other", checkpoint.config, random_tensors(checkpoint.config, 6))
+    assert main(["compare", right, wrong, "--explain", "--model", str(other)]) == 1
+    out = capsys.readouterr()
+    assert "does not give the reference's own numbers: at position" in out.err and "CAUSE" not in out.out
+    assert len(out.err.strip().splitlines()) == 1
 
 
 def test_assert_close_names_the_fault(checkpoint: Checkpoint, folder: Path) -> None:

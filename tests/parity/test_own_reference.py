@@ -9,7 +9,7 @@ from llama3 import plain
 from llama3.activation_names import activation_names
 from llama3.checkpoint import Checkpoint, load_folder
 from llama3.errors import RequestError
-from llama3.parity import compare_files, read_reference, rounding, save_reference
+from llama3.parity import compare_files, read_reference, rounding, rounding_sdpa, save_reference, torch_sums
 from llama3.parity.own_reference import own_reference
 from tests.tiny import random_tensors, tiny_config, write_hf
 
@@ -41,11 +41,13 @@ def test_float32_agrees_with_float64_and_bfloat16_within_its_own_limits(checkpoi
     assert report.ok and report.logits["relative"].min() > 1e-4, f"\n{report}"  # with limits for bfloat16
 
 
-def test_every_rounded_value_is_a_number_of_the_dtype(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("attention", rounding.ATTENTION)
+def test_every_rounded_value_is_a_number_of_the_dtype(attention: str, checkpoint: Checkpoint) -> None:
     def see(name: str, value: np.ndarray) -> None:
-        assert np.array_equal(value, rounding.round_to(value, "bfloat16")), name
+        dtype = "float32" if attention == "sdpa" and name.endswith((".scores", ".weights")) else "bfloat16"
+        assert np.array_equal(value, rounding.round_to(value, dtype)), name
 
-    rounding.forward(TOKENS, CONFIG, checkpoint.weights, see)
+    rounding.forward(TOKENS, CONFIG, checkpoint.weights, see, attention=attention)
 
 
 def test_rounding_to_float32_is_nearer_than_to_bfloat16_and_changes_no_module(checkpoint: Checkpoint) -> None:
@@ -59,11 +61,30 @@ def test_rounding_to_float32_is_nearer_than_to_bfloat16_and_changes_no_module(ch
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 64, 768, 769, 1600])
-def test_a_product_is_that_of_float64_to_float32_s_precision(width: int) -> None:
+def test_a_product_and_a_sum_are_those_of_float64_to_float32_s_precision(width: int) -> None:
     random = np.random.RandomState(width)
     x, w = random.standard_normal((5, width)), random.standard_normal((4, width))
     bound = 1e-6 * (np.abs(x) @ np.abs(w).T + 1) * max(1, width / 100)
-    assert np.all(np.abs(rounding.product(x, w) - x @ w.T) <= bound)
+    assert np.all(np.abs(torch_sums.product(x, w) - x @ w.T) <= bound)
+    terms = np.abs(x).astype(np.float32)
+    for total in (torch_sums.row_sum(terms), torch_sums.lane_sum(terms)):
+        np.testing.assert_allclose(total[:, 0], terms.astype(np.float64).sum(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("T", [1, 15, 40, 600])
+def test_sdpa_is_attention(T: int) -> None:
+    q, k, v = (rounding.round_to(np.random.RandomState(i).standard_normal((T, 8)), "bfloat16") for i in range(3))
+    exact = plain.softmax(plain.attention_scores(q, k)) @ v
+    found = rounding_sdpa.attend(q, k, v, lambda x: rounding.round_to(x, "bfloat16"))
+    error = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(v, axis=1).mean()
+    assert error.max() < 2.0**-8
+
+
+def test_the_fast_exponential_is_exact_to_four_digits_and_0_far_below() -> None:
+    x = np.concatenate([np.linspace(-87, 0, 10_001), [-88, -200, -np.inf]]).astype(np.float32)
+    found = rounding_sdpa.fast_exponential(x)
+    np.testing.assert_allclose(found[:-3], np.exp(x[:-3].astype(np.float64)), rtol=1.1e-4)
+    assert not found[-3:].any()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +94,7 @@ def test_a_product_is_that_of_float64_to_float32_s_precision(width: int) -> None
         (([96], "float64"), r"ids from 0 to 95; found \[96\]"),
         (([1], "int8"), "dtype is 'int8'; expected float64, float32, bfloat16, float16"),
         (([1], "float64", "layers.2"), "there is no layer 2"),
+        (([1], "bfloat16", (), "flash"), "attention is 'flash'; expected eager or sdpa"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(checkpoint: Checkpoint, arguments: tuple, message: str) -> None:

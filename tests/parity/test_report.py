@@ -83,7 +83,9 @@ def test_a_limit_may_be_reached_but_not_exceeded() -> None:
 def test_nan_is_a_breach_under_any_limit(bad: float) -> None:
     r = reference()
     report = compared(r, bad, rtol=1e30)
-    assert report.breaches == ["the logits hold NaN or infinity at 1 of 4 positions, first at 2"]
+    assert report.breaches == ["our logits hold NaN or infinity at 1 of 4 positions, first at 2"]
+    theirs = compare_arrays(r.logits, replace(r, logits=r.logits * np.float32([[1], [bad], [1], [1]])), rtol=1e30)
+    assert theirs.breaches == ["the logits of the reference hold NaN or infinity at 1 of 4 positions, first at 1"]
     broken = {**r.activations, "layers.0": np.full_like(r.activations["layers.0"], bad)}
     report = compare_arrays(r.logits, r, activations=broken, rtol=1e30)
     assert not report.ok and report.first_activation == "layers.0"

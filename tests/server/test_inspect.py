@@ -28,7 +28,7 @@ def get(path: str, token: str | None = None):
 def test_the_page_needs_no_token_and_holds_the_views():
     reply = get("/inspect", token="secret")
     assert reply.status == 200 and b'id="heads"' in reply.body and b'id="ask"' in reply.body
-    for name in ("inspect.css", "inspect.js", "ask.js"):
+    for name in ("base.css", "inspect.css", "inspect.js", "ask.js"):
         assert f"static/{name}".encode() in reply.body and get(f"/static/{name}", token="secret").status == 200
 
 

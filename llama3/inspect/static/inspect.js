@@ -2,9 +2,12 @@
 const find = (id) => document.getElementById(id);
 const SAME = "the same answer"; // as page.py writes it
 let data, triangles, lensTokens, lensShares, lensNext, chosen = 0, hovered = null, head = 0;
+let known = {}; // widths and colours: to ask for one makes the browser lay out the page, so each is asked for once
 
 function bytes(base64) {
-  return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const text = atob(base64), found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
+  return found;
 }
 
 function element(name, text = "", className = "") {
@@ -22,10 +25,24 @@ function share(p) {
   return p >= 0.9995 ? "1" : p < 0.0005 ? (p ? "<0.001" : "0") : p.toFixed(3);
 }
 
+// 2048 -> "2,048". toLocaleString would load tables of all languages, for longer than it takes to draw the page.
+function count(n) {
+  return String(n).replace(/\B(?=(\d{3})+$)/g, ",");
+}
+
 // The weight, 0 to 255, of a head's position `row` on position `column`.
 function weight(h, row, column) {
   const n = data.tokens.length;
   return column > row ? 0 : triangles[h * (n * (n + 1) / 2) + row * (row + 1) / 2 + column];
+}
+
+function once(name, ask) {
+  return (known[name] ??= ask());
+}
+
+// Of the box that a picture is drawn into.
+function room(id) {
+  return once(id, () => find(id).parentElement.clientWidth);
 }
 
 function headName(h) {
@@ -34,6 +51,7 @@ function headName(h) {
 
 function show(inspection) {
   data = inspection;
+  known = {};
   triangles = bytes(data.attention);
   lensTokens = new Uint32Array(bytes(data.lens.tokens).buffer);
   lensShares = new Uint16Array(bytes(data.lens.probabilities).buffer);
@@ -87,6 +105,7 @@ function choose(i) {
 
 function draw() {
   const [id, text, hex, special] = data.tokens[chosen];
+  ["heads", "map", "next", "norms"].forEach(room); // before anything is drawn, so that the page is laid out once
   for (const [i, button] of [...find("tokens").children].entries()) button.classList.toggle("chosen", i === chosen);
   find("facts").textContent =
     `Position ${chosen}: ${quoted(text)}, id ${id}, bytes ${hex || "none"}${special ? ", a special token" : ""}. ` +
@@ -110,7 +129,7 @@ function shade() {
 }
 
 function canvas(id, columns, rows, left, value) {
-  const target = find(id), wide = target.parentElement.clientWidth - left;
+  const target = find(id), wide = room(id) - left;
   const cell = Math.max(3, Math.min(18, Math.floor(wide / columns), id === "map" ? Math.floor(480 / rows) : 18));
   const tall = id === "map" ? cell : 15;
   const scale = window.devicePixelRatio || 1, width = left + columns * cell, height = rows * tall;
@@ -118,36 +137,51 @@ function canvas(id, columns, rows, left, value) {
   target.height = height * scale;
   target.style.width = `${width}px`;
   target.style.height = `${height}px`;
-  const style = getComputedStyle(document.body), pen = target.getContext("2d");
+  const pen = target.getContext("2d");
   pen.scale(scale, scale);
+  pen.imageSmoothingEnabled = false; // a pixel becomes a cell
+  pen.drawImage(pixels(columns, rows, value), left, 0, columns * cell, rows * tall);
+  if (cell > 5) { // room for a gap between cells
+    for (let c = 1; c <= columns; c++) pen.clearRect(left + c * cell - 1, 0, 1, height);
+    for (let r = 1; r <= rows; r++) pen.clearRect(left, r * tall - 1, width, 1);
+  }
   pen.font = `${Math.min(tall, 12)}px ui-monospace, Menlo, Consolas, monospace`;
   pen.textBaseline = "middle";
-  const probe = element("span");
-  probe.style.color = "var(--heat)";
-  document.body.append(probe);
-  const heat = getComputedStyle(probe).color;
-  probe.style.color = "var(--line)";
-  const line = getComputedStyle(probe).color;
-  probe.remove();
-  const gap = cell > 5 ? 1 : 0;
-  for (let r = 0; r < rows; r++) {
-    const weights = Array.from({ length: columns }, (_, c) => value(r, c)), seen = weights.filter((w) => w >= 0).length;
-    pen.globalAlpha = 0.25;
-    pen.fillStyle = line;
-    if (!gap) pen.fillRect(left, r * tall, seen * cell, tall); // the visible columns are the first ones
-    else for (let c = 0; c < seen; c++) pen.fillRect(left + c * cell, r * tall, cell - gap, tall - gap);
-    pen.fillStyle = heat;
-    weights.forEach((w, c) => {
-      if (w < 2) return; // below a hundredth: not to be seen
-      pen.globalAlpha = w / 255;
-      pen.fillRect(left + c * cell, r * tall, cell - gap, tall - gap);
-    });
-  }
-  pen.globalAlpha = 1;
-  pen.fillStyle = style.color;
-  pen.strokeStyle = style.getPropertyValue("color");
+  pen.fillStyle = pen.strokeStyle = `rgb(${colour("--text")})`;
   target.cells = { cell, tall, left, columns, rows };
   return pen;
+}
+
+// A picture with one pixel a cell: a weight, 0 to 255, is so much of the colour --heat over a faint ground; a weight below
+// 0 is a cell that does not exist. To draw each cell of 200 positions as a rectangle would take several times as long.
+function pixels(columns, rows, value) {
+  const picture = document.createElement("canvas"), pen = picture.getContext("2d");
+  picture.width = columns;
+  picture.height = rows;
+  const image = pen.createImageData(columns, rows), heat = colour("--heat"), ground = colour("--line");
+  for (let r = 0, at = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++, at += 4) {
+      const w = value(r, c);
+      if (w < 0) continue;
+      const over = w < 2 ? 0 : w / 255, under = 0.25 * (1 - over), alpha = over + under; // below 2: not to be seen
+      for (let i = 0; i < 3; i++) image.data[at + i] = (heat[i] * over + ground[i] * under) / alpha;
+      image.data[at + 3] = 255 * alpha;
+    }
+  }
+  pen.putImageData(image, 0, 0);
+  return picture;
+}
+
+// Red, green and blue of a colour in the style sheet, as light or dark as the reader has it.
+function colour(name) {
+  return once(name, () => {
+    const probe = element("span");
+    probe.style.color = `var(${name})`;
+    document.body.append(probe);
+    const found = getComputedStyle(probe).color.match(/[\d.]+/g).map(Number);
+    probe.remove();
+    return found;
+  });
 }
 
 function drawHeads() {
@@ -207,7 +241,7 @@ function drawStages() {
     return row;
   });
   const last = element("tr");
-  last.append(element("th", "tokens left"), ...data.stages.map(([name]) => element("td", step.left[name].toLocaleString("en"))));
+  last.append(element("th", "tokens left"), ...data.stages.map(([name]) => element("td", count(step.left[name]))));
   find("stages").replaceChildren(top, ...rows, last);
 }
 
@@ -241,7 +275,7 @@ function pointName(point) {
 
 function drawNorms() {
   const namespace = "http://www.w3.org/2000/svg", { points } = data.lens, norms = data.norms;
-  const wide = Math.max(find("norms").clientWidth, 200), left = 60, right = 100, tall = 220;
+  const wide = Math.max(room("norms"), 200), left = 60, right = 100, tall = 220;
   const mean = norms.map((row) => row.slice(1).reduce((a, b) => a + b, 0) / Math.max(row.length - 1, 1));
   const lines = [["c", "first token", norms.map((row) => row[0])], ["a", "others", mean], ["b", "chosen", norms.map((row) => row[chosen])]];
   const high = Math.max(...lines.flatMap((line) => line[2])), step = 10 ** Math.floor(Math.log10(high));
@@ -300,6 +334,11 @@ addEventListener("keydown", (event) => {
   find("tokens").children[chosen].focus({ preventScroll: true });
   event.preventDefault();
 });
-addEventListener("resize", () => data && draw());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => data && draw());
+function redraw() {
+  known = {};
+  if (data) draw();
+}
+
+addEventListener("resize", redraw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 if (find("data")) show(JSON.parse(find("data").textContent));

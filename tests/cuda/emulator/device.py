@@ -2,23 +2,29 @@
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from llama3.cuda.cublas import WORKSPACE, Cublas
 from llama3.cuda.device import Array, Device, Graph
 from llama3.cuda.launch import Launch
+from llama3.cuda.pinned import HostCopy
+from llama3.errors import DeviceError
 from tests.cuda.emulator.build import EmulatedKernel, Range, load
 from tests.cuda.emulator.build import Launch as LaunchStruct
+from tests.cuda.emulator.cublas import FakeCublas
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
 ORDERS = ("forward", "reverse", "shuffled")  # in which the blocks of a grid and the threads of a block run
 
-# The lowest limits of the supported architectures (CUDA programming guide, "technical specifications").
-SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
+# From the CUDA programming guide, "technical specifications"
+SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KB a block, by compute capability
+STREAM = 0x5EA  # the handle of the only stream
 STATIC_LIMIT = 48 * 1024
 REGISTERS = 64 * 1024  # of an SM, allocated to warps in units of 256
 
@@ -28,7 +34,13 @@ class EmulationError(Exception):
 
 
 class EmulatedDevice(Device):
-    def __init__(self, index: int = 0, registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None):
+    def __init__(
+        self,
+        index: int = 0,
+        registers: dict[tuple[str, str, tuple[str, ...]], int] | None = None,
+        capability: int = 89,  # of those with the least shared memory
+    ):
+        self.capability = capability
         self.free = 80 << 30  # bytes; the memory of the emulated GPU
         self.order = "forward"
         self.seed = 0
@@ -66,10 +78,19 @@ class EmulatedDevice(Device):
         self._in_flight = []
         return np.array(array)
 
+    def host_copy(self, source: Array) -> HostCopy:
+        self._not_while_capturing("host_copy")
+        return EmulatedCopy(self, source)
+
     def copy(self, source: Array, into: Array) -> None:
         self._not_while_capturing("copy")
         into[...] = source
         self._in_flight = []
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all arrays that have not been freed."""
+        return sum(allocation.nbytes for allocation in self._live)
 
     def memory(self) -> tuple[int, int]:
         return self.free, max(self.free, 80 << 30)
@@ -77,10 +98,47 @@ class EmulatedDevice(Device):
     def sync(self) -> None:
         self._not_while_capturing("sync")
 
+    # ---- cuBLAS: the launch code's own calls, into a library that computes with NumPy ----
+
+    @cached_property
+    def _cublas(self) -> Cublas:
+        self._workspace = self.alloc((WORKSPACE,), np.uint8)
+        here = weakref.proxy(self)  # the library outlives the device, until Python ends
+        self.library = FakeCublas(lambda *at: here._memory(*at), lambda *product: here._queue_product(*product))
+        return Cublas(self.library, nullcontext(), STREAM, self._workspace.ctypes.data)
+
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        product = x.astype(np.float32) @ w.astype(np.float32).T
-        out[...] = product + out if accumulate else product
-        self._in_flight = []
+        addresses, sizes = (x.ctypes.data, w.ctypes.data, out.ctypes.data), (len(x), *w.shape)
+        cublas = self._cublas  # its workspace may not fit
+        try:
+            cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+        except DeviceError as error:
+            raise EmulationError(f"{error}: {self.library.error}") from self.library.error
+
+    def _allocation_at(self, address: int) -> Allocation:
+        for allocation in self._live:
+            if allocation.address <= address < allocation.address + allocation.nbytes:
+                return allocation
+        raise EmulationError(f"cuBLAS: no array in device memory at {address:#x}; was it freed?")
+
+    def _memory(self, address: int, nbytes: int) -> np.ndarray:
+        allocation = self._allocation_at(address)
+        start = address - allocation.address
+        if start + nbytes > allocation.nbytes:
+            raise EmulationError(f"cuBLAS: {nbytes} bytes at byte {start} of an allocation of {allocation.nbytes}")
+        return np.asarray(allocation)[start : start + nbytes]
+
+    def _queue_product(self, stream: int, product: Callable[[], None], out: int) -> None:
+        assert stream == STREAM, stream
+
+        def run() -> None:
+            self._in_flight = [self._allocation_at(out)]  # it starts after the kernels before it have ended
+            product()
+
+        if self.capturing:
+            self.capturing.handle.append(run)
+        else:
+            run()
 
     def _owns(self, arg: Any) -> bool:
         return isinstance(arg, np.ndarray) and allocation_of(arg) is not None
@@ -94,11 +152,16 @@ class EmulatedDevice(Device):
         pass
 
     def replay(self, graph: Graph) -> None:
+        self._in_flight = []  # a graph waits for all work before it, and later work waits for the whole graph
         for launch in graph.handle:
+            if not isinstance(launch, Launch):  # a product of cuBLAS
+                launch()
+                continue
             args = [arg() if isinstance(arg, weakref.ref) else arg for arg in launch.args]
             if any(arg is None for arg in args):
                 raise EmulationError(f"{launch.kernel.name}: the graph uses an array whose memory was freed")
             self._run(replace(launch, args=args))
+        self._in_flight = []
 
     def _launch(self, launch: Launch) -> None:
         if self.capturing:
@@ -148,14 +211,14 @@ class EmulatedDevice(Device):
 
     def _check_size(self, launch: Launch, emulated: EmulatedKernel) -> None:
         kernel, grid, block, shared = launch.kernel, launch.grid, launch.block, launch.shared
-        threads = int(np.prod(block))
+        threads, limit = int(np.prod(block)), SHARED_LIMIT[self.capability] * 1024
         if not 1 <= threads <= emulated.max_threads:
             raise EmulationError(
                 f"{kernel.name}: {threads} threads a block; its launch bounds say {emulated.max_threads}"
             )
         if not (1 <= grid[0] < 2**31 and 1 <= grid[1] < 2**16 and 1 <= grid[2] < 2**16) or block[2] > 64:
             raise EmulationError(f"{kernel.name}: no GPU takes a grid of {grid} with blocks of {block}")
-        if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > SHARED_LIMIT:
+        if emulated.static_shared > STATIC_LIMIT or emulated.static_shared + shared > limit:
             raise EmulationError(f"{kernel.name}: {emulated.static_shared} + {shared} bytes of shared memory")
         registers = self.registers.get((kernel.file, kernel.name, kernel.defines), 0)
         per_warp = -(-registers * 32 // 256) * 256
@@ -167,6 +230,26 @@ class EmulatedDevice(Device):
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
         i, array = min(arrays, key=lambda pair: abs(fault - pair[1].ctypes.data))
         return f": byte {fault - array.ctypes.data} of argument {i}, which has {array.nbytes}"
+
+
+class EmulatedCopy(HostCopy):
+    """The host memory holds nothing of use between `start` and `wait`, because a GPU may not have filled it yet."""
+
+    def __init__(self, device: EmulatedDevice, source: Array):
+        self._device, self._source = device, source
+        self._host = np.empty(source.shape, source.dtype)
+        self._arriving = np.empty((0, *source.shape[1:]), source.dtype)
+
+    def start(self, rows: int) -> None:
+        self._device._not_while_capturing("host_copy")
+        self._device._in_flight = []
+        self._arriving = np.array(self._source[:rows])
+        self._host.view(np.uint8).fill(0xFF)
+
+    def wait(self) -> np.ndarray:
+        rows = len(self._arriving)
+        self._host[:rows] = self._arriving
+        return self._host[:rows]
 
 
 def _is_output(type_: str) -> bool:

@@ -16,13 +16,26 @@ struct uint3 {
     unsigned x, y, z;
 };
 
-enum class State : unsigned char { ready, in_warp, in_block, done };
+enum class State : unsigned char { ready, in_warp, in_warpgroup, in_block, done };
 enum Order { forward, reverse, shuffled };
 
 struct Copy {  // an asynchronous copy that has not landed yet: see memory.h
     void* to;
     const void* from;
     bool valid;
+    int group;
+};
+
+struct Accumulators {  // registers to which wgmma products are still being added: see warpgroup.h
+    float* registers;
+    std::vector<float> sums;  // what they will hold
+    int group;
+};
+
+struct Operands {  // what those products may still read
+    const unsigned* a;
+    unsigned a_before[4];     // the registers at a, if A comes from registers
+    std::vector<int> pieces;  // of shared memory
     int group;
 };
 
@@ -38,6 +51,12 @@ struct Fiber {
     // Its cp.async copies:
     std::vector<Copy> copies;
     int groups;
+    std::vector<int> landed;  // pieces of shared memory that it copied since its last fence.proxy.async
+    // Its wgmma products:
+    std::vector<Accumulators> accumulators;
+    std::vector<Operands> operands;
+    int product_groups;
+    bool fenced;  // wgmma.fence since the last wait
 };
 
 struct Block {
@@ -190,7 +209,7 @@ inline void fiber_main() {
     Fiber& self = *current;
     if (!self.copies.empty())
         fail("the kernel ends with %d cp.async copies that no thread waited for", int(self.copies.size()));
-    if (block.dependent) fail("launched to overlap its predecessor, and ends without griddepcontrol.wait");
+    if (!self.accumulators.empty()) fail("the kernel ends with wgmma products that this thread did not wait for");
     self.state = State::done;
     self.line = 0;
     block.n_done++;
@@ -213,8 +232,12 @@ inline void run_block() {
         Fiber& fiber = fibers[i];
         prepare(fiber.context, stacks + STACK * i, STACK, fiber_main);
         fiber.thread = {i % block.size.x, i / block.size.x % block.size.y, i / (block.size.x * block.size.y)};
-        fiber.line = fiber.groups = 0;
+        fiber.line = fiber.groups = fiber.product_groups = 0;
+        fiber.fenced = false;
         fiber.copies.clear();
+        fiber.landed.clear();
+        fiber.accumulators.clear();
+        fiber.operands.clear();
         all[i] = &fiber;
     }
     make_ready(all, block.n_threads, false);

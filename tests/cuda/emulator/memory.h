@@ -20,6 +20,27 @@ inline char* dynamic_shared() {
     return reinterpret_cast<char*>(uintptr_t(dynamic_end - dynamic_size) & ~uintptr_t(127));
 }
 
+// Dynamic shared memory in pieces of 16 bytes, for wgmma. It reads on another path than ordinary instructions (the
+// "async proxy"). What cp.async has written can be read there after its thread has waited for the copy and then executed
+// fence.proxy.async. Ordinary stores are not followed, because the kernels fill what wgmma reads by cp.async only.
+struct Piece {
+    enum : unsigned char { empty, copying, landed, visible } state;
+    unsigned char readers;  // warps that have products under way which may still read it
+};
+static Piece pieces[SHARED_LIMIT / 16 + 8];
+
+// The index of the piece that holds p, or -1 if p is not in dynamic shared memory.
+inline int piece_of(const void* p) {
+    const char *c = static_cast<const char*>(p), *begin = dynamic_shared();
+    return c >= begin && c < begin + dynamic_size ? int(c - begin) / 16 : -1;
+}
+
+// As an instruction sees it: 32 bits, from the beginning of the block's shared memory.
+inline unsigned shared_address(const void* p) {
+    return unsigned(static_cast<const char*>(p) - dynamic_end + SHARED_LIMIT);
+}
+inline char* from_shared_address(unsigned address) { return dynamic_end - SHARED_LIMIT + address; }
+
 inline size_t static_shared_size() { return __stop_shared_arrays - __start_shared_arrays; }
 
 inline void poison_shared() {
@@ -30,6 +51,7 @@ inline void poison_shared() {
         dynamic_end = static_cast<char*>(area) + size;
         if (mprotect(dynamic_end, GUARD, PROT_NONE)) abort();
     }
+    for (Piece& piece : pieces) piece = {};
     memset(__start_shared_arrays, POISON, static_shared_size());
     memset(dynamic_shared(), POISON, dynamic_end - dynamic_shared());
 }
@@ -50,6 +72,10 @@ inline void copy_async(void* to, const void* from, bool valid) {
     check_shared("cp.async", to, 16);
     int past = uintptr_t(from) % 16;
     if (past) fail("cp.async: misaligned source: %d bytes past a multiple of 16", past);
+    if (int piece = piece_of(to); piece >= 0) {
+        if (pieces[piece].readers) fail("cp.async: overwrites shared memory that a wgmma product may still read");
+        pieces[piece].state = Piece::copying;
+    }
     memset(to, POISON, 16);
     current->copies.push_back({to, from, valid, current->groups});
 }
@@ -64,8 +90,18 @@ inline void wait_copies(int groups_left) {
             memcpy(copies[n].to, copies[n].from, 16);
         else
             memset(copies[n].to, 0, 16);
+        if (int piece = piece_of(copies[n].to); piece >= 0) {
+            pieces[piece].state = Piece::landed;
+            current->landed.push_back(piece);
+        }
     }
     copies.erase(copies.begin(), copies.begin() + n);
+}
+
+inline void fence_async_proxy() {
+    for (int piece : current->landed)
+        if (pieces[piece].state == Piece::landed) pieces[piece].state = Piece::visible;
+    current->landed.clear();
 }
 
 // ---- handlers of g++ -fsanitize=alignment,bounds --------------------------------------------------------------------

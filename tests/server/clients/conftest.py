@@ -1,4 +1,4 @@
-"""A server with the demo, packages configured to call it, and what their tests ask and expect."""
+"""A server with the demo, packages configured to call it, Chromium, and what their tests ask and expect."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ import cloudflare
 import httpx2
 import openai
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from llama3 import Llama
 from llama3.server.models import MODELS
@@ -66,6 +67,18 @@ def cloudflare_client(address: str) -> cloudflare.Cloudflare:
 def answer() -> str:
     """The demo's whole answer to QUESTION at temperature 0."""
     return Llama.load().chat(QUESTION, temperature=0).text
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window. Not for the whole session: Playwright's event loop would be in the way of others."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
