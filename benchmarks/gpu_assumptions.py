@@ -1,6 +1,11 @@
 """What the predictions assume about two GPUs and about the code, each with its source. None of it is measured here."""
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from llama3.cuda.linear import MAX_FEW
 
 MICRO = 1e-6
 
@@ -80,7 +85,7 @@ class Code:
     """A state of the code: `BEFORE`, or with all the changes."""
 
     few_early: bool = True  # linear_few asks for its first weights before the wait, all at once
-    cublas_from: int | None = 33  # rows from which products in a graph are cuBLAS's
+    cublas_from: int | None = MAX_FEW + 1  # rows from which products in a graph are cuBLAS's
     ahead: bool = True  # the next step is launched before the tokens of this one are read
     sampler_launches: int = 2
     attention_early: bool = True  # keys and values are prefetched, loops end at the row's position, V comes early

@@ -33,6 +33,11 @@ def test_the_recorded_launches_read_every_weight_once():
         assert read + norms == weights_read(LLAMA3_8B)
 
 
+def test_a_predicted_step_has_the_launches_of_the_code():
+    for batch in (1, 8, 64):
+        assert decode(H200, AFTER, batch, 128).launches == len(decoding_launches(LLAMA3_8B, batch, 512))
+
+
 @pytest.mark.parametrize(("kernel", "file"), [(TILES_128, "attention_prompt.cu"), (WGMMA, "attention_wgmma.cu")])
 def test_the_counts_of_a_prompt_kernel_are_those_that_its_file_states(kernel, file):
     """Another test compares the file with the machine code."""

@@ -2,8 +2,11 @@
 
 import ctypes
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from llama3.cuda.launch import Kernel, Launch
-from llama3.cuda.source import kernel_path, kernel_source
+from llama3.cuda.source import kernel_source
 from tests.cuda.stand_ins.card import SMALL, Card, OutOfMemory, StandInError, address_space
 from tests.cuda.stand_ins.cupy_objects import Device, Event, Stream, ndarray
 from tests.cuda.stand_ins.kernel_text import KernelText, kernels_of
@@ -123,16 +126,12 @@ class Installed:
         return ndarray(self.card, np.lib.stride_tricks.as_strided(flat, tuple(array.shape), strides))
 
     def raw_module(self, *, code: str | None = None, path: str | None = None, options: tuple[str, ...] = ()) -> Any:
-        """From a kernel's text; or from a compiled file, of which only the names of its kernels are known here."""
+        """From a kernel's text, or from a file that `compiled_files` has written."""
         if (code is None) == (path is None) or not all(option.startswith(("-D", "-std=c++17")) for option in options):
             raise StandInError(f"a module with options {options}")
         defines = tuple(option[2:] for option in options if option.startswith("-D"))
-        if code is None:
-            kernels: dict[str, KernelText] = {}
-            for file in sorted(kernel_path("").glob("*.cu")):
-                kernels |= kernels_of(kernel_source(file.name), {})
-        else:
-            kernels = kernels_of(code, dict(define.split("=") for define in defines if "=" in define))
+        text = Path(path).read_text(encoding="utf-8") if path else code
+        kernels = kernels_of(str(text), dict(define.split("=") for define in defines if "=" in define))
 
         def get_function(name: str) -> RawKernel:
             if name not in kernels:
@@ -231,16 +230,32 @@ def installed(card: Card) -> Iterator[Installed]:
             found["cuda.bindings"] = module("cuda.bindings", driver=Driver(one, driver))
         except ImportError:
             pass
-    with patch.dict(sys.modules, found), cublas_library(one):
+    with patch.dict(sys.modules, found), cublas_library(one), compiled_files():
         yield one
+
+
+@contextmanager
+def compiled_files() -> Iterator[None]:
+    """A kernel that is compiled for one architecture, into a file: here the file holds its text."""
+    if find_spec("llama3.cuda.cubin") is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+
+        def cubin_file(kernel: Kernel) -> Path:
+            file = Path(folder) / kernel.file
+            file.write_text(kernel_source(kernel.file), encoding="utf-8")
+            return file
+
+        with patch("llama3.cuda.device.cubin_file", cubin_file):
+            yield
 
 
 def cublas_library(one: Installed) -> AbstractContextManager[Any]:
     """The library that checks cuBLAS's arguments, where the launch code calls cuBLAS without CuPy."""
-    try:
-        from tests.cuda.emulator.cublas import FakeCublas
-    except ImportError:
+    if find_spec("tests.cuda.emulator.cublas") is None:
         return nullcontext()
+    from tests.cuda.emulator.cublas import FakeCublas
 
     def memory(address: int, nbytes: int) -> np.ndarray:
         return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
