@@ -21,8 +21,8 @@ EARLY_LOADS = {
     **dict.fromkeys(("rms_norm", "rms_norm_rows"), 2),
     **dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 8),
 }
-# Other loads before the wait. They are right only for what was written two launches earlier or more: the predecessor has
-# started because that launch has ended.
+# Other loads before the wait. They are right only for what was written two launches earlier or more: that launch has
+# ended, because the predecessor has waited for it.
 EARLY_READS: dict[str, int] = {}
 # Loads of weights that are under way while a warp waits for the ones before them, in the loop of a kernel.
 UNDER_WAY = dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 4)
