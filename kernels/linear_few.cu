@@ -5,8 +5,8 @@
 //   linear_few, linear_few_float     store it as bf16, or as float (logits)
 //   linear_few_add                   add it to a float: the residual stream
 //   swiglu_few                       silu(gate sum) * up sum; w13 (2 n_out, width)
-// In each mma, weights are operand A, with 16 rows, and tokens are operand B, with 8 columns. So 2 tokens are padded to
-// 8 columns. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
+// In each mma, tokens are operand A, with 16 rows, and weights are operand B, with 8 columns. So 2 tokens are padded to
+// 16 rows. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
 //
 // Launch: a block of 256 threads for 32 outputs (swiglu_few: for 16, each with a gate and an up sum). All warps of a
 //         block compute the same outputs; each takes every eighth chunk of 32 channels. Their sums are added in shared
@@ -22,7 +22,8 @@
 //               rows take as long as reading w if the L1 cache serves a part of x, and 32 rows up to 1.4 times as long.
 //               On an H100, which reads 3.0 TB/s, 32 rows take as long as reading w, too. With more outputs a block, x
 //               would be read less often. But wo and w2 have 4,096 outputs: with 64 a block, half of the SMs had none.
-//   Arithmetic  At 32 rows of the 8B model 0.48 TFLOP a step, 0.6 ms of tensor cores during 3.5 ms of reading.
+//   Arithmetic  At 32 rows of the 8B model 0.48 TFLOP a step, 0.6 ms of tensor cores during 3.5 ms of reading. For 4 KB
+//               of weights, a warp issues 74 instructions at 8 rows and 119 at 32 (sm_90). An SM has time for 880.
 #include "common.cuh"
 
 #ifndef ROWS
@@ -30,14 +31,14 @@
 #endif
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int CHUNK = 32;                        // channels that a warp multiplies at a time: two products of 16
-constexpr int PASS = WARPS * CHUNK;              // channels that the block multiplies at a time
-constexpr int BLOCKS = ROWS <= 32 ? 2 : 1;        // that an SM has registers for
-constexpr int AHEAD = 2;                         // chunks of weights that a warp has in flight
-constexpr int GROUPS = 4;                        // of eight outputs: a warp computes 32 outputs
-constexpr int COLUMNS = ROWS / 8;                // groups of eight tokens
-constexpr int SIXTEENS = (ROWS + 15) / 16;       // groups of 16 tokens, the rows of a product
-constexpr int TILE = 16;                         // outputs whose sums are added up at a time: two groups
+constexpr int BLOCKS = ROWS <= 32 ? 2 : 1;   // that an SM has registers for
+constexpr int CHUNK = 32;                    // channels that a warp multiplies at a time: two products of 16
+constexpr int PASS = WARPS * CHUNK;          // channels that the block multiplies at a time
+constexpr int AHEAD = 2;                     // chunks of weights that a warp has in flight
+constexpr int GROUPS = 4;                    // of eight outputs: a warp computes 32
+constexpr int EIGHTS = ROWS / 8;             // groups of eight tokens
+constexpr int SIXTEENS = (EIGHTS + 1) / 2;   // groups of 16 tokens: the rows of a product
+constexpr int TILE = 16;                     // outputs whose sums are added up at a time
 
 // Which lane holds what. A chunk has 32 channels. Lane 4 g + t loads 16 bytes of row g of each group of weights, and 16
 // bytes of token g of each group of tokens:
@@ -69,61 +70,61 @@ constexpr int TILE = 16;                         // outputs whose sums are added
 //   token 15   |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
 
 // This lane's 16 bytes of a chunk, of row g of each group
-template <int N>
-struct Chunk {
-    uint4 of[N];
+struct Weights {
+    uint4 of[GROUPS];
 };
-// Where they are for the first chunk of the warp
-template <int N>
-struct Pointers {
-    const bf16* of[N];
+struct Tokens {
+    uint4 of[EIGHTS];
 };
-typedef Chunk<GROUPS> Weights;
-typedef Chunk<COLUMNS> Tokens;
+// Where it reads them
+struct WeightRows {
+    const bf16* of[GROUPS];
+};
+struct TokenRows {
+    const bf16* of[EIGHTS];
+    unsigned mask[EIGHTS];  // all bits of a token that exists, 0 past the last one
+};
+typedef float Sums[GROUPS][SIXTEENS][4];
 
-__device__ __forceinline__ int first_channel() { return threadIdx.x / 32 * CHUNK; }
-
-__device__ __forceinline__ int chunks_of_this_warp(int width) { return (width - first_channel() + PASS - 1) / PASS; }
-
-// Past the end of the matrix, the last row: its results are not stored. The same for tokens.
-__device__ __forceinline__ const bf16* row_of(const bf16* matrix, int row, int n_rows, int width) {
+// This lane's part of a row. Past the end of the matrix, it is that of the last row.
+__device__ __forceinline__ const bf16* part_of(const bf16* matrix, int row, int n_rows, int width) {
     return matrix + (size_t)min(row, n_rows - 1) * width + threadIdx.x % 4 * 8;
 }
 
-// The warp's 32 outputs are the 16 rows from `first` on in each of two matrices, or the 32 rows of one.
-__device__ __forceinline__ Pointers<GROUPS> weight_rows(const bf16* w, const bf16* second, int first, int n_out,
-                                                        int width) {
-    Pointers<GROUPS> rows;
+// The outputs are the rows from `first` on: 16 of them in each of two tiles.
+__device__ __forceinline__ WeightRows weight_rows(const bf16* first_tile, const bf16* second_tile, int first,
+                                                  int second, int n_out, int width) {
+    WeightRows rows;
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) {
-        int row = first + threadIdx.x % 32 / 4 + (second ? i % 2 : i) * 8;
-        rows.of[i] = row_of(second && i >= 2 ? second : w, row, n_out, width);
+        int row = (i < 2 ? first : second) + threadIdx.x % 32 / 4 + i % 2 * 8;
+        rows.of[i] = part_of(i < 2 ? first_tile : second_tile, row, n_out, width);
     }
     return rows;
 }
 
-__device__ __forceinline__ Pointers<COLUMNS> token_rows(const bf16* x, int n_tokens, int width) {
-    Pointers<COLUMNS> rows;
+__device__ __forceinline__ TokenRows token_rows(const bf16* x, int n_tokens, int width) {
+    TokenRows rows;
 #pragma unroll
-    for (int i = 0; i < COLUMNS; i++) {
-        rows.of[i] = row_of(x, threadIdx.x % 32 / 4 + i * 8, n_tokens, width) + first_channel();
+    for (int i = 0; i < EIGHTS; i++) {
+        int token = threadIdx.x % 32 / 4 + i * 8;
+        rows.of[i] = part_of(x, token, n_tokens, width);
+        rows.mask[i] = token < n_tokens ? ~0u : 0;
     }
     return rows;
 }
 
-// No load of weights has a condition. With one, the compiler would load into other registers and copy them, and the copy
-// would wait for the load.
-__device__ __forceinline__ Weights load_weights(const Pointers<GROUPS>& rows, int channel) {
+__device__ __forceinline__ Weights load_weights(const WeightRows& rows, int channel) {
     Weights w;
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) w.of[i] = load_once(reinterpret_cast<const uint4*>(rows.of[i] + channel));
     return w;
 }
 
-__device__ __forceinline__ Tokens load_tokens(const Pointers<COLUMNS>& rows, int channel) {
+__device__ __forceinline__ Tokens load_tokens(const TokenRows& rows, int channel) {
     Tokens x;
 #pragma unroll
-    for (int i = 0; i < COLUMNS; i++) x.of[i] = *reinterpret_cast<const uint4*>(rows.of[i] + channel);
+    for (int i = 0; i < EIGHTS; i++) x.of[i] = *reinterpret_cast<const uint4*>(rows.of[i] + channel);
     return x;
 }
 
@@ -131,14 +132,13 @@ __device__ __forceinline__ uint4 masked(uint4 x, unsigned mask) {
     return make_uint4(x.x & mask, x.y & mask, x.z & mask, x.w & mask);
 }
 
-typedef float Sums[GROUPS][SIXTEENS][4];
-
+// The mask is more than tidiness: without it, the compiler copies the tokens for each product again.
 __device__ __forceinline__ void multiply_chunk(Sums& sums, const Weights& w, const Tokens& x,
-                                               const unsigned (&mask)[COLUMNS]) {
+                                               const unsigned (&mask)[EIGHTS]) {
 #pragma unroll
     for (int i = 0; i < SIXTEENS; i++) {
         uint4 low = masked(x.of[2 * i], mask[2 * i]), high = make_uint4(0, 0, 0, 0);
-        if (2 * i + 1 < COLUMNS) high = masked(x.of[2 * i + 1], mask[2 * i + 1]);
+        if (2 * i + 1 < EIGHTS) high = masked(x.of[2 * i + 1], mask[2 * i + 1]);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             mma(sums[group][i], {low.x, high.x, low.y, high.y}, {w.of[group].x, w.of[group].y});
@@ -147,38 +147,37 @@ __device__ __forceinline__ void multiply_chunk(Sums& sums, const Weights& w, con
     }
 }
 
-// The sums over this warp's channels. While a chunk is multiplied, the tokens of the next one are loaded, and then the
-// weights of the chunk after that.
-__device__ __forceinline__ void multiply(Sums& sums, Pointers<GROUPS> rows, const bf16* x, int n_tokens, int width) {
+// The sums over this warp's channels. Before a chunk is multiplied, the tokens of the next one are asked for. After it,
+// the weights of the chunk after that are loaded into the same registers.
+__device__ __forceinline__ void multiply(Sums& sums, WeightRows rows, const bf16* x, int n_tokens, int width) {
+    int first = threadIdx.x / 32 * CHUNK, left = (width - first + PASS - 1) / PASS;  // chunks of this warp
     Weights weights[AHEAD];
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) weights[i] = load_weights(rows, min(first_channel() + i * PASS, width - CHUNK));
+    for (int i = 0; i < AHEAD; i++) weights[i] = load_weights(rows, min(first + i * PASS, width - CHUNK));
     wait_for_predecessor();
     let_successor_start();
-
-    int left = chunks_of_this_warp(width);
     if (left == 0) return;
-    Pointers<COLUMNS> token = token_rows(x, n_tokens, width);
+
+    TokenRows token = token_rows(x, n_tokens, width);
 #pragma unroll
-    for (int i = 0; i < GROUPS; i++) rows.of[i] += first_channel();
+    for (int i = 0; i < GROUPS; i++) rows.of[i] += first;
+#pragma unroll
+    for (int i = 0; i < EIGHTS; i++) token.of[i] += first;
     Tokens tokens[2];
     tokens[0] = load_tokens(token, 0);
-    unsigned mask[COLUMNS];
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++) mask[i] = threadIdx.x % 32 / 4 + i * 8 < n_tokens ? ~0u : 0;
 #pragma unroll 1
     while (true) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (left > 1) tokens[(i + 1) % 2] = load_tokens(token, (i + 1) * PASS);
-            multiply_chunk(sums, weights[i], tokens[i % 2], mask);
+            multiply_chunk(sums, weights[i], tokens[i % 2], token.mask);
             if (left > AHEAD) weights[i] = load_weights(rows, (i + AHEAD) * PASS);
-            if (--left == 0) return;
+            if (--left == 0) return;  // this branch keeps the compiler from mixing up the chunks
         }
 #pragma unroll
         for (int i = 0; i < GROUPS; i++) rows.of[i] += AHEAD * PASS;
 #pragma unroll
-        for (int i = 0; i < COLUMNS; i++) token.of[i] += AHEAD * PASS;
+        for (int i = 0; i < EIGHTS; i++) token.of[i] += AHEAD * PASS;
     }
 }
 
@@ -190,11 +189,11 @@ __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& s
                                        float (&part)[WARPS][ROWS][TILE]) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; i++) {  // (two groups of outputs, groups of eight tokens)
-        int group = i / COLUMNS, column = i % COLUMNS;
-        const float* from = sums[2 * tile + group][column / 2] + column % 2 * 2;
-        part[warp][column * 8 + g][group * 8 + 2 * t] = from[0];
-        part[warp][column * 8 + g][group * 8 + 2 * t + 1] = from[1];
+    for (int i = 0; i < 2 * EIGHTS; i++) {
+        int group = i / EIGHTS, eight = i % EIGHTS;  // of outputs, of tokens
+        const float* from = sums[2 * tile + group][eight / 2] + eight % 2 * 2;
+        part[warp][eight * 8 + g][group * 8 + 2 * t] = from[0];
+        part[warp][eight * 8 + g][group * 8 + 2 * t + 1] = from[1];
     }
     __syncthreads();
 #pragma unroll
@@ -215,7 +214,7 @@ __device__ __forceinline__ void product(const bf16* w, const bf16* x, int n_out,
     __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * 2 * TILE;
     Sums sums = {};
-    multiply(sums, weight_rows(w, nullptr, first, n_out, width), x, n_tokens, width);
+    multiply(sums, weight_rows(w, w, first, first + TILE, n_out, width), x, n_tokens, width);
 #pragma unroll
     for (int tile = 0; tile < 2; tile++) {
         float total[PER_THREAD];
@@ -248,7 +247,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * TILE;
     Sums sums = {};
-    multiply(sums, weight_rows(w13, w13 + (size_t)n_out * width, first, n_out, width), x, n_tokens, width);
+    const bf16* w3 = w13 + (size_t)n_out * width;
+    multiply(sums, weight_rows(w13, w3, first, first, n_out, width), x, n_tokens, width);
     float gate[PER_THREAD], up[PER_THREAD];
     add_up(gate, sums, 0, part);
     add_up(up, sums, 1, part);

@@ -122,7 +122,7 @@ __device__ __forceinline__ void wait_copies() {
 //   A (16, 16): a[0] row g, a[1] row g + 8, both columns 2 t and 2 t + 1; a[2], a[3] the same rows, columns 8 further
 //   B (16, 8):  b[0] rows 2 t and 2 t + 1, b[1] rows 8 further; both column g
 //   D (16, 8):  d[0], d[1] row g, columns 2 t and 2 t + 1; d[2], d[3] the same columns of row g + 8
-// Drawings of A and D are in linear_few.cu and attention_prompt.cuh.
+// Drawings are in linear_few.cu (B and D) and attention_prompt.cuh (A and D).
 
 // d += a b
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

@@ -28,7 +28,7 @@ from pathlib import Path
 WAIT = "ACQBULK"
 LOADS = ("LD", "LDG", "LDGSTS")  # of global memory; LDGSTS is cp.async
 STORES = ("ST", "STG", "RED", "REDG", "ATOM", "ATOMG")  # to global memory, with atomics
-LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([\w.]+)\s*(.*?)\s*;")
+LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([\w.]+)\s*(.*?)\s*(?:\(\*.*\*\)\s*)?;")
 LABEL = re.compile(r"(\.L_\w+):")
 KERNEL = re.compile(r"\.text\.(\w+):")
 

@@ -22,7 +22,7 @@ EARLY_LOADS = {
     **dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 8),
 }
 # Other loads before the wait. They are right only for what was written two launches earlier or more: that launch has
-# ended, or the predecessor could not have started. Attention reads the row's slot and position: the last step's.
+# ended, because the predecessor has waited for it. Attention reads the row's slot and position: the last step's.
 EARLY_READS = {"attention": 2}
 # Loads of weights that are under way while a warp waits for the ones before them, in the loop of a kernel.
 UNDER_WAY = dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 4)
