@@ -23,8 +23,9 @@ NEARER = 3.0  # a fault must bring the numbers nearer by this factor
 ROUNDING = 6.0  # and leave no more than this many times the difference that rounding makes in our own run
 SURE = 100.0  # nearer by so much and to within rounding, no other fault is tried
 AS_NEAR = 2.0  # of faults within this factor of the nearest one, the first in the list is named: it is the simplest
-CAST_NEARER = 2.0  # the right order of the cast must bring the numbers nearer by this factor
-CAST_NEARER_FROM_OWN_INPUT = 4.0  # the same where each norm is computed from the other side's own input
+CAST_NEARER = 2.0  # an order of the cast must bring the numbers nearer by this factor, or in nearly every of many rows
+CAST_NEARER_IN_MOST_ROWS, MOST, MANY_ROWS = 1.4, 0.9, 16  # by this factor; in this share of the rows; of so many rows
+CAST_NEARER_FROM_OWN_INPUT = 4.0  # the factor where each norm is computed from the other side's own input
 
 
 class Trials:
@@ -149,19 +150,22 @@ class Trials:
         if self.dtype == "float32":
             return None
         fault = cast_order.weight_before_cast(self.dtype)
-        nearer = CAST_NEARER_FROM_OWN_INPUT
-        found = cast_order.from_activations(self.ours, self.model, self.dtype)
-        if found is None:
-            nearer = CAST_NEARER
-            found = self.rounded_distance(None), self.rounded_distance(fault)
-        after, before = found
+        if found := cast_order.from_activations(self.ours, self.model, self.dtype):
+            after, before = found
+            named = before * CAST_NEARER_FROM_OWN_INPUT <= after
+        else:
+            rows_after, rows_before = self.rounded_rows(None), self.rounded_rows(fault)  # (rows, vocab_size)
+            after, before = distance(rows_after), distance(rows_before)
+            share = np.mean(np.linalg.norm(rows_before, axis=1) < np.linalg.norm(rows_after, axis=1))
+            most = len(rows_after) >= MANY_ROWS and share >= MOST
+            named = before * (CAST_NEARER_IN_MOST_ROWS if most else CAST_NEARER) <= after
         self.tried.append(Tried(fault, None, before))
-        return self.tried[-1] if before * nearer <= after else None
+        return self.tried[-1] if named else None
 
-    def rounded_distance(self, fault: Fault | None) -> float:
-        """The distance of a run in the other side's dtype, by the nearer of the ways to round (rounding.py)."""
-        runs = (self.model.run(fault, None, self.dtype, fused) for fused in (False, True))
-        return min(distance(self.errors_of(run)) for run in runs)
+    def rounded_rows(self, fault: Fault | None) -> Array:
+        """The errors of a run in the other side's dtype, by the nearer of the ways to round (rounding.py)."""
+        runs = (self.errors_of(self.model.run(fault, None, self.dtype, fused)) for fused in (False, True))
+        return min(runs, key=distance)
 
 
 def dtype_of(ours: Reference) -> str:
