@@ -85,7 +85,7 @@ def sampling(options: dict[str, float]) -> Source:
 
 
 CPU, STARTUP, PARITY = "cpu-cascade-lake-2026-11-27.json", "startup-2026-11-22.json", "parity-2026-11-27.json"
-SERVER = "server-threads-2026-11-26.json"
+SERVER, FLOAT64 = "server-threads-2026-11-26.json", "float64-cascade-lake-2026-11-27.json"
 LORA = [load(f"lora{again}-2026-11-26.json")["ratio_median"] for again in ("", "-again-1", "-again-2", "-again-3")]
 ROWS = (1, 4, 8, 16)
 FULL_8B = load("full-8b-cascade-lake-2026-11-27.json")["measured"]
@@ -221,6 +221,12 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         "docs/evidence.md",
         "up to 8,192 tokens, equal one full forward pass | 1e-5 |",
         [in_file("tests/model/test_transformer.py", "LONG = 8192"), in_file("tests/model/test_transformer.py", "1e-5")],
+    ),
+    ("docs/evidence.md", "over 512 tokens in float32", [result(FLOAT64, "tokens")]),
+    (
+        "docs/evidence.md",
+        "error | 1e-11, measured 4.5e-12, with `numba` 3.8e-12",
+        [in_file("benchmarks/float64.py"), result(FLOAT64, "numpy/nmse"), result(FLOAT64, "numba/nmse")],
     ),
     ("docs/evidence.md", "equals PEFT on transformers | 1e-5 |", [in_file("tests/oracle/test_lora.py", "<= 1e-5")]),
     # ---- evidence: text, tokens, sampling
