@@ -22,7 +22,7 @@ from pathlib import Path
 
 from machine import about_this_run  # the file beside this one
 
-from llama3.model import linear_amx
+from llama3.model.compiled import linear_amx
 
 RUNS = 15
 TOKEN = "from llama3 import Llama; next(Llama.load(linear={!r}).stream('The'))"

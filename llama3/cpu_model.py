@@ -40,7 +40,7 @@ class CpuModel(Transformer):
         super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
         if self.linear.kind != "numpy":
             self.mixed_prefill_chunk = 24  # 32 rows with those 8: more cost much more, on AMX as much as 64
-            from llama3.model import attention_numba
+            from llama3.model.compiled import attention_numba
 
             if config.head_dim % attention_numba.HEAD_STEP == 0:
                 kernel = attention_numba.kernel(config.n_heads // config.n_kv_heads, config.head_dim)

@@ -30,9 +30,9 @@ collect_ignore += (
 if not importlib.util.find_spec("numba"):
     collect_ignore += [
         "test_same_bits.py",
-        "model/test_linear_numba.py",
-        "model/test_linear_amx.py",
-        "model/test_attention_numba.py",
+        "model/compiled/test_linear_numba.py",
+        "model/compiled/test_linear_amx.py",
+        "model/compiled/test_attention_numba.py",
     ]
 
 # A run in continuous integration fails if a test is skipped for any other reason.

@@ -35,7 +35,8 @@ def test_the_reading_order_names_files_of_about_that_length(name: str, link: str
 def test_the_reading_order_is_numbered_and_holds_the_whole_model():
     numbers = re.findall(r"^\| (\d+) \|", READING, re.M)
     assert [int(number) for number in numbers] == list(range(1, len(NAMES) + 1))
-    files = {f"model/{file.name}" for file in (ROOT / "llama3" / "model").glob("*.py")} - {"model/__init__.py"}
+    modules = (file for file in (ROOT / "llama3" / "model").rglob("*.py") if file.name != "__init__.py")
+    files = {file.relative_to(ROOT / "llama3").as_posix() for file in modules}
     assert files == {name for name in NAMES if name.startswith("model/")}
 
 
@@ -45,9 +46,10 @@ def test_the_readme_has_the_same_order():
     assert named == NAMES
 
 
-def test_the_models_docstring_has_the_same_order():
-    docstring = (ROOT / "llama3" / "model" / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
-    modules = [name[len("model/") : -len(".py")] for name in NAMES if name.startswith("model/")]
+@pytest.mark.parametrize("folder", ["model", "model/compiled"])
+def test_the_models_docstrings_have_the_same_order(folder: str):
+    docstring = (ROOT / "llama3" / folder / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
+    modules = [name.rpartition("/")[2][: -len(".py")] for name in NAMES if name.rpartition("/")[0] == folder]
     named = re.findall(r"\w+", docstring.partition("order")[2].partition(".")[0])  # the sentence with the order
     assert [word for word in named if word in modules] == modules
 

@@ -1,8 +1,8 @@
 """On the AMX path the logits of a sequence are the same bits alone, in any batch, in any chunks, and behind a prefix.
 
 The products are those of AMX where the CPU has it. Elsewhere a stand-in takes their place, which computes each row by
-itself: that the kernels do so is for `tests/model/test_linear_amx.py`. So here everything else is tested: attention,
-norms, RoPE, SwiGLU, the cache and the engine.
+itself: that the kernels do so is for `tests/model/compiled/test_linear_amx.py`. So here everything else is tested:
+attention, norms, RoPE, SwiGLU, the cache and the engine.
 """
 
 import random
@@ -17,8 +17,8 @@ from llama3 import Llama
 from llama3.checkpoint import load_folder
 from llama3.cpu_model import CpuModel
 from llama3.engine import Engine, Request
-from llama3.model import linear_amx
 from llama3.model.batch import Batch
+from llama3.model.compiled import linear_amx
 from llama3.model.linear_choice import LinearChoice
 from llama3.sampling_params import SamplingParams
 from tests.tiny import random_tensors, tiny_config, write_hf

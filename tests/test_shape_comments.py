@@ -24,7 +24,7 @@ from llama3.model.lora import LoraPair
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 ROOT = Path(__file__).parents[1]
-FILES = {str(path): path for path in [ROOT / "llama3" / "plain.py", *(ROOT / "llama3" / "model").glob("*.py")]}
+FILES = {str(path): path for path in [ROOT / "llama3" / "plain.py", *(ROOT / "llama3" / "model").rglob("*.py")]}
 COMMENT = re.compile(r"#[^#]*?(\((?:[^()]|\([^()]*\))*\))")
 Place = tuple[str, int]
 

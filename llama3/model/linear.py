@@ -29,7 +29,7 @@ SMALL_TILE, TILE_ROWS, MANY_TILE_ROWS = 2**18, 256, 512
 
 
 class Matrix(Protocol):
-    """A matrix that brings its own `product`, such as `lora.LoraMatrix` or `linear_numba.NumbaMatrix`."""
+    """A matrix that brings its own `product`, such as `lora.LoraMatrix` or `compiled.linear_numba.NumbaMatrix`."""
 
     def product(self, x: np.ndarray) -> np.ndarray: ...
 

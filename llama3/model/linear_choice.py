@@ -76,7 +76,7 @@ def missing(kind: str, weights: Weights) -> str | None:
     if find_spec("numba") is None:
         return "numba is not installed (pip install 'llama3[numba]')"
     if kind == "amx":
-        from llama3.model import linear_amx
+        from llama3.model.compiled import linear_amx
 
         if lack := linear_amx.missing():
             return lack
@@ -101,9 +101,9 @@ def prepare(weights: Weights, choice: LinearChoice) -> Weights:
         return weights
     new: Callable[[np.ndarray], Matrix]
     if choice.kind == "numba":
-        from llama3.model.linear_numba import NumbaMatrix as new
+        from llama3.model.compiled.linear_numba import NumbaMatrix as new
     else:
-        from llama3.model.linear_amx import AmxMatrix
+        from llama3.model.compiled.linear_amx import AmxMatrix
 
         new = partial(AmxMatrix, parts=3 if choice.activations == "float32" else 1)
 

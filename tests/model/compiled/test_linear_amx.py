@@ -22,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from llama3.model import linear_amx
+from llama3.model.compiled import linear_amx
+from llama3.model.compiled.linear_amx import AmxMatrix, missing
 from llama3.model.linear import fits, linear, linears
-from llama3.model.linear_amx import AmxMatrix, missing
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from llama3.model import amx_kernels
-from tests.model.amx_simulator import AmxError, Tiles, product_in_order, simulated, widened
+from llama3.model.compiled import amx_kernels
+from tests.model.compiled.amx_simulator import AmxError, Tiles, product_in_order, simulated, widened
 
 needs_amx = pytest.mark.skipif(missing() is not None, reason=f"no AMX: {missing()}")
 ROWS = [1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 97]
@@ -213,7 +213,7 @@ def test_the_kernels_are_compiled_when_a_matrix_is_made_not_at_the_first_token()
 
 
 def test_without_amx_no_matrix_is_made_and_the_import_is_harmless() -> None:
-    program = "import sys; from llama3.model.linear_amx import AmxMatrix; assert 'numba' not in sys.modules"
+    program = "import sys; from llama3.model.compiled.linear_amx import AmxMatrix; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
     refusal = mock.patch.object(linear_amx, "missing", lambda: "the CPU has no AMX")
     with refusal, pytest.raises(AssertionError, match="no AMX"):
@@ -222,7 +222,7 @@ def test_without_amx_no_matrix_is_made_and_the_import_is_harmless() -> None:
 
 COMPILE = """
 import re
-from llama3.model import amx_kernels
+from llama3.model.compiled import amx_kernels
 for name in ("few", "many"):
     (assembly,) = getattr(amx_kernels, name).compile().inspect_asm().values()
     print(*re.findall(r"^\\s+(ldtile.*|sttile.*|tile.*|tdp.*|v?cvt.*)", assembly, re.M), sep="\\n", end="\\n\\n")

@@ -10,10 +10,10 @@ from threadpoolctl import threadpool_limits
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from llama3.model import attention_numba as module
-from llama3.model.attention_numba import KEYS, ROWS, attention
-from llama3.model.jit import compiled
-from llama3.model.vectors import LANES, instruction
+from llama3.model.compiled import attention_numba as module
+from llama3.model.compiled.attention_numba import KEYS, ROWS, attention
+from llama3.model.compiled.jit import compiled
+from llama3.model.compiled.vectors import LANES, instruction
 from tests.model.test_attention import plain_attention, random_qkv
 
 

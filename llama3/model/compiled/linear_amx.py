@@ -46,7 +46,7 @@ def missing() -> str | None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA):
         return f"Linux refuses AMX to this process (arch_prctl: {os.strerror(ctypes.get_errno())})"
-    from llama3.model import amx_kernels
+    from llama3.model.compiled import amx_kernels
 
     return None if amx_kernels.compilable() else "numba compiles for a CPU without AMX (NUMBA_CPU_FEATURES)"
 
@@ -61,7 +61,7 @@ class AmxMatrix:
     def __post_init__(self) -> None:
         assert fits(self.w, 32, 32) and self.parts in (1, 2, 3), (self.w.dtype, self.w.shape, self.w.flags, self.parts)
         assert missing() is None, missing()  # or LLVM would end the process
-        from llama3.model import amx_kernels
+        from llama3.model.compiled import amx_kernels
 
         for kernel in (amx_kernels.pack, amx_kernels.few, amx_kernels.many):
             kernel.compile()
@@ -87,7 +87,7 @@ class AmxMatrix:
 
 def _pack(x: np.ndarray, parts: int) -> np.ndarray:
     """x (T, n_in) float32 -> (blocks of 16 rows, n_in / 32, parts, 16 pairs of columns, 16 rows) uint32"""
-    from llama3.model import amx_kernels
+    from llama3.model.compiled import amx_kernels
 
     blocks = 1 if len(x) <= FEW else -(-len(x) // 32) * 2
     packed = _aligned((blocks, x.shape[1] // 32, parts, 16, 16), np.uint32)
@@ -103,7 +103,7 @@ def _pack(x: np.ndarray, parts: int) -> np.ndarray:
 
 def _multiply(x: np.ndarray, w: np.ndarray, y: np.ndarray, rows: int, slices: Iterator[slice]) -> None:
     """Multiply slice after slice, each of up to `rows` rows of w, by packed x, into columns of y (T, n_out)."""
-    from llama3.model import amx_kernels
+    from llama3.model.compiled import amx_kernels
 
     T = len(y)
     buffer = _aligned((rows, 16 * len(x)), np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama3.model.jit import compiled
+from llama3.model.compiled.jit import compiled
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
@@ -35,7 +35,7 @@ def test_an_array_of_another_type_is_refused_and_nothing_more_is_compiled() -> N
 
 PROGRAM = """
 import sys
-from llama3.model.jit import compiled
+from llama3.model.compiled.jit import compiled
 @compiled("int64(int64)")
 def double(n):
     return 2 * n
@@ -52,7 +52,7 @@ def test_without_a_folder_for_the_cache_the_kernel_compiles_in_memory(writable: 
     home = tmp_path if writable else tmp_path / "file"
     if not writable:
         (tmp_path / "__pycache__").touch()
-    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, str(tmp_path / "program.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 
-from llama3.model import amx_kernels, linear_amx
+from llama3.model.compiled import amx_kernels, linear_amx
 
 TINY = np.float32(2.0**-126)
 

@@ -15,11 +15,11 @@ from functools import partial
 
 import numpy as np
 
-from llama3.model import vectors
-from llama3.model.jit import compiled
+from llama3.model.compiled import vectors
+from llama3.model.compiled.jit import compiled
+from llama3.model.compiled.vectors import FLOAT, INT, LANES, dot_products, instruction
 from llama3.model.linear import fits, linear
 from llama3.model.threads import share
-from llama3.model.vectors import FLOAT, INT, LANES, dot_products, instruction
 
 MOST_ROWS = 32  # of x. Above, NumPy's tiles are faster: BLAS uses every entry that it loads more often
 STEP = 2**19  # entries of w that a thread takes at a time: 1 MB

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from llama3.model import linear_numba as module
+from llama3.model.compiled import linear_numba as module
+from llama3.model.compiled.linear_numba import MOST_ROWS, NumbaMatrix
 from llama3.model.linear import linear
-from llama3.model.linear_numba import MOST_ROWS, NumbaMatrix
 from tests.model.test_linear import draw, worst_error
 
 small_steps = mock.patch.object(module, "STEP", 512)  # so that small matrices have many
@@ -95,7 +95,7 @@ for _ in range(5):
     if not same or os.waitpid(child, 0)[1]:
         sys.exit(1)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=root, timeout=120, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
 

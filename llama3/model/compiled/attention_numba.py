@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from llama3.model import vectors
-from llama3.model.jit import Kernel, compiled
+from llama3.model.compiled import vectors
+from llama3.model.compiled.jit import Kernel, compiled
+from llama3.model.compiled.vectors import FLOAT, INT, LANES, Array, Value, Variable, dot_products, instruction, loop
 from llama3.model.threads import share
-from llama3.model.vectors import AVX512, FLOAT, INT, LANES, Array, Value, Variable, dot_products, instruction, loop
 
 KEYS = 64  # positions in a block
 ROWS = 32  # queries that meet a block one after the other, while it is in the core's cache
 LARGE = 2**16  # scores; from about 0.4 ms of work on, it is shared among threads
 STATE = 16  # numbers at the end of a record, of which two are used: the next one begins in a new line of the cache
 HEAD_STEP = 16  # head_dim must be a multiple of it, so that a head is whole vectors
-WIDTHS = (64, 32, 16) if AVX512 else (16,)  # channels of four heads' values that the registers can sum up at a time
+WIDTHS = (64, 32, 16) if vectors.AVX512 else (16,)  # channels of four heads that the registers can sum up
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from llama3.model import vectors
-from llama3.model.jit import compiled
-from llama3.model.vectors import FLOAT, INT, Array, Value, Variable, instruction, loop
+from llama3.model.compiled import vectors
+from llama3.model.compiled.jit import compiled
+from llama3.model.compiled.vectors import FLOAT, INT, Array, Value, Variable, instruction, loop
 
 DEPTH = 64  # column tiles that `many` multiplies at a time: their part of 128 rows of W stays in the core's cache
 CONFIG = np.zeros(64, np.uint8)  # what LDTILECFG reads: palette 1, eight tiles of 16 rows of 64 bytes
