@@ -230,8 +230,23 @@ def installed(card: Card) -> Iterator[Installed]:
             found["cuda.bindings"] = module("cuda.bindings", driver=Driver(one, driver))
         except ImportError:
             pass
-    with patch.dict(sys.modules, found), cublas_library(one), compiled_files():
+    with modules_replaced(found), cublas_library(one), compiled_files():
         yield one
+
+
+@contextmanager
+def modules_replaced(found: dict[str, Any]) -> Iterator[None]:
+    """As patch.dict(sys.modules, found), which would also forget the modules that were imported meanwhile."""
+    before = {name: sys.modules.get(name) for name in found}
+    sys.modules.update(found)
+    try:
+        yield
+    finally:
+        for name, module_before in before.items():
+            if module_before is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module_before
 
 
 @contextmanager
