@@ -1,4 +1,4 @@
-// out = silu(gate) * up, element by element: SwiGLU after cuBLAS has multiplied more than 64 rows, or after a LoRA
+// out = silu(gate) * up, element by element: SwiGLU after cuBLAS has multiplied more than 32 rows, or after a LoRA
 // adapter has changed gate and up. (Otherwise the products in linear.cu and linear_few.cu include it.)
 //   gate_up (T, 2 hidden_dim): each row holds gate, then up; out (T, hidden_dim)
 //

@@ -163,7 +163,9 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     # ---- a GPU
     ("docs/gpu.md", "`head_dim` of 64 or 128", [equals(memory.HEAD_DIMS[0]), equals(memory.HEAD_DIMS[1])]),
     ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
-    ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_FEW)]),
+    ("docs/gpu.md", "more than 32 rows", [equals(linear.MAX_FEW)]),
+    ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_GRAPH_ROWS)]),
+    ("docs/gpu.md", "the products with up to 32 rows", [equals(linear.MAX_FEW)]),
     (
         "docs/gpu.md",
         "a full context of 8,192 tokens needs 18 GB",

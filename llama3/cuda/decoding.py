@@ -14,7 +14,7 @@ from llama3.config import ModelConfig
 from llama3.cuda.activations import Activations
 from llama3.cuda.device import Array, Device, Graph
 from llama3.cuda.kv_cache import KVCache
-from llama3.cuda.linear import MAX_FEW, bucket
+from llama3.cuda.linear import MAX_GRAPH_ROWS, bucket
 from llama3.cuda.sampler import SamplerState, results, sample
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
@@ -43,7 +43,7 @@ class Decoding:
     def __init__(self, device: Device, config: ModelConfig, slots: int):
         """slots: the number of slots of the cache. Raises DeviceError if there is not enough memory."""
         self.device = device
-        self.max_rows = bucket(min(slots, MAX_FEW))
+        self.max_rows = bucket(min(slots, MAX_GRAPH_ROWS))
         self._activations = Activations.alloc(device, config, self.max_rows)
         self._logits = device.alloc((self.max_rows, config.vocab_size), np.float32)
         self._sampler = SamplerState(device, max(slots, self.max_rows), slots, config.vocab_size)

@@ -10,11 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from llama3.cuda.cublas import WORKSPACE, Cublas, load_library
 from llama3.cuda.dependent_launch import driver_for, launch_dependent
 from llama3.cuda.launch import Kernel, Launch
 from llama3.cuda.source import kernel_source
@@ -105,18 +107,20 @@ class Device(ABC):
     def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
         """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
 
-        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. Not allowed in a capture.
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. A capture records it; the first
+        product of a device must be outside of one, because it allocates cuBLAS's workspace.
         """
         assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
         assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
         assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
         assert all(array.flags.c_contiguous for array in (x, w, out))
-        self._not_while_capturing("gemm")  # CuPy's cuBLAS refuses it
+        if self.capturing:
+            self.capturing.keep += [x, w, out]
         self._gemm(x, w, out, accumulate)
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:
-        """Record the launches of a `with` block instead of running them. Nothing but launches is allowed inside.
+        """Record the launches of a `with` block instead of running them. Only launches and products are allowed inside.
 
         Run the same launches once before: the first launch of a kernel compiles it, which a capture does not allow.
         """
@@ -131,7 +135,7 @@ class Device(ABC):
 
     def _not_while_capturing(self, operation: str) -> None:
         if self.capturing:
-            raise RuntimeError(f"{operation} inside a capture: a graph can only hold kernel launches")
+            raise RuntimeError(f"{operation} inside a capture: a graph can only hold launches and products")
 
     @abstractmethod
     def _owns(self, arg: Any) -> bool: ...
@@ -256,28 +260,14 @@ class CupyDevice(Device):
             self._functions[kernel] = function
         return self._functions[kernel]
 
-    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        from cupy_backends.cuda.libs import cublas  # here: it needs the cuBLAS library, which our kernels do not
+    @cached_property
+    def _cublas(self) -> Cublas:
+        self._workspace = self.alloc((WORKSPACE,), np.uint8)
+        return Cublas(load_library(), self._device, self._stream.ptr, self._workspace.data.ptr)
 
-        kind = {bfloat16: 14, np.dtype(np.float32): 0}  # cudaDataType: CUDA_R_16BF, CUDA_R_32F
-        (rows, width), n_out = x.shape, w.shape[0]
-        one, beta = np.array([1], np.float32), np.array([accumulate], np.float32)
-        with self._current():
-            # cuBLAS is column-major: it sees out as (n_out, rows), x as (width, rows), and w as (width, n_out), which
-            # OP_T tells it to transpose.
-            cublas.gemmEx(
-                self._cupy.cuda.device.get_cublas_handle(),
-                cublas.CUBLAS_OP_T,
-                cublas.CUBLAS_OP_N,
-                *(n_out, rows, width),
-                one.ctypes.data,
-                *(w.data.ptr, kind[bfloat16], width),
-                *(x.data.ptr, kind[bfloat16], width),
-                beta.ctypes.data,
-                *(out.data.ptr, kind[out.dtype], n_out),
-                cublas.CUBLAS_COMPUTE_32F,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )
+    def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
+        addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
+        self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
 
     def _begin_capture(self, graph: Graph) -> None:
         with self._current():

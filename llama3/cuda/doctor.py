@@ -7,6 +7,7 @@ from importlib.metadata import distributions
 from typing import Any
 
 from llama3.checkpoint import Checkpoint
+from llama3.cuda.cublas import load_library
 from llama3.cuda.device import open_device
 from llama3.cuda.memory import check_memory, check_shape, gigabytes, needed_bytes
 from llama3.cuda.source import kernel_source
@@ -83,7 +84,7 @@ def compiler() -> str:
 
 
 def cublas() -> str:
-    backend("cublas")
+    load_library()
     return "found"
 
 

@@ -6,7 +6,7 @@ from llama3.config import ModelConfig
 from llama3.cuda.arrays import LayerCache
 from llama3.cuda.attention import SplitWorkspace
 from llama3.cuda.device import Array, Device, bfloat16
-from llama3.cuda.linear import MAX_FEW, bucket
+from llama3.cuda.linear import MAX_GRAPH_ROWS, bucket
 from llama3.model.kv_cache import Slots
 
 
@@ -23,7 +23,7 @@ class KVCache(Slots):
         self.k = device.alloc(shape, bfloat16)  # rotated already, as in the NumPy model
         self.v = device.alloc(shape, bfloat16)
         # Attention runs over at most one row for each slot, or over the rows of a graph, which include padding rows.
-        rows = max(slots, min(bucket(slots), MAX_FEW))
+        rows = max(slots, min(bucket(slots), MAX_GRAPH_ROWS))
         self.workspace = SplitWorkspace.alloc(device, rows, config.n_heads, config.head_dim, max_len)
 
     def layer(self, i: int) -> LayerCache:

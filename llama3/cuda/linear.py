@@ -1,8 +1,24 @@
 """Products with the weight matrices, for any number of rows, and the operations that are fused with them.
 
-One row goes through kernels/linear.cu, up to 64 rows through kernels/linear_few.cu. Both take about as long as reading
-the weights from memory, and a CUDA graph can hold them. More rows go through cuBLAS: this product is limited by
-arithmetic, and is not part of any graph.
+One row goes through kernels/linear.cu, up to 32 rows through kernels/linear_few.cu, more rows through cuBLAS. A CUDA
+graph can hold all of them. Why 32: microseconds for a matrix, computed (not measured), on an H100 that reads 3.0 TB/s
+and an H200 that reads 4.3.
+
+                   linear_few, H100     cuBLAS,    linear_few, H200     cuBLAS,
+                   16    32    64 rows    H100     16    32    64 rows    H200
+  wqkv   50 MB     17    17    25           22     13    17    25           16
+  wo     34 MB     11    11    17           15      8    11    17           12
+  w13   235 MB     78    78   117           93     59    78   117           67
+  w2    117 MB     39    39    59           46     29    39    59           33
+  head 1051 MB    350   350   525          392    263   350   525          274
+  step  15.0 GB   5.0   5.0   7.5 ms       6.0    3.8   5.0   7.5 ms       4.4
+
+linear_few.cu reads w once from memory, and x again for every 32 outputs, from the L2 cache: rows / 32 times the bytes
+of w. The two together pass through L2, at about 6 TB/s. So its time is that of reading w until L2 limits it, from 32
+rows on, and grows with the rows from there. cuBLAS's tiles are larger, so that x hardly counts. But it reads at about
+90 % of the memory's rate, and each of its kernels waits for its predecessor before it loads a first weight: 3
+microseconds. SwiGLU is a launch of its own then, another 3, counted with w13. At 32 rows an H200 would gain from
+cuBLAS, and an H100 would lose more.
 """
 
 import numpy as np
@@ -13,7 +29,8 @@ from llama3.cuda.feed_forward import swiglu
 from llama3.cuda.launch import Kernel
 from llama3.cuda.rms_norm import rms_norm
 
-MAX_FEW = 64  # rows that our own kernels take
+MAX_FEW = 32  # rows that our own kernels take
+MAX_GRAPH_ROWS = 64  # rows of a step that runs as a graph
 THREADS = 256
 OUTPUTS = THREADS // 32  # of a block of linear.cu: each warp computes one
 FEW_OUTPUTS = 32  # sums of a block of linear_few.cu; swiglu_few makes 16 outputs of them
@@ -60,7 +77,7 @@ def norm_swiglu(device: Device, source: NormInput, w13: Array, h: Array, gate_up
     """out (T, hidden) bfloat16 = silu(h @ w1.T) * (h @ w3.T), where h = rms_norm(source); w13 (2 * hidden, in).
 
     w13 holds the rows of w1, then those of w3. h (T, in) and gate_up (T, 2 * hidden) bfloat16 are scratch memory;
-    gate_up is only used for more than 64 rows.
+    gate_up is only used for more than 32 rows.
     """
     if len(source.x) == 1:
         _launch_norm(device, "norm_swiglu", w13, source, out, matrices=2)

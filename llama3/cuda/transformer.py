@@ -130,7 +130,7 @@ class Transformer:
         tracer: Tracer | None = None,
         lora: Lora | None = None,
     ) -> None:
-        """From a.tokens to a.x, the residual stream after the last layer. Up to 64 rows need only kernel launches.
+        """From a.tokens to a.x, the residual stream after the last layer. A graph can hold all of it.
 
         In attention the first `single_rows` rows are handled one by one, and `prompt_tiles` (see `attention_prompt`)
         covers the other rows.

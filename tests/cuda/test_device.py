@@ -1,9 +1,8 @@
-"""Opening a GPU, and the messages if that fails; launches, memory and cuBLAS through a fake CuPy.
+"""Opening a GPU, and the messages if that fails; launches and memory through a fake CuPy.
 
 The fake can be absent, without a driver, or with an old GPU.
 """
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from llama3.cuda.dependent_launch import driver_for
-from llama3.cuda.device import BACKENDS, CupyDevice, Graph, bfloat16, open_device
+from llama3.cuda.device import BACKENDS, CupyDevice, Graph, open_device
 from llama3.cuda.launch import Kernel
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
@@ -110,50 +109,6 @@ def test_an_allocation_that_fails_says_what_it_needs_and_what_is_free():
     device._current = nullcontext
     with pytest.raises(DeviceError, match=r"out of GPU memory: 4\.00 GB needed, 3\.00 of 80\.0 GB free"):
         device.alloc((10**9,), np.float32)
-
-
-@pytest.mark.parametrize("out_type", [bfloat16, np.dtype(np.float32)])
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_gemm_calls_cublas_for_the_transposed_product(monkeypatch, out_type, accumulate):
-    """A fake gemmEx reads its arguments as cuBLAS defines them: column-major, leading dimensions, transposes."""
-    random = np.random.default_rng(0)
-    x, w = (random.standard_normal((n, 64)).astype(bfloat16) for n in (5, 7))
-    before = random.standard_normal((5, 7)).astype(out_type)
-    type_of = {14: bfloat16, 0: np.dtype(np.float32)}
-    arrays = {}
-
-    def on_the_gpu(array):
-        arrays[array.ctypes.data] = array
-        return SimpleNamespace(
-            shape=array.shape, dtype=array.dtype, ndim=2, flags=array.flags, data=SimpleNamespace(ptr=array.ctypes.data)
-        )
-
-    def columns(address, type_, leading, n_columns):
-        array = arrays[address]
-        assert type_of[type_] == array.dtype and leading * n_columns == array.size
-        return array.reshape(n_columns, leading).T  # the elements of a column are next to each other in memory
-
-    def gemm_ex(
-        handle, op_a, op_b, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algo
-    ):
-        assert (handle, op_a, op_b, compute, algo) == ("handle", "T", "N", 68, -1)
-        factors = [np.ctypeslib.as_array((ctypes.c_float * 1).from_address(at))[0] for at in (alpha, beta)]
-        left, right = columns(a, a_type, lda, m).T, columns(b, b_type, ldb, n)  # (m, k), (k, n)
-        assert left.shape == (m, k) and right.shape == (k, n)
-        out = columns(c, c_type, ldc, n)
-        out[...] = factors[0] * (left.astype(np.float32) @ right.astype(np.float32)) + factors[1] * out.astype(
-            np.float32
-        )
-
-    cublas = SimpleNamespace(
-        gemmEx=gemm_ex, CUBLAS_OP_T="T", CUBLAS_OP_N="N", CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1
-    )
-    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=cublas))
-    handles = SimpleNamespace(get_cublas_handle=lambda: "handle")
-    device, out = opened(cuda=SimpleNamespace(device=handles)), before.copy()
-    device.gemm(*(on_the_gpu(array) for array in (x, w, out)), accumulate=accumulate)
-    product = x.astype(np.float64) @ w.astype(np.float64).T + accumulate * before.astype(np.float64)
-    np.testing.assert_allclose(out.astype(np.float64), product, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("capturing", [False, True])

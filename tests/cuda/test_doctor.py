@@ -25,7 +25,7 @@ def by_name(checks):
 def test_without_cupy_every_check_is_made_and_says_what_to_install(demo, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("cupy")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("cupy", "cupyx", "cupy_backends", "cupy_backends.cuda.libs"):
+    for name in ("cupy", "cupyx", "cupy_backends", "cupy_backends.cuda.libs", "cuda.pathfinder"):
         monkeypatch.setitem(sys.modules, name, None)
     checks = by_name(doctor.examine(demo))
     assert checks["shape"].ok and not any(checks[name].ok for name in NAMES[1:])

@@ -80,7 +80,7 @@ def test_a_prompt(device):
 
 
 def test_the_number_of_rows_at_a_time_does_not_matter(device):
-    """More than 64 rows are multiplied by cuBLAS, up to 64 by linear_few.cu, and a single row by linear.cu."""
+    """More than 32 rows are multiplied by cuBLAS, up to 32 by linear_few.cu, and a single row by linear.cu."""
     model, tokens = on_device(device), tokens_of(100)
     whole = forward(model, model.new_cache(1, 100), (0, tokens))
     assert_agree(whole, forward(in_numpy(), in_numpy().new_cache(1, 100), (0, tokens)))
@@ -198,6 +198,26 @@ def test_token_by_token_in_graphs_it_agrees_with_numpy(device):
             rows = list(zip(slots, tokens[step].tolist()))
     assert_agree(np.concatenate(found), np.concatenate(expected))
     assert caches[0].lengths == caches[1].lengths
+
+
+def test_graphs_of_many_rows_multiply_by_cublas(device, monkeypatch):
+    """40 rows decode in a graph for 64, whose products are all cuBLAS's; the other rows are padding."""
+    model, numpy_model, gemm, recorded = on_device(device), in_numpy(), device.gemm, []
+
+    def watched(*args, **options):
+        recorded.extend([args] if device.capturing else [])
+        gemm(*args, **options)
+
+    monkeypatch.setattr(device, "gemm", watched)
+    caches = model.new_cache(40, 16), numpy_model.new_cache(40, 16)
+    rows = [(slot, 7 + slot) for slot in range(40)]
+    tokens, logits = decode(model, caches[0], rows, greedy(40), 2)
+    assert [len(args[0]) for args in recorded] == [64] * (4 * CONFIG.n_layers + 1)
+    expected = []
+    for step in range(2):
+        expected.append(forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
+        rows = list(zip(range(40), tokens[step].tolist()))
+    assert_agree(np.concatenate(logits), np.concatenate(expected))
 
 
 PARAMETERS = [

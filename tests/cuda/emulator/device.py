@@ -2,23 +2,28 @@
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from llama3.cuda.cublas import WORKSPACE, Cublas
 from llama3.cuda.device import Array, Device, Graph
 from llama3.cuda.launch import Launch
+from llama3.errors import DeviceError
 from tests.cuda.emulator.build import EmulatedKernel, Range, load
 from tests.cuda.emulator.build import Launch as LaunchStruct
+from tests.cuda.emulator.cublas import FakeCublas
 from tests.cuda.emulator.guarded_memory import Allocation, allocation_of
 
 ORDERS = ("forward", "reverse", "shuffled")  # in which the blocks of a grid and the threads of a block run
 
 # The lowest limits of the supported architectures (CUDA programming guide, "technical specifications").
 SHARED_LIMIT = 99 * 1024  # bytes a block: sm_89 and sm_120
+STREAM = 0x5EA  # the handle of the only stream
 STATIC_LIMIT = 48 * 1024
 REGISTERS = 64 * 1024  # of an SM, allocated to warps in units of 256
 
@@ -77,10 +82,46 @@ class EmulatedDevice(Device):
     def sync(self) -> None:
         self._not_while_capturing("sync")
 
+    # ---- cuBLAS: the launch code's own calls, into a library that computes with NumPy ----
+
+    @cached_property
+    def _cublas(self) -> Cublas:
+        self._workspace = self.alloc((WORKSPACE,), np.uint8)
+        here = weakref.proxy(self)  # the library outlives the device, until Python ends
+        self.library = FakeCublas(lambda *at: here._memory(*at), lambda *product: here._queue_product(*product))
+        return Cublas(self.library, nullcontext(), STREAM, self._workspace.ctypes.data)
+
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
-        product = x.astype(np.float32) @ w.astype(np.float32).T
-        out[...] = product + out if accumulate else product
-        self._in_flight = []
+        addresses, sizes = (x.ctypes.data, w.ctypes.data, out.ctypes.data), (len(x), *w.shape)
+        try:
+            self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+        except DeviceError as error:
+            raise EmulationError(f"{error}: {self.library.error}") from self.library.error
+
+    def _allocation_at(self, address: int) -> Allocation:
+        for allocation in self._live:
+            if allocation.address <= address < allocation.address + allocation.nbytes:
+                return allocation
+        raise EmulationError(f"cuBLAS: no array in device memory at {address:#x}; was it freed?")
+
+    def _memory(self, address: int, nbytes: int) -> np.ndarray:
+        allocation = self._allocation_at(address)
+        start = address - allocation.address
+        if start + nbytes > allocation.nbytes:
+            raise EmulationError(f"cuBLAS: {nbytes} bytes at byte {start} of an allocation of {allocation.nbytes}")
+        return np.asarray(allocation)[start : start + nbytes]
+
+    def _queue_product(self, stream: int, product: Callable[[], None], out: int) -> None:
+        assert stream == STREAM, stream
+
+        def run() -> None:
+            self._in_flight = [self._allocation_at(out)]  # it starts after the kernels before it have ended
+            product()
+
+        if self.capturing:
+            self.capturing.handle.append(run)
+        else:
+            run()
 
     def _owns(self, arg: Any) -> bool:
         return isinstance(arg, np.ndarray) and allocation_of(arg) is not None
@@ -94,11 +135,16 @@ class EmulatedDevice(Device):
         pass
 
     def replay(self, graph: Graph) -> None:
+        self._in_flight = []  # a graph waits for all work before it, and later work waits for the whole graph
         for launch in graph.handle:
+            if not isinstance(launch, Launch):  # a product of cuBLAS
+                launch()
+                continue
             args = [arg() if isinstance(arg, weakref.ref) else arg for arg in launch.args]
             if any(arg is None for arg in args):
                 raise EmulationError(f"{launch.kernel.name}: the graph uses an array whose memory was freed")
             self._run(replace(launch, args=args))
+        self._in_flight = []
 
     def _launch(self, launch: Launch) -> None:
         if self.capturing:
