@@ -9,8 +9,10 @@ from llama3.cuda.device import Array, Device
 from llama3.cuda.launch import Kernel
 
 THREADS = 128
-SPLIT = 256  # positions of a block, as in the kernel
-MAX_GROUP = 8  # query heads of a block; the registers do not hold more
+SPLIT = 256  # positions of a split, as in the kernel
+MAX_SPLITS = 256  # of a row, as in the kernel
+MAX_GROUP = 8  # query heads of a block: half of the rows of an mma, as in the kernel
+BLOCKS = 2048  # of a launch, about; if there are more splits, a block takes several, one after another
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class SplitWorkspace:
 
     partial_out: Array  # (rows, n_heads, n_splits, head_dim) float32
     stats: Array  # (rows, n_heads, n_splits, 2) float32: the largest score and the sum of the weights
-    arrivals: Array  # (rows, n_heads) uint32: the ended splits of each group of heads; 0 before and after a launch
+    arrivals: Array  # (rows, n_heads) uint32: the ended blocks of each group of heads; 0 before and after a launch
 
     @classmethod
     def alloc(cls, device: Device, rows: int, n_heads: int, head_dim: int, max_len: int) -> "SplitWorkspace":
@@ -53,9 +55,10 @@ def attention(device: Device, q: Array, cache: LayerCache, rows: Rows, workspace
     assert head_dim in (64, 128) and n_heads % n_kv_heads == 0, (q.shape, cache.k.shape)
     assert out.shape == q.shape and cache.k.shape == cache.v.shape, (out.shape, q.shape, cache.k.shape, cache.v.shape)
     assert partial_out.shape == (T, n_heads, n_splits, head_dim), (partial_out.shape, q.shape, max_len)
-    assert n_splits <= SPLIT, max_len  # combine_splits reuses the array of SPLIT weights
+    assert n_splits <= MAX_SPLITS, max_len
     group = heads_per_block(n_heads, n_kv_heads)
     sizes = [np.int32(n) for n in (n_heads, n_kv_heads, max_len)]
     args = [q, cache.k, cache.v, rows.positions, rows.slots, partial_out, stats, arrivals, out, *sizes]
-    grid = (n_heads // group, n_splits, T)
+    groups = n_heads // group
+    grid = (groups, min(n_splits, max(1, BLOCKS // (groups * T))), T)
     device.launch(kernel("attention", head_dim, group), grid, (THREADS,), args, dependent=True)

@@ -34,6 +34,8 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("attention.cu", ("HEAD_DIM=128", "GROUP=8")),
     ("attention_steps.cu", ("HEAD_DIM=64",)),
     ("attention_steps.cu", ("HEAD_DIM=128",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=64",)),
+    ("attention_split_steps.cu", ("HEAD_DIM=128",)),
     ("attention_prompt.cu", ("HEAD_DIM=64",)),
     ("attention_prompt.cu", ("HEAD_DIM=128",)),
 ]

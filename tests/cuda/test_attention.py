@@ -5,9 +5,11 @@ import pytest
 
 from llama3.cuda import attention as cuda
 from llama3.cuda.arrays import LayerCache, Rows
+from tests.cuda.emulator.device import EmulationError
+from tests.cuda.emulator.guarded_memory import allocation_of
 from tests.cuda.kernel_checks import assert_close, bfloat16, random
 
-POSITIONS = [0, 1, 63, 64, 65, 255, 256, 300]
+POSITIONS = [0, 1, 15, 16, 63, 64, 65, 255, 256, 300]
 # n_heads, n_kv_heads, head_dim: 1, 3, 4 and 7 query heads for each kv head, and 16, which need two blocks
 HEADS = [(2, 2, 64), (4, 1, 128), (6, 2, 64), (7, 1, 64), (16, 1, 128)]
 
@@ -80,6 +82,51 @@ def test_one_workspace_serves_launch_after_launch(device):
         assert attention(device, *arguments, workspace).tobytes() == first.tobytes()
 
 
+@pytest.mark.parametrize("blocks", [1, 30])
+def test_the_number_of_blocks_does_not_matter(device, in_every_order, monkeypatch, blocks):
+    """A block that takes several splits of a row, one after another, computes the bits that several blocks compute."""
+    arguments = inputs([300, 700, -1, 5], 4, 1, 128, 800)
+    one_each = attention(device, *arguments)
+    monkeypatch.setattr(cuda, "BLOCKS", blocks)
+    assert np.array_equal(in_every_order(lambda: attention(device, *arguments)), one_each, equal_nan=True)
+
+
+def test_weights_keep_more_than_the_8_bits_of_bfloat16(device):
+    """The values of a split are added up with weights of 16 bits, so the sum is far closer than bfloat16's 2e-3."""
+    q, k, v, positions, slots = inputs([300], 4, 1, 128, 512)
+    workspace = cuda.SplitWorkspace.alloc(device, 1, 4, 128, 512)
+    attention(device, q, k, v, positions, slots, workspace)
+    found, stats = device.download(workspace.partial_out)[0], device.download(workspace.stats)[0]
+    for split, part in enumerate((slice(0, 256), slice(256, 301))):
+        scores = k[0, 0, part].astype(np.float64) @ q[0].astype(np.float64).T / np.sqrt(128)  # (positions, heads)
+        weights = np.exp(scores - scores.max(axis=0))
+        np.testing.assert_allclose(stats[:, split, 0], scores.max(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(stats[:, split, 1], weights.sum(axis=0), rtol=1e-5)
+        values = weights.T @ v[0, 0, part].astype(np.float64)
+        error = np.linalg.norm(found[:, split] - values, axis=-1) / np.linalg.norm(values, axis=-1)
+        assert error.max() < 2e-5, error
+
+
+def test_scores_that_are_not_numbers_are_not_hidden(device):
+    q, k, v, positions, slots = inputs([40, 300], 4, 1, 128, 320)
+    k[0, 0, 33, 7] = np.nan
+    found = attention(device, q, k, v, positions, slots).astype(np.float32)
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+def test_a_position_that_the_predecessor_writes_may_not_be_read(emulated):
+    """attention reads its positions before it waits; the emulation would notice a predecessor that writes them."""
+    q, k, v, positions, slots = inputs([3], 4, 1, 128, 16)
+    workspace = cuda.SplitWorkspace.alloc(emulated, 1, 4, 128, 16)
+    out = emulated.alloc(q.shape, bfloat16)
+    q, k, v, positions, slots = (emulated.upload(array) for array in (q, k, v, positions, slots))
+    emulated._in_flight = [allocation_of(array) for array in (q, k, v)]
+    cuda.attention(emulated, q, LayerCache(k, v), Rows(positions, slots), workspace, out)
+    emulated._in_flight = [allocation_of(positions)]
+    with pytest.raises(EmulationError, match=r"before griddepcontrol\.wait"):
+        cuda.attention(emulated, q, LayerCache(k, v), Rows(positions, slots), workspace, out)
+
+
 def test_sharp_scores(device):
     """One key outweighs all others by exp(100) and more: nothing overflows, and the result is that key's value."""
     q, k, v, positions, slots = inputs([300], 4, 1, 128, 320)
@@ -91,7 +138,7 @@ def test_a_row_does_not_see_its_neighbours_or_how_long_the_cache_is(device):
     q, k, v, positions, slots = inputs(POSITIONS, 4, 1, 128, 320)
     whole = attention(device, q, k, v, positions, slots)
     longer = [np.concatenate([array, np.full((2, 1, 500, 128), np.inf, bfloat16)], axis=2) for array in (k, v)]
-    for row in (2, 7):
+    for row in (4, 9):
         alone = attention(device, q[row : row + 1], *longer, positions[row : row + 1], slots[row : row + 1])
         assert np.array_equal(alone[0], whole[row])
 

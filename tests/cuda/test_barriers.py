@@ -2,9 +2,12 @@
 the threads, or the emulation stops the kernel.
 """
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
+from llama3.cuda import attention as cuda_attention
 from llama3.cuda import linear as cuda_linear
 from llama3.cuda import source
 from llama3.cuda.qkv import norm_qkv_rope
@@ -30,7 +33,12 @@ def rms_norm(device):
 
 
 def attention(device):
-    return test_attention.attention(device, *test_attention.inputs([65, 300], 4, 1, 128, 320))
+    """A row of two splits: with a block for each, and with one block for both."""
+    arguments, out = test_attention.inputs([65, 300], 4, 1, 128, 320), []
+    for blocks in (cuda_attention.BLOCKS, 1):
+        with mock.patch.object(cuda_attention, "BLOCKS", blocks):
+            out.append(test_attention.attention(device, *arguments))
+    return np.stack(out)
 
 
 def attention_prompt(device):
@@ -72,6 +80,10 @@ def attention_steps(device):
     return np.stack([test_kernel_ladder.attention_step(device, name, q, k, v, ((20, 50),)) for name in names])
 
 
+def attention_splits(device):
+    return test_kernel_ladder.attention_splits(device, *test_attention.inputs([65, 300], 4, 1, 128, 320))
+
+
 def sampler(device):
     """Rows with every filter, and one row in which a logit is NaN."""
     logits = test_sampler.logits_of(9, 9000, 1)
@@ -94,6 +106,7 @@ RUNS = {
     "linear_few.cu": linear_few,
     "linear_steps.cu": linear_steps,
     "attention_steps.cu": attention_steps,
+    "attention_split_steps.cu": attention_splits,
     "sampler.cuh": sampler,
     "sampler.cu": sampler,
     "sampler_select.cu": sampler,

@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 
+from llama3.cuda.attention import SPLIT
 from llama3.cuda.device import Kernel, bfloat16
 from llama3.resources import resource
-from tests.cuda import test_attention_prompt, test_linear
+from tests.cuda import test_attention, test_attention_prompt, test_linear
 from tests.cuda.kernel_checks import assert_close
 from tests.cuda.test_compile_gates import DEFINITION
 
 LINEAR = {"linear_tile": (32, 1024), "linear_registers": (64, 256)}  # outputs and tokens of a block; threads of a block
 ATTENTION = ("attention_scores", "attention_online")
+SPLITS = ("attention_split", "attention_combine")
 ROWS, KEYS = 16, 32  # of a block of attention_steps.cu: query rows, and keys in shared memory at a time
 KERNELS = resource("kernels")
+STEP_FILES = ("linear_steps.cu", "attention_steps.cu", "attention_split_steps.cu")
 FILES = sorted(path.name for path in KERNELS.glob("*.cu*"))
-STEPS = {file: DEFINITION.findall((KERNELS / file).read_text()) for file in ("linear_steps.cu", "attention_steps.cu")}
+STEPS = {file: DEFINITION.findall((KERNELS / file).read_text()) for file in STEP_FILES}
 
 
 def linear_step(name):
@@ -41,6 +44,20 @@ def attention_step(device, name, q, k, v, sequences):
     args = [*there, out, *(np.int32(n) for n in (n_heads, k.shape[1], k.shape[2]))]
     kernel = Kernel("attention_steps.cu", name, (f"HEAD_DIM={head_dim}",))
     device.launch(kernel, (len(tiles), n_heads), (head_dim,), args, shared=shared)
+    return device.download(out)
+
+
+def attention_splits(device, q, k, v, positions, slots):
+    """The arguments of `test_attention.attention`."""
+    (rows, n_heads, head_dim), n_splits = q.shape, -(-k.shape[2] // SPLIT)
+    partial_out = device.alloc((rows, n_heads, n_splits, head_dim), np.float32)
+    stats, out = device.alloc((rows, n_heads, n_splits, 2), np.float32), device.alloc(q.shape, bfloat16)
+    q, k, v, positions, slots = (device.upload(array) for array in (q, k, v, positions, slots))
+    split, combine = (Kernel("attention_split_steps.cu", name, (f"HEAD_DIM={head_dim}",)) for name in SPLITS)
+    sizes = [np.int32(n) for n in (n_heads, k.shape[1], k.shape[2])]
+    args = [q, k, v, positions, slots, partial_out, stats, *sizes]
+    device.launch(split, (n_heads, n_splits, rows), (head_dim,), args)
+    device.launch(combine, (n_heads, rows), (head_dim,), [partial_out, stats, positions, out, np.int32(n_splits)])
     return device.download(out)
 
 
@@ -72,8 +89,15 @@ def test_an_attention_step_takes_sharp_scores(device, name):
     assert_close(attention_step(device, name, q, k, v, sequences), test_attention_prompt.expected(q, k, v, sequences))
 
 
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(4, 1, 128), (2, 2, 64)])
+def test_attention_by_splits_agrees_with_float64(device, in_every_order, n_heads, n_kv_heads, head_dim):
+    arguments = test_attention.inputs([0, 255, 256, 600], n_heads, n_kv_heads, head_dim, 700)
+    found = in_every_order(lambda: attention_splits(device, *arguments))
+    assert_close(found, test_attention.expected(*arguments))
+
+
 def test_every_step_is_run_by_a_test():
-    assert {"linear_steps.cu": list(LINEAR), "attention_steps.cu": list(ATTENTION)} == STEPS
+    assert dict(zip(STEP_FILES, map(list, (LINEAR, ATTENTION, SPLITS)))) == STEPS
 
 
 @pytest.mark.parametrize("file", STEPS)

@@ -73,6 +73,12 @@ inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t(a) * b >> 32); }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {  // each digit of `select` names one of 8 bytes
+    uint64_t bytes = uint64_t(b) << 32 | a;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) out |= unsigned(bytes >> 8 * (select >> 4 * i & 7) & 0xff) << 8 * i;
+    return out;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }

@@ -56,6 +56,7 @@ inline void run_blocks() {
     for (size_t i = 0; i < blocks.size(); i++) blocks[i] = unsigned(i);
     if (order == reverse) std::reverse(blocks.begin(), blocks.end());
     if (order == shuffled) std::shuffle(blocks.begin(), blocks.end(), dice);
+    bool waited = !launch.dependent;
     for (unsigned i : blocks) {
         block.index = {i % block.grid.x, i / block.grid.x % block.grid.y, i / block.grid.x / block.grid.y};
         block.dependent = launch.dependent;
@@ -64,7 +65,11 @@ inline void run_blocks() {
         run_block();
         if (block.dependent) protect_hidden(PROT_READ | PROT_WRITE);
         if (failure[0]) return;
+        waited |= !block.dependent;
     }
+    // A block may end without the wait: it has touched no memory that its predecessors use. But if all blocks do, the
+    // kernel may end before its predecessor, and the kernel after it would start too early.
+    if (!waited) snprintf(failure, sizeof failure, "overlaps its predecessor, and ends without griddepcontrol.wait");
 }
 
 inline int start(Launch* launch, void (*body)()) {
