@@ -41,7 +41,7 @@ def compilable() -> bool:
     return "+amx-bf16" in features
 
 
-def _instruction(name: str, n_tiles: int, n_addresses: int) -> Any:
+def _tile_instruction(name: str, n_tiles: int, n_addresses: int) -> Any:
     """How numba calls an instruction: with literal numbers of tiles, and then with an address and a stride in bytes."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -66,12 +66,12 @@ def _instruction(name: str, n_tiles: int, n_addresses: int) -> Any:
     return intrinsic(prefer_literal=True)(forms[n_tiles, n_addresses])
 
 
-ldtilecfg = _instruction("ldtilecfg", 0, 1)
-tilerelease = _instruction("tilerelease", 0, 0)
-tilezero = _instruction("tilezero", 1, 0)
-tileloadd = _instruction("tileloadd64", 1, 2)
-tilestored = _instruction("tilestored64", 1, 2)
-tdpbf16ps = _instruction("tdpbf16ps", 3, 0)
+ldtilecfg = _tile_instruction("ldtilecfg", 0, 1)
+tilerelease = _tile_instruction("tilerelease", 0, 0)
+tilezero = _tile_instruction("tilezero", 1, 0)
+tileloadd = _tile_instruction("tileloadd64", 1, 2)
+tilestored = _tile_instruction("tilestored64", 1, 2)
+tdpbf16ps = _tile_instruction("tdpbf16ps", 3, 0)
 
 
 @intrinsic
