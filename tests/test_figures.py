@@ -87,6 +87,7 @@ def sampling(options: dict[str, float]) -> Source:
 CPU, STARTUP, PARITY = "cpu-cascade-lake-2026-11-27.json", "startup-2026-11-22.json", "parity-2026-11-27.json"
 SERVER, FLOAT64 = "server-threads-2026-11-26.json", "float64-cascade-lake-2026-11-27.json"
 LORA = [load(f"lora{again}-2026-11-26.json")["ratio_median"] for again in ("", "-again-1", "-again-2", "-again-3")]
+ROUNDED = load("rounding-cascade-lake-2026-11-27.json")["models"].values()
 ROWS = (1, 4, 8, 16)
 FULL_8B = load("full-8b-cascade-lake-2026-11-27.json")["measured"]
 SERVING = "serving-demo-cascade-lake-2026-11-27.json"
@@ -227,6 +228,11 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         "docs/evidence.md",
         "error | 1e-11, measured 4.5e-12, with `numba` 3.8e-12",
         [in_file("benchmarks/float64.py"), result(FLOAT64, "numpy/nmse"), result(FLOAT64, "numba/nmse")],
+    ),
+    (
+        "docs/evidence.md",
+        "a quarter, measured 5.0e-4",
+        [equals(max(model[attention]["rounded"] for model in ROUNDED for attention in ("eager", "sdpa")))],
     ),
     ("docs/evidence.md", "equals PEFT on transformers | 1e-5 |", [in_file("tests/oracle/test_lora.py", "<= 1e-5")]),
     # ---- evidence: text, tokens, sampling
