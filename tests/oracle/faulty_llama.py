@@ -53,18 +53,12 @@ class FaultyLlama:
         factor = self.fault("factor", layer) or (scaling and scaling.factor)
         linear = self.fault("linear_scaling", layer)  # in place of the other kind
         if scaling and not linear and not self.fault("no_scaling", layer):
-            out = []
-            for f in inverse.tolist():
-                length = 2 * math.pi / f
-                low, high = scaling.low_freq_factor, scaling.high_freq_factor
-                if length < scaling.original_max_seq_len / high:
-                    out.append(f)
-                elif length > scaling.original_max_seq_len / low:
-                    out.append(f / factor)
-                else:
-                    smooth = (scaling.original_max_seq_len / length - low) / (high - low)
-                    out.append((1 - smooth) * f / factor + smooth * f)
-            inverse = torch.tensor(out, dtype=exact)
+            length, original = 2 * math.pi / inverse, scaling.original_max_seq_len  # positions a turn
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            smooth = (original / length - low) / (high - low)
+            blend = (1 - smooth) * inverse / factor + smooth * inverse
+            fast = torch.where(length < original / high, inverse, blend)
+            inverse = torch.where(length > original / low, inverse / factor, fast)
         inverse = inverse / (linear or 1)
         positions = torch.arange(T, dtype=exact)
         if (start := self.fault("shift_from", layer)) is not None:
