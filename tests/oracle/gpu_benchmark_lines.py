@@ -20,8 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).parents[2]
-ALONE = {"gpu_attention_counts.py"}  # part of no other; tests/cuda/test_attention_counts.py runs it
-FILES = sorted(path for path in (ROOT / "benchmarks").glob("gpu*.py") if path.name not in ALONE)
+FILES = sorted((ROOT / "benchmarks").glob("gpu*.py"))
 ran: dict[str, set[int]] = {str(path): set() for path in FILES}
 
 
@@ -55,15 +54,18 @@ def trace(frame: Any, event: str, arg: Any) -> Callable[..., Any] | None:
 def run_all(folder: Path) -> None:
     import gpu
     import gpu_assumptions
+    import gpu_attention_counts
     import gpu_card
     import gpu_decoders
     import gpu_fast
+    import gpu_host
     import gpu_launches
     import gpu_logits
     import gpu_model
     import gpu_predictions
     import gpu_start
     import gpu_timing
+    import gpu_torch
 
     from tests.cuda.stand_ins import a_gpu
 
@@ -77,6 +79,10 @@ def run_all(folder: Path) -> None:
     launched = gpu_launches.Launched("cuBLAS", 0, (((64, 64), 8192), ((64, 64), 8192)))  # where 64 rows are ours
     assert gpu_model.blocks_per_sm(launched) == 1 and gpu_model.l2_bytes(launched) == 3 * 8192
     assert round(gpu_model.python_seconds(gpu_assumptions.AFTER, 65), 9) == 1e-4
+
+    for script in (gpu_attention_counts, gpu_host):  # they need no GPU
+        with patch("sys.argv", ["script", *(["--quick", "--out", str(folder / "host.json")] * (script is gpu_host))]):
+            script.main()
 
     # no GPU
     assert gpu.main([]) == gpu_logits.main([]) == 1
@@ -105,9 +111,17 @@ def run_all(folder: Path) -> None:
             assert "NOT in CUDA graphs" in gpu_decoders.decode("fast_compile", model, gpu.TINY, 1, 20)["note"]
     with a_gpu(), patch("subprocess.run", broken):
         assert "it is broken" in gpu_card.clocks()["not_read"]
+    with contextlib.suppress(gpu_torch.torch.OutOfMemoryError):
+        gpu_torch.on_backend("flash", full)
     failed = subprocess.CompletedProcess([], 1, "", "a fault\n")
     with patch("subprocess.run", lambda *_, **__: failed), contextlib.suppress(RuntimeError):
         gpu_start.start_process(folder)
+
+
+def full(repeat: bool) -> Any:
+    import torch
+
+    raise torch.OutOfMemoryError("it is full")
 
 
 def broken(*_: Any, **__: Any) -> Any:

@@ -26,7 +26,7 @@ def test_every_line_of_the_gpu_benchmarks_runs_without_a_gpu(tmp_path):
     assert json.loads(done.stdout) == {}, "lines that did not run"
 
 
-@pytest.mark.slow  # two minutes
+@pytest.mark.slow  # a minute
 def test_the_whole_benchmark_fits_a_gpu_of_80_gb():
     command = [sys.executable, "benchmarks/gpu.py", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
