@@ -58,12 +58,18 @@ class SequenceSampler:
 
     def accept(self, *tokens: int) -> None:
         """Count the next tokens of the output, drawn or forced."""
-        ids = np.array([self._checked(token) for token in tokens], np.int64)
-        self.seen[ids] = True
-        np.add.at(self.counts, ids, 1)
+        for token in tokens:
+            self._checked(token)
+        if len(tokens) > 8:  # fewer are faster one by one
+            self.seen[list(tokens)] = True
+            np.add.at(self.counts, list(tokens), 1)
+        else:
+            for token in tokens:
+                self.seen[token] = True
+                self.counts[token] += 1
         if self.adjust is not None:
             self.tokens[self._n_prompt + self.index :] = tokens
-        self.index += len(ids)
+        self.index += len(tokens)
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < len(self.seen):

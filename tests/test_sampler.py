@@ -557,3 +557,17 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
         sampling(10, prompt=[3, token])
     with pytest.raises(RequestError, match=f"token id {token} .*0 to 9"):
         sampling(10).accept(token)
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 9, 50])
+def test_tokens_accepted_together_count_as_tokens_accepted_one_by_one(n):
+    tokens = np.random.default_rng(n).integers(0, 20, n).tolist()
+    together, single = (SequenceSampler(SamplingParams(seed=1), [3], 20) for _ in range(2))
+    together.accept(*tokens)
+    for token in tokens:
+        single.accept(token)
+    assert together.index == single.index == n
+    assert np.array_equal(together.seen, single.seen) and np.array_equal(together.counts, single.counts)
+    with pytest.raises(RequestError):
+        together.accept(*tokens, 20)
+    assert together.index == n and np.array_equal(together.counts, single.counts)
