@@ -93,8 +93,9 @@ class EmulatedDevice(Device):
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         addresses, sizes = (x.ctypes.data, w.ctypes.data, out.ctypes.data), (len(x), *w.shape)
+        cublas = self._cublas  # the first time, this allocates
         try:
-            self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+            cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
         except DeviceError as error:
             raise EmulationError(f"{error}: {self.library.error}") from self.library.error
 
