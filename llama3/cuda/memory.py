@@ -3,11 +3,12 @@
 from llama3.config import ModelConfig
 from llama3.cuda.activations import PREFILL_CHUNK_ALONE
 from llama3.cuda.attention import SPLIT
+from llama3.cuda.cublas import WORKSPACE
 from llama3.errors import DeviceError
 
 HEAD_DIMS = (64, 128)  # the attention kernels can be compiled for these
 MULTIPLE = 64  # every width that a product sums over must be a multiple of this
-RUNTIME = 600 << 20  # bytes for the CUDA context, cuBLAS's workspace, kernels and graphs; an estimate
+RUNTIME = 568 << 20  # bytes for the CUDA context, cuBLAS, kernels and graphs; an estimate
 
 
 def check_shape(config: ModelConfig) -> None:
@@ -35,12 +36,12 @@ def cache_bytes(c: ModelConfig, slots: int, max_len: int) -> int:
 
 
 def workspace_bytes(c: ModelConfig, slots: int) -> int:
-    """Bytes of a step's activations, its logits, and the sampler's state."""
+    """Bytes of a step's activations, its logits, the sampler's state, and cuBLAS's workspace."""
     heads = (2 * c.n_heads + c.n_heads + 2 * c.n_kv_heads) * c.head_dim
     per_row = 6 * c.dim + 2 * heads + 6 * c.hidden_dim
     per_drawn_row = c.vocab_size * 13 + 2048 * 12  # logits twice, adjusted logits, mask; histograms
     history = 4 * c.vocab_size
-    return (PREFILL_CHUNK_ALONE + slots) * per_row + slots * (per_drawn_row + history)
+    return (PREFILL_CHUNK_ALONE + slots) * per_row + slots * (per_drawn_row + history) + WORKSPACE
 
 
 def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:
