@@ -64,17 +64,21 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 // True in the last of `blocks` thread blocks that reach this point. Every thread calls it after its last write. The
-// last block can then read what all blocks have written. `arrivals` is 0 before and after.
+// last block can then read what all blocks have written. `arrivals` is 0 before and after. One thread's fences are
+// enough: a fence covers what the other threads wrote before the barrier, or read after it.
 __device__ __forceinline__ bool is_last_block(unsigned* arrivals, unsigned blocks) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(arrivals, 1u) == blocks - 1;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(arrivals, 1u) == blocks - 1;
+        if (last) {
+            __threadfence();
+            *arrivals = 0;
+        }
+    }
     __syncthreads();
-    if (!last) return false;
-    __threadfence();
-    if (threadIdx.x == 0) *arrivals = 0;
-    return true;
+    return last;
 }
 
 // For a very negative x, exp overflows to infinity and the quotient is 0, as it should be.

@@ -16,7 +16,7 @@ extern "C" __global__ void embedding_naive(const int* tokens, const bf16* table,
 constexpr int THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    embedding(const int* tokens, const bf16* __restrict__ table, float* x, int dim) {
+    embedding(const int* tokens, const bf16* table, float* x, int dim) {
     wait_for_predecessor();  // the sampler writes the token
     let_successor_start();
     const bf16* row = table + (size_t)tokens[blockIdx.x] * dim;

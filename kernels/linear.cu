@@ -35,47 +35,49 @@ __device__ __forceinline__ float product(const bf16* w, const bf16* x, int n_out
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    linear(const bf16* __restrict__ w, const bf16* x, bf16* out, int n_out, int width) {
+    linear(const bf16* w, const bf16* x, bf16* out, int n_out, int width) {
     float sum = product(w, x, n_out, width);
     int i = output_of_this_warp();
     if (stores(i, n_out)) out[i] = __float2bfloat16(sum);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    linear_float(const bf16* __restrict__ w, const bf16* x, float* out, int n_out, int width) {
+    linear_float(const bf16* w, const bf16* x, float* out, int n_out, int width) {
     float sum = product(w, x, n_out, width);
     int i = output_of_this_warp();
     if (stores(i, n_out)) out[i] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    linear_add(const bf16* __restrict__ w, const bf16* x, float* out, int n_out, int width) {
+    linear_add(const bf16* w, const bf16* x, float* out, int n_out, int width) {
     float sum = product(w, x, n_out, width);
     int i = output_of_this_warp();
     if (stores(i, n_out)) out[i] += sum;  // no other thread writes this element
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_linear(const bf16* __restrict__ w, const float* x, const bf16* __restrict__ norm, float* out, int n_out,
+    norm_linear(const bf16* w, const float* x, const bf16* norm, float* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
     WeightRow row = begin_load(w, i, n_out, width);
+    NormWeight norm_weight = begin_norm(norm, width);
     wait_for_predecessor();
     let_successor_start();
-    float sum = dot(row, normed(x, norm, width, eps));
+    float sum = dot(row, normed(x, norm_weight, width, eps));
     if (stores(i, n_out)) out[i] = sum;
 }
 
 // w13 (2 n_out, width): the rows of gate, then those of up
 extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_swiglu(const bf16* __restrict__ w13, const float* x, const bf16* __restrict__ norm, bf16* out, int n_out,
+    norm_swiglu(const bf16* w13, const float* x, const bf16* norm, bf16* out, int n_out,
                 int width, float eps) {
     int i = output_of_this_warp();
     WeightRow gate_row = begin_load(w13, i, n_out, width);
     WeightRow up_row = begin_load(w13 + (size_t)n_out * width, i, n_out, width);
+    NormWeight norm_weight = begin_norm(norm, width);
     wait_for_predecessor();
     let_successor_start();
-    const bf16* h = normed(x, norm, width, eps);
+    const bf16* h = normed(x, norm_weight, width, eps);
     float gate = dot(gate_row, h), up = dot(up_row, h);
     if (stores(i, n_out)) out[i] = __float2bfloat16(silu(gate) * up);
 }

@@ -7,7 +7,7 @@
 
 constexpr int IN_FLIGHT = 4;          // loads that a lane has in flight
 constexpr int STEP = 32 * IN_FLIGHT;  // pieces of 16 bytes that a warp multiplies in one pass of its loop
-constexpr int LINE = 8;               // pieces in a cache line
+constexpr int AHEAD = 2 * STEP;       // pieces that are prefetched behind the first STEP: 4 KB
 
 // The row of w that a warp multiplies, and its pieces in flight. A piece is 16 bytes.
 struct WeightRow {
@@ -25,14 +25,14 @@ __device__ __forceinline__ void load(uint4 (&into)[IN_FLIGHT], const WeightRow& 
 }
 
 // What a warp does before wait_for_predecessor: it starts the first four loads of each lane, and prefetches the next
-// 4 KB of the row into the L2 cache, a cache line for each lane.
+// 4 KB of the row into the L2 cache.
 __device__ __forceinline__ WeightRow begin_load(const bf16* w, int row, int n_out, int width) {
     WeightRow r;
     r.pieces = reinterpret_cast<const uint4*>(w + (size_t)row * width);
     r.n_pieces = row < n_out ? width / 8 : 0;
-    int lane = threadIdx.x % 32, ahead = STEP + lane * LINE;
+    int lane = threadIdx.x % 32;
     load(r.loaded, r, lane);
-    if (ahead < r.n_pieces) prefetch_l2(r.pieces + ahead);
+    if (lane == 0 && r.n_pieces > STEP) prefetch_range(r.pieces + STEP, 16 * min(AHEAD, r.n_pieces - STEP));
     return r;
 }
 
@@ -57,7 +57,7 @@ __device__ __forceinline__ float dot(WeightRow& row, const bf16* x) {
 }
 
 // RMSNorm of x, in dynamic shared memory.
-__device__ __forceinline__ const bf16* normed(const float* x, const bf16* norm, int width, float eps) {
+__device__ __forceinline__ const bf16* normed(const float* x, const NormWeight& norm, int width, float eps) {
     bf16* out = reinterpret_cast<bf16*>(dynamic_shared());
     normalise(x, norm, out, width, eps);
     __syncthreads();

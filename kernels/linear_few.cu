@@ -5,15 +5,25 @@
 //   linear_few, linear_few_float     store it as bf16, or as float (logits)
 //   linear_few_add                   add it to a float: the residual stream
 //   swiglu_few                       silu(gate sum) * up sum; w13 (2 n_out, width)
-// In each mma, weights are operand A, with 16 rows, and tokens are operand B, with 8 columns. So 2 tokens are padded to
-// 8 columns. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
+// In each mma, tokens are operand A, with 16 rows, and weights are operand B, with 8 columns. So 2 tokens are padded to
+// 16 rows. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
 //
 // Launch: a block of 256 threads for 32 outputs (swiglu_few: for 16, each with a gate and an up sum). All warps of a
 //         block compute the same outputs; each takes every eighth chunk of 32 channels. Their sums are added in shared
 //         memory in the order of the warps, so a row's bits do not depend on other rows.
-// Bytes:  2 n_out width for w, as in linear.cu, with 32 KB in flight in each block. For x, each block reads 2 ROWS
-//         width from the L2 cache, ROWS / 32 times as much as it reads for w. Work: 2 n_out width ROWS. At 64 rows of
-//         the 8B model that is 0.96 TFLOP a step, 1.2 ms of tensor cores during 3.5 ms of reading memory.
+// Bytes:  2 n_out width for w, as in linear.cu. For x, each block reads 2 ROWS width from the L2 cache: ROWS / 32 times
+//         as much as it reads for w. Work: 2 n_out width ROWS.
+//
+// What limits it, computed (not measured) for an H200, which reads 4.3 TB/s from memory, that is 33 GB/s for each of
+// its 132 SMs, and about 6 TB/s from L2:
+//   In flight   A warp has 4 KB in flight, and still 2 KB while it waits for the other 2. A block has 8 warps. At 0.6
+//               microseconds a load, an SM needs 20 KB in flight: one block an SM is enough, as wo and w2 have it.
+//   L2 cache    It passes on 1 + ROWS / 32 times the bytes of w: 5.4 TB/s for 8 rows, 6.5 for 16, 8.6 for 32. So 16
+//               rows take as long as reading w if the L1 cache serves a part of x, and 32 rows up to 1.4 times as long.
+//               On an H100, which reads 3.0 TB/s, 32 rows take as long as reading w, too. With more outputs a block, x
+//               would be read less often. But wo and w2 have 4,096 outputs: with 64 a block, half of the SMs had none.
+//   Arithmetic  At 32 rows of the 8B model 0.48 TFLOP a step, 0.6 ms of tensor cores during 3.5 ms of reading. For 4 KB
+//               of weights, a warp issues 74 instructions at 8 rows and 119 at 32 (sm_90). An SM has time for 880.
 #include "common.cuh"
 
 #ifndef ROWS
@@ -21,53 +31,26 @@
 #endif
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int CHUNK = 32;             // channels that a warp multiplies at a time: two products of 16
-constexpr int COLUMNS = ROWS / 8;     // blocks of eight tokens
-constexpr int TILE = 16;              // outputs of a product; a warp has two tiles
-constexpr int AHEAD = 2;              // chunks of weights in flight
+constexpr int BLOCKS = ROWS <= 32 ? 2 : 1;   // that an SM has registers for
+constexpr int CHUNK = 32;                    // channels that a warp multiplies at a time: two products of 16
+constexpr int PASS = WARPS * CHUNK;          // channels that the block multiplies at a time
+constexpr int AHEAD = 2;                     // chunks of weights that a warp has in flight
+constexpr int GROUPS = 4;                    // of eight outputs: a warp computes 32
+constexpr int EIGHTS = ROWS / 8;             // groups of eight tokens
+constexpr int SIXTEENS = (EIGHTS + 1) / 2;   // groups of 16 tokens: the rows of a product
+constexpr int TILE = 16;                     // outputs whose sums are added up at a time
 
-// The weight rows that this lane reads: rows g and g + 8 of each of the two tiles; null past the end of w.
-struct WeightRows {
-    const bf16* row[4];
-};
-
-__device__ __forceinline__ WeightRows weight_rows(const bf16* first_tile, const bf16* second_tile, int first,
-                                                  int second, int n_out, int width) {
-    WeightRows r;
-    int g = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int output = (i < 2 ? first : second) + g + i % 2 * 8;
-        const bf16* w = i < 2 ? first_tile : second_tile;
-        r.row[i] = output < n_out ? w + (size_t)output * width + channel : nullptr;
-    }
-    return r;
-}
-
-__device__ __forceinline__ void load_weights(uint4 (&into)[4], const WeightRows& rows, int channel, int width) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        bool valid = rows.row[i] && channel < width;
-        into[i] = valid ? load_once(reinterpret_cast<const uint4*>(rows.row[i] + channel)) : make_uint4(0, 0, 0, 0);
-    }
-}
-
-__device__ __forceinline__ uint4 load_token(const bf16* x, int token, int channel, int n_tokens, int width) {
-    const bf16* from = x + (size_t)token * width + channel + threadIdx.x % 4 * 8;
-    return token < n_tokens ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-}
-
-// Which lane holds what. A chunk has 32 channels. Each lane loads 16 bytes of two weight rows of a tile, and 16 bytes
-// of one token of a column:
+// Which lane holds what. A chunk has 32 channels. Lane 4 g + t loads 16 bytes of row g of each group of weights, and 16
+// bytes of token g of each group of tokens:
 //
-//   channel              0 .. 7     8 .. 15    16 .. 23   24 .. 31
-//   row 0, 8, token 0    lane 0     lane 1     lane 2     lane 3
-//   row 1, 9, token 1    lane 4     lane 5     lane 6     lane 7
+//   channel          0 .. 7     8 .. 15    16 .. 23   24 .. 31
+//   row 0, token 0   lane 0     lane 1     lane 2     lane 3
+//   row 1, token 1   lane 4     lane 5     lane 6     lane 7
 //   ...
-//   row 7, 15, token 7   lane 28    lane 29    lane 30    lane 31
+//   row 7, token 7   lane 28    lane 29    lane 30    lane 31
 //
-// These registers are the operands of mma (ptx.cuh) as they are, for two products of 16 channels each. So lane 4 g + t
-// does not hold the channels that mma expects there:
+// In this way weights are operand B of mma (ptx.cuh) as they are loaded, for two products of 16 channels each. So lane
+// 4 g + t does not hold the channels that mma expects there:
 //
 //   register             .x             .y                .z             .w
 //   holds channels       8 t, 8 t + 1   8 t + 2, 8 t + 3  8 t + 4, + 5   8 t + 6, + 7
@@ -75,49 +58,126 @@ __device__ __forceinline__ uint4 load_token(const bf16* x, int token, int channe
 //                        of the first product             of the second product
 //
 // The dot product is unchanged, because weights and tokens are permuted along the channels in the same way. The result
-// of one tile and one column is sums[tile][column][0 .. 3]:
+// of 16 tokens and a group of outputs is sums[group][sixteen][0 .. 3]:
 //
-//   token        0     1     2     3     4     5     6     7
-//   output 0   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [0], [1]
-//   output 1   |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
+//   output       0     1     2     3     4     5     6     7
+//   token 0    |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [0], [1]
+//   token 1    |  lane 4   |  lane 5   |  lane 6   |  lane 7   |
 //   ...
-//   output 7   |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
-//   output 8   |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [2], [3]
+//   token 7    |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   token 8    |  lane 0   |  lane 1   |  lane 2   |  lane 3   |   [2], [3]
 //   ...
-//   output 15  |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
+//   token 15   |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
 
-// sums[tile][column] (16, 8): the sums over this warp's channels
-__device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const WeightRows& rows, const bf16* x,
-                                         int n_tokens, int width) {
-    int first = threadIdx.x / 32 * CHUNK, g = threadIdx.x % 32 / 4;
-    uint4 loaded[AHEAD][4];
+// This lane's 16 bytes of a chunk, of row g of each group
+struct Weights {
+    uint4 of[GROUPS];
+};
+struct Tokens {
+    uint4 of[EIGHTS];
+};
+// Where it reads them
+struct WeightRows {
+    const bf16* of[GROUPS];
+};
+struct TokenRows {
+    const bf16* of[EIGHTS];
+    unsigned mask[EIGHTS];  // all bits of a token that exists, 0 past the last one
+};
+typedef float Sums[GROUPS][SIXTEENS][4];
+
+// This lane's part of a row. Past the end of the matrix, it is that of the last row.
+__device__ __forceinline__ const bf16* part_of(const bf16* matrix, int row, int n_rows, int width) {
+    return matrix + (size_t)min(row, n_rows - 1) * width + threadIdx.x % 4 * 8;
+}
+
+// The outputs are the rows from `first` on: 16 of them in each of two tiles.
+__device__ __forceinline__ WeightRows weight_rows(const bf16* first_tile, const bf16* second_tile, int first,
+                                                  int second, int n_out, int width) {
+    WeightRows rows;
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) load_weights(loaded[i], rows, first + i * WARPS * CHUNK, width);
+    for (int i = 0; i < GROUPS; i++) {
+        int row = (i < 2 ? first : second) + threadIdx.x % 32 / 4 + i % 2 * 8;
+        rows.of[i] = part_of(i < 2 ? first_tile : second_tile, row, n_out, width);
+    }
+    return rows;
+}
+
+__device__ __forceinline__ TokenRows token_rows(const bf16* x, int n_tokens, int width) {
+    TokenRows rows;
+#pragma unroll
+    for (int i = 0; i < EIGHTS; i++) {
+        int token = threadIdx.x % 32 / 4 + i * 8;
+        rows.of[i] = part_of(x, token, n_tokens, width);
+        rows.mask[i] = token < n_tokens ? ~0u : 0;
+    }
+    return rows;
+}
+
+__device__ __forceinline__ Weights load_weights(const WeightRows& rows, int channel) {
+    Weights w;
+#pragma unroll
+    for (int i = 0; i < GROUPS; i++) w.of[i] = load_once(reinterpret_cast<const uint4*>(rows.of[i] + channel));
+    return w;
+}
+
+__device__ __forceinline__ Tokens load_tokens(const TokenRows& rows, int channel) {
+    Tokens x;
+#pragma unroll
+    for (int i = 0; i < EIGHTS; i++) x.of[i] = *reinterpret_cast<const uint4*>(rows.of[i] + channel);
+    return x;
+}
+
+__device__ __forceinline__ uint4 masked(uint4 x, unsigned mask) {
+    return make_uint4(x.x & mask, x.y & mask, x.z & mask, x.w & mask);
+}
+
+// The mask is more than tidiness: without it, the compiler copies the tokens for each product again.
+__device__ __forceinline__ void multiply_chunk(Sums& sums, const Weights& w, const Tokens& x,
+                                               const unsigned (&mask)[EIGHTS]) {
+#pragma unroll
+    for (int i = 0; i < SIXTEENS; i++) {
+        uint4 low = masked(x.of[2 * i], mask[2 * i]), high = make_uint4(0, 0, 0, 0);
+        if (2 * i + 1 < EIGHTS) high = masked(x.of[2 * i + 1], mask[2 * i + 1]);
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            mma(sums[group][i], {low.x, high.x, low.y, high.y}, {w.of[group].x, w.of[group].y});
+            mma(sums[group][i], {low.z, high.z, low.w, high.w}, {w.of[group].z, w.of[group].w});
+        }
+    }
+}
+
+// The sums over this warp's channels. Before a chunk is multiplied, the tokens of the next one are asked for. After it,
+// the weights of the chunk after that are loaded into the same registers.
+__device__ __forceinline__ void multiply(Sums& sums, WeightRows rows, const bf16* x, int n_tokens, int width) {
+    int first = threadIdx.x / 32 * CHUNK, left = (width - first + PASS - 1) / PASS;  // chunks of this warp
+    Weights weights[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) weights[i] = load_weights(rows, min(first + i * PASS, width - CHUNK));
     wait_for_predecessor();
     let_successor_start();
+    if (left == 0) return;
 
-    for (int channel = first; channel < width;) {
+    TokenRows token = token_rows(x, n_tokens, width);
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++, channel += WARPS * CHUNK) {
-            if (channel >= width) break;
-            unsigned a[2][2][4];  // operand A: (tile, first or second product, register)
+    for (int i = 0; i < GROUPS; i++) rows.of[i] += first;
 #pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                uint4 low = loaded[i][2 * tile], high = loaded[i][2 * tile + 1];
-                a[tile][0][0] = low.x, a[tile][0][1] = high.x, a[tile][0][2] = low.y, a[tile][0][3] = high.y;
-                a[tile][1][0] = low.z, a[tile][1][1] = high.z, a[tile][1][2] = low.w, a[tile][1][3] = high.w;
-            }
-            load_weights(loaded[i], rows, channel + AHEAD * WARPS * CHUNK, width);
+    for (int i = 0; i < EIGHTS; i++) token.of[i] += first;
+    Tokens tokens[2];
+    tokens[0] = load_tokens(token, 0);
+#pragma unroll 1
+    while (true) {
 #pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-                uint4 token = load_token(x, column * 8 + g, channel, n_tokens, width);
-#pragma unroll
-                for (int tile = 0; tile < 2; tile++) {
-                    mma(sums[tile][column], a[tile][0], {token.x, token.y});
-                    mma(sums[tile][column], a[tile][1], {token.z, token.w});
-                }
-            }
+        for (int i = 0; i < AHEAD; i++) {
+            if (left > 1) tokens[(i + 1) % 2] = load_tokens(token, (i + 1) * PASS);
+            multiply_chunk(sums, weights[i], tokens[i % 2], token.mask);
+            if (left > AHEAD) weights[i] = load_weights(rows, (i + AHEAD) * PASS);
+            if (--left == 0) return;  // this branch keeps the compiler from mixing up the chunks
         }
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++) rows.of[i] += AHEAD * PASS;
+#pragma unroll
+        for (int i = 0; i < EIGHTS; i++) token.of[i] += AHEAD * PASS;
     }
 }
 
@@ -125,13 +185,15 @@ __device__ __forceinline__ void multiply(float (&sums)[2][COLUMNS][4], const Wei
 constexpr int PER_THREAD = (TILE * ROWS + THREADS - 1) / THREADS;
 
 // Adds up the sums of all warps for one tile. Every thread of the block calls it; `part` can be reused afterwards.
-__device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const float (&sums)[COLUMNS][4],
+__device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& sums, int tile,
                                        float (&part)[WARPS][ROWS][TILE]) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) part[warp][column * 8 + 2 * t + i % 2][g + i / 2 * 8] = sums[column][i];
+    for (int i = 0; i < 2 * EIGHTS; i++) {
+        int group = i / EIGHTS, eight = i % EIGHTS;  // of outputs, of tokens
+        const float* from = sums[2 * tile + group][eight / 2] + eight % 2 * 2;
+        part[warp][eight * 8 + g][group * 8 + 2 * t] = from[0];
+        part[warp][eight * 8 + g][group * 8 + 2 * t + 1] = from[1];
     }
     __syncthreads();
 #pragma unroll
@@ -151,12 +213,12 @@ template <class Store>
 __device__ __forceinline__ void product(const bf16* w, const bf16* x, int n_out, int width, int n_tokens, Store store) {
     __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * 2 * TILE;
-    float sums[2][COLUMNS][4] = {};
+    Sums sums = {};
     multiply(sums, weight_rows(w, w, first, first + TILE, n_out, width), x, n_tokens, width);
 #pragma unroll
     for (int tile = 0; tile < 2; tile++) {
         float total[PER_THREAD];
-        add_up(total, sums[tile], part);
+        add_up(total, sums, tile, part);
 #pragma unroll
         for (int j = 0; j < PER_THREAD; j++) {
             int i = threadIdx.x + j * THREADS, token = i / TILE, output = first + tile * TILE + i % TILE;
@@ -165,31 +227,31 @@ __device__ __forceinline__ void product(const bf16* w, const bf16* x, int n_out,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    linear_few(const bf16* __restrict__ w, const bf16* x, bf16* out, int n_out, int width, int n_tokens) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    linear_few(const bf16* w, const bf16* x, bf16* out, int n_out, int width, int n_tokens) {
     product(w, x, n_out, width, n_tokens, [=](size_t at, float sum) { out[at] = __float2bfloat16(sum); });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    linear_few_float(const bf16* __restrict__ w, const bf16* x, float* out, int n_out, int width, int n_tokens) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    linear_few_float(const bf16* w, const bf16* x, float* out, int n_out, int width, int n_tokens) {
     product(w, x, n_out, width, n_tokens, [=](size_t at, float sum) { out[at] = sum; });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    linear_few_add(const bf16* __restrict__ w, const bf16* x, float* out, int n_out, int width, int n_tokens) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    linear_few_add(const bf16* w, const bf16* x, float* out, int n_out, int width, int n_tokens) {
     product(w, x, n_out, width, n_tokens, [=](size_t at, float sum) { out[at] += sum; });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    swiglu_few(const bf16* __restrict__ w13, const bf16* x, bf16* out, int n_out, int width, int n_tokens) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    swiglu_few(const bf16* w13, const bf16* x, bf16* out, int n_out, int width, int n_tokens) {
     __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * TILE;
-    float sums[2][COLUMNS][4] = {};
+    Sums sums = {};
     const bf16* w3 = w13 + (size_t)n_out * width;
     multiply(sums, weight_rows(w13, w3, first, first, n_out, width), x, n_tokens, width);
     float gate[PER_THREAD], up[PER_THREAD];
-    add_up(gate, sums[0], part);
-    add_up(up, sums[1], part);
+    add_up(gate, sums, 0, part);
+    add_up(up, sums, 1, part);
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
         int i = threadIdx.x + j * THREADS, token = i / TILE, output = first + i % TILE;

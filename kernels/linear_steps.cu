@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE)
 
 // Step 2: a tile of sums in registers. A block computes 64 outputs of 64 tokens, a thread 4 outputs of 4 tokens. For
 // each channel a thread reads 4 + 4 elements from shared memory and does 16 multiply-adds. (linear_few.cu keeps its
-// sums in registers as well. There the 32 lanes of a warp hold a tile of 16 outputs and 8 tokens together.)
+// sums in registers as well. There the 32 lanes of a warp hold a tile of 8 outputs and 16 tokens together.)
 // Launch: (n_out / 64, T / 64) blocks of 256 threads, both rounded up.
 constexpr int LARGE_TILE = 64;  // outputs and tokens of a block
 constexpr int CHANNELS = 16;    // in shared memory at a time

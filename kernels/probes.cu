@@ -8,7 +8,7 @@
 
 constexpr int PIECES = 8;  // loads of 16 bytes that a thread has in flight
 
-extern "C" __global__ void read_only(const bf16* __restrict__ weights, unsigned* out, long long n) {
+extern "C" __global__ void read_only(const bf16* weights, unsigned* out, long long n) {
     const uint4* data = reinterpret_cast<const uint4*>(weights);
     long long step = (long long)gridDim.x * blockDim.x, i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     unsigned seen = 0;

@@ -23,9 +23,6 @@ __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsi
 
 // A kernel may start while its predecessor still runs. Before this call it must not read anything that a kernel has
 // written, and must not write at all. Every thread of the block calls it once, even if the launch does not overlap.
-// Trap: a pointer to data that some kernel writes must not be __restrict__ where it is read. The compiler would take
-// the data for constant during the launch, and could read it before the wait. Pointers to weights may be __restrict__,
-// because no kernel writes weights.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifndef __CUDACC__
     emulator::wait_for_predecessor(__builtin_LINE());
@@ -41,13 +38,18 @@ __device__ __forceinline__ void let_successor_start() {
 #endif
 }
 
-// ---- loads that bypass the L1 cache (ld.global.nc): for weights, which a launch reads once --------------------
-// Only for data that no kernel writes: the read-only path may miss writes, even after wait_for_predecessor.
+// ---- loads of weights ---------------------------------------------------------------------------------------
+// A load of weights that stands before wait_for_predecessor also comes before it in the machine code, because these are
+// ordinary loads (ld.global), which the assembler keeps on their side of the wait.
+// Trap: a read-only load (ld.global.nc) may be moved across the wait in both directions. Weights would then be asked
+// for too late, and the result of a kernel could be read too early. The compiler makes such loads of a pointer that is
+// const and __restrict__. So no kernel has one; tests/cuda/test_machine_gates.py reads the machine code.
 
+// For weights that one warp reads once: they take no place in the L1 cache.
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #ifdef __CUDACC__
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
     return v;
@@ -56,10 +58,27 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// Fetches the cache line of p into the L2 cache before it is loaded (prefetch.global.L2). This is only a hint.
-__device__ __forceinline__ void prefetch_l2(const uint4* p) {
+// For weights that every block reads: they stay in the L1 cache for the blocks that follow.
+__device__ __forceinline__ uint4 load_kept(const uint4* p) {
 #ifdef __CUDACC__
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+    uint4 v;
+    asm volatile("ld.global.L1::evict_last.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
+// Brings `bytes` bytes from p on into the L2 cache (cp.async.bulk.prefetch.L2); both are multiples of 16. One thread
+// calls it for the whole range. It may stand before wait_for_predecessor, because it reads nothing into the kernel.
+// Before sm_90, where no kernel waits for its predecessor, it does nothing.
+__device__ __forceinline__ void prefetch_range(const void* p, unsigned bytes) {
+#ifndef __CUDACC__
+    if (uintptr_t(p) % 16 || bytes % 16) emulator::fail("prefetch of %u bytes at %p: no multiples of 16", bytes, p);
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
 #endif
 }
 
@@ -102,7 +121,7 @@ __device__ __forceinline__ void wait_copies() {
 //   A (16, 16): a[0] row g, a[1] row g + 8, both columns 2 t and 2 t + 1; a[2], a[3] the same rows, columns 8 further
 //   B (16, 8):  b[0] rows 2 t and 2 t + 1, b[1] rows 8 further; both column g
 //   D (16, 8):  d[0], d[1] row g, columns 2 t and 2 t + 1; d[2], d[3] the same columns of row g + 8
-// Drawings of A and D are in linear_few.cu and attention_prompt.cu.
+// Drawings are in linear_few.cu (B and D) and attention_prompt.cu (A and D).
 
 // d += a b
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

@@ -14,14 +14,15 @@
 constexpr int PAIRS = WARPS / 2;  // of channels in a block
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_qkv_rope(const bf16* __restrict__ wqkv, const float* x, const bf16* __restrict__ norm,
-                  const float* __restrict__ cos, const float* __restrict__ sin, const int* position, const int* slot,
+    norm_qkv_rope(const bf16* wqkv, const float* x, const bf16* norm,
+                  const float* cos, const float* sin, const int* position, const int* slot,
                   bf16* q, bf16* k_cache, bf16* v_cache, int n_heads, int n_kv_heads, int head_dim, int max_len,
                   int width, float eps) {
     __shared__ float sums[WARPS];
     int warp = threadIdx.x / 32, half = head_dim / 2, n_out = (n_heads + 2 * n_kv_heads) * head_dim;
     int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // a block has pairs of one head only
     WeightRow row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
+    NormWeight norm_weight = begin_norm(norm, width);
     wait_for_predecessor();
     let_successor_start();
     // This thread's pair, and what rope needs for it. It is loaded now, so that the loads overlap with the product.
@@ -30,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float c = rotates ? cos[(size_t)at * half + i] : 1, s = rotates ? sin[(size_t)at * half + i] : 0;
     size_t kv_row = ((size_t)*slot * n_kv_heads + (head - n_heads) % n_kv_heads) * max_len + at;
 
-    float sum = dot(row, normed(x, norm, width, eps));
+    float sum = dot(row, normed(x, norm_weight, width, eps));
     if (threadIdx.x % 32 == 0) sums[warp] = __bfloat162float(__float2bfloat16(sum));  // rounded, as a product is stored
     __syncthreads();
     if (threadIdx.x >= PAIRS || at < 0) return;  // a padding row

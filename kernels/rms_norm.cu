@@ -22,16 +22,18 @@ extern "C" __global__ void rms_norm_naive(const float* x, const bf16* weight, bf
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rms_norm(const float* x, const bf16* __restrict__ weight, bf16* out, int dim, float eps) {
+    rms_norm(const float* x, const bf16* weight, bf16* out, int dim, float eps) {
+    NormWeight w = begin_norm(weight, dim);
     wait_for_predecessor();
     let_successor_start();
     size_t row = (size_t)blockIdx.x * dim;
-    normalise(x + row, weight, out + row, dim, eps);
+    normalise(x + row, w, out + row, dim, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rms_norm_rows(const float* x, const int* rows, const bf16* __restrict__ weight, bf16* out, int dim, float eps) {
+    rms_norm_rows(const float* x, const int* rows, const bf16* weight, bf16* out, int dim, float eps) {
+    NormWeight w = begin_norm(weight, dim);
     wait_for_predecessor();
     let_successor_start();
-    normalise(x + (size_t)rows[blockIdx.x] * dim, weight, out + (size_t)blockIdx.x * dim, dim, eps);
+    normalise(x + (size_t)rows[blockIdx.x] * dim, w, out + (size_t)blockIdx.x * dim, dim, eps);
 }

@@ -3,13 +3,40 @@
 #include "common.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int EARLY = 2;  // pieces of eight weights that a thread loads early: of 4,096 weights, all
+
+// The weight of a norm, and this thread's first pieces of it, which are loaded before wait_for_predecessor
+struct NormWeight {
+    const bf16* weight;
+    uint4 loaded[EARLY];
+};
+
+__device__ __forceinline__ NormWeight begin_norm(const bf16* weight, int dim) {
+    NormWeight w;
+    w.weight = weight;
+#pragma unroll
+    for (int j = 0; j < EARLY; j++) {  // past the end: the last piece, which is not used
+        int i = min((int)(threadIdx.x + j * THREADS) * 8, dim - 8);
+        w.loaded[j] = load_kept(reinterpret_cast<const uint4*>(weight + i));
+    }
+    return w;
+}
+
+// Eight channels of the result
+__device__ __forceinline__ Eight scaled(Eight x, float scale, uint4 weight) {
+    Eight w = unpack(weight);
+#pragma unroll
+    for (int j = 0; j < 8; j++) x.v[j] *= scale * w.v[j];
+    return x;
+}
 
 // out = x / sqrt(mean(x^2) + eps) * weight. All 256 threads of the block call it. Each thread can read what the others
 // have written only after another barrier.
-__device__ __forceinline__ void normalise(const float* x_row, const bf16* weight, bf16* out_row, int dim, float eps) {
+__device__ __forceinline__ void normalise(const float* x_row, const NormWeight& w, bf16* out_row, int dim, float eps) {
     __shared__ float part[WARPS];
+    int first = threadIdx.x * 8;
     float sum = 0;
-    for (int i = threadIdx.x * 8; i < dim; i += THREADS * 8) {
+    for (int i = first; i < dim; i += THREADS * 8) {
         Eight e = load_eight(x_row + i);
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += e.v[j] * e.v[j];
@@ -22,10 +49,13 @@ __device__ __forceinline__ void normalise(const float* x_row, const bf16* weight
     for (int i = 0; i < WARPS; i++) sum += part[i];  // the same order in every thread, so the same bits
     float scale = rsqrtf(sum / dim + eps);
 
-    for (int i = threadIdx.x * 8; i < dim; i += THREADS * 8) {
-        Eight e = load_eight(x_row + i), w = load_eight(weight + i);
 #pragma unroll
-        for (int j = 0; j < 8; j++) e.v[j] *= scale * w.v[j];
-        store_eight(out_row + i, e);
+    for (int j = 0; j < EARLY; j++) {
+        int i = first + j * THREADS * 8;
+        if (i < dim) store_eight(out_row + i, scaled(load_eight(x_row + i), scale, w.loaded[j]));
+    }
+    for (int i = first + EARLY * THREADS * 8; i < dim; i += THREADS * 8) {
+        uint4 weight = load_kept(reinterpret_cast<const uint4*>(w.weight + i));
+        store_eight(out_row + i, scaled(load_eight(x_row + i), scale, weight));
     }
 }

@@ -37,7 +37,7 @@ extern "C" __global__ void rope_naive(const bf16* qkv, const float* cos, const f
 constexpr int THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rope(const bf16* qkv, const float* __restrict__ cos, const float* __restrict__ sin,
+    rope(const bf16* qkv, const float* cos, const float* sin,
          const int* positions, const int* slots, bf16* q, bf16* k_cache,
          bf16* v_cache, int rows, int n_heads, int n_kv_heads, int head_dim, int max_len) {
     wait_for_predecessor();
