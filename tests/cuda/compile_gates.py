@@ -7,6 +7,7 @@ Needs CuPy, libnvrtc and the CUDA headers: pip install cupy-cuda13x nvidia-cuda-
 registers, shared memory, stack and spills depend on the options and on NVRTC's version, which the table names.
 """
 
+import functools
 import re
 import sys
 from dataclasses import dataclass
@@ -67,16 +68,25 @@ def read_table() -> list[Resources]:
     ]
 
 
-def compile_kernels(file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
-    """Raises CuPy's CompileException if NVRTC refuses the file."""
+@functools.cache
+def compiled(source: str, file: str, defines: tuple[str, ...], architecture: int) -> tuple[bytes, str]:
+    """The cubin of a kernel file whose text is `source`, and what ptxas says about it.
+
+    Raises CuPy's CompileException if NVRTC refuses the text.
+    """
     from cupy._core.core import assemble_cupy_compiler_options
     from cupy.cuda.compiler import _NVRTCProgram
     from cupy_backends.cuda.libs import nvrtc
 
-    program = _NVRTCProgram(kernel_source(file), file, method="cubin")
+    program = _NVRTCProgram(source, file, method="cubin")
     options = assemble_cupy_compiler_options(("-std=c++17", *(f"-D{define}" for define in defines)))
-    program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
-    return list(_parse(nvrtc.getProgramLog(program.ptr), file, defines, architecture))
+    cubin, _ = program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
+    return cubin + b"\0", nvrtc.getProgramLog(program.ptr)  # CuPy cuts off the last byte, which is 0
+
+
+def compile_kernels(file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
+    """Raises CuPy's CompileException if NVRTC refuses the file."""
+    return list(_parse(compiled(kernel_source(file), file, defines, architecture)[1], file, defines, architecture))
 
 
 def _parse(log: str, file: str, defines: tuple[str, ...], architecture: int) -> list[Resources]:
