@@ -117,13 +117,13 @@ def run_everything(tmp_path: Path) -> Checker:
     llama = Llama.load(write_hf(tmp_path, config, random_tensors(config)))
     weights, c = llama.checkpoint.weights, config
     pair = LoraPair(np.ones((2, c.dim), np.float32), np.ones((c.n_heads * c.head_dim, 2), np.float32))
-    model = CpuModel(config, weights, {"a": [{"wq": pair}] * c.n_layers})
     checker = Checker(vars(config))
     tokens = (np.arange(300) % c.vocab_size).astype(np.int32)
     with checker:
         logits = plain.forward(tokens[:50], config, weights)[-1]
         plain.sample(logits, SamplingParams(top_k=9, top_p=0.9, min_p=0.01, frequency_penalty=1), 0.5, [1], [2, 3])
         CpuModel(config, weights, rope_angles="float32")
+        model = CpuModel(config, weights, {"a": [{"wq": pair}] * c.n_layers})
         cache = model.new_cache(2, 512)
         batch = Batch.of([(0, tokens), (1, tokens[:3])], adapters=["a", None])
         model.forward(batch, cache, batch.last_rows)
