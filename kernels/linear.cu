@@ -1,4 +1,4 @@
-// Products of the weight matrices with one row: out = w x. (2 to 64 rows: linear_few.cu. More rows: cuBLAS.)
+// Products of the weight matrices with one row: out = w x. (2 to 32 rows: linear_few.cu. More rows: cuBLAS.)
 //   w (n_out, width) bf16, x (width) bf16, out (n_out); width is a multiple of 8 (the model's: of 64), any n_out
 // Five kernels (a sixth is in qkv.cu). They differ in where x comes from and in what they do with a sum:
 //   linear, linear_float     x is given; store the sum as bf16, or as float

@@ -1,5 +1,5 @@
 // Products of the weight matrices with a few rows, by tensor cores: out = x w^T. w is read once for all rows.
-//   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16, 32 or 64; width is a multiple of
+//   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16 or 32; width is a multiple of
 //   64, any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between it and these.
 // Four kernels. As in linear.cu, they differ in what they do with a sum:
 //   linear_few, linear_few_float     store it as bf16, or as float (logits)
@@ -31,7 +31,7 @@
 #endif
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int BLOCKS = ROWS <= 32 ? 2 : 1;   // that an SM has registers for
+constexpr int BLOCKS = 2;                    // that an SM has registers for
 constexpr int CHUNK = 32;                    // channels that a warp multiplies at a time: two products of 16
 constexpr int PASS = WARPS * CHUNK;          // channels that the block multiplies at a time
 constexpr int AHEAD = 2;                     // chunks of weights that a warp has in flight
