@@ -86,31 +86,20 @@ __device__ __forceinline__ void compute_scores(float (&scores)[2][2], const uint
     }
 }
 
-// The maximum, or the sum, over the four lanes that share a head.
-__device__ __forceinline__ float head_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
-__device__ __forceinline__ float head_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
 // Turns a warp's scores into weights exp(score - largest); returns their sum.
 __device__ __forceinline__ float compute_weights(float (&scores)[TILES][2][2], float& largest) {
     float sum = 0;
     largest = MASKED;
 #pragma unroll
     for (int i = 0; i < 4 * TILES; i++) largest = fmaxf(largest, scores[i / 4][i / 2 % 2][i % 2]);
-    largest = head_max(largest);
+    largest = quad_max(largest);
 #pragma unroll
     for (int i = 0; i < 4 * TILES; i++) {
         float& score = scores[i / 4][i / 2 % 2][i % 2];
         score = score == MASKED ? 0 : __expf(score - largest);  // a score that is not a number stays one
         sum += score;
     }
-    return head_sum(sum);
+    return quad_sum(sum);
 }
 
 // sums[h][j] += the weights of a tile times channels 64 h + j, 64 h + j + 8, 64 h + j + 16, ... of its values. mma

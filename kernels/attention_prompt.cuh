@@ -12,8 +12,8 @@
 //   ...
 //   row 15         |  lane 28  |  lane 29  |  lane 30  |  lane 31  |
 //
-// So the four lanes 4 g to 4 g + 3 share rows g and g + 8; row_max and row_sum combine their numbers. Two neighbouring
-// blocks, k and k + 1, have the layout of a tensor core's operand A, 16 rows of 16 keys. So the weights go into the
+// So the four lanes 4 g to 4 g + 3 share rows g and g + 8; quad_max and quad_sum combine their numbers. Two blocks side
+// by side, k and k + 1, have the layout of a tensor core's operand A, 16 rows of 16 keys. So the weights go into the
 // product with the values without leaving their registers:
 //
 //                   keys of block k                  keys of block k + 1
@@ -33,16 +33,6 @@ constexpr float MASKED = -1e30f;  // the score of a key after the row's own posi
 // exp(score / sqrt(head_dim)) = exp2(score * SCALE). A GPU has an instruction for exp2, and multiplies by SCALE in the
 // instruction that subtracts the maximum.
 constexpr float SCALE = 1.44269504f * (HEAD_DIM == 128 ? 0.0883883476f : 0.125f);
-
-// The maximum, or the sum, over the four lanes that share a row.
-__device__ __forceinline__ float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-__device__ __forceinline__ float row_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
 
 // first_key: this lane's first key of block 0; position: the position of this lane's first row.
 template <int BLOCKS>
@@ -66,7 +56,7 @@ __device__ __forceinline__ void update_softmax(float (&weights)[BLOCKS][4], floa
 #pragma unroll
         for (int j = 0; j < BLOCKS; j++)
             largest[r] = fmaxf(largest[r], fmaxf(weights[j][2 * r], weights[j][2 * r + 1]));
-        largest[r] = row_max(largest[r]);
+        largest[r] = quad_max(largest[r]);
         shrink[r] = exp2f((before - largest[r]) * SCALE);
         sums[r] *= shrink[r];
         float scaled_largest = largest[r] * SCALE;
@@ -101,7 +91,7 @@ __device__ __forceinline__ void store(bf16* out, const float (&partial_out)[CHAN
                                       const float (&sums)[2], size_t row_stride, int row, int n_rows) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float scale = 1 / row_sum(sums[r]);
+        float scale = 1 / quad_sum(sums[r]);
         if (row + 8 * r >= n_rows) continue;
         bf16* to = out + (row + 8 * r) * row_stride;
 #pragma unroll

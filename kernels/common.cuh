@@ -63,6 +63,17 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
+// The maximum, or the sum, over four lanes 4 g to 4 g + 3. In what an mma gives, they share a row.
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
 // True in the last of `blocks` thread blocks that reach this point. Every thread calls it after its last write. The
 // last block can then read what all blocks have written. `arrivals` is 0 before and after. One thread's fences are
 // enough: a fence covers what the other threads wrote before the barrier, or read after it.
