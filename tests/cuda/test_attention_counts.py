@@ -8,20 +8,7 @@ from gpu_attention_counts import KERNELS, WGMMA, cost, counts, machine_code, pre
 
 from llama3.resources import resource
 from tests.cuda.compile_gates import TABLE
-from tests.cuda.machine_code import parse
-
-HEADER = ".text.kernel:\n"
-
-
-def code_of(*lines):
-    out, address = [HEADER], 0
-    for line in lines:
-        if line.endswith(":"):
-            out.append(line)
-        else:
-            out.append(f"        /*{address:04x}*/                   {line} ;")
-            address += 16
-    return parse("\n".join(out))["kernel"]
+from tests.cuda.machine_code_texts import code_of
 
 
 def test_a_step_has_the_copies_and_not_the_mask():

@@ -3,35 +3,11 @@
 import pytest
 
 from tests.cuda.machine_code import Instruction, parse
+from tests.cuda.machine_code_texts import HEADER, code_of, text_of
 from tests.cuda.machine_gates import faults, interruptions, under_way_while_waiting
 
-HEADER = """
-//--------------------- .text.{name}             --------------------------
-	.section	.text.{name},"ax",@progbits
-	.align	128
-        .global         {name}
-        .type           {name},@function
-{name}:
-.text.{name}:
-"""
 TWO_LOADS = ["LDG.E.NA.LTC128B.128 R4, desc[UR8][R2.64]", "LDG.E.NA.LTC128B.128 R8, desc[UR8][R2.64+0x200]"]
 STORE = "STG.E desc[UR8][R20.64], R24"
-
-
-def text_of(name, *lines):
-    """As nvdisasm prints it. A line that ends with a colon is a label."""
-    out, address = [HEADER.format(name=name)], 0
-    for line in lines:
-        if line.endswith(":"):
-            out.append(line)
-        else:
-            out.append(f"        /*{address:04x}*/                   {line} ;")
-            address += 16
-    return "\n".join(out)
-
-
-def code_of(*lines):
-    return parse(text_of("kernel", *lines))["kernel"]
 
 
 def opcodes(instructions):
