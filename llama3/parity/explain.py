@@ -62,6 +62,12 @@ def explain(
     nearest = sorted(trials.tried, key=lambda t: t.distance)
     if best is not None:
         cause, lines = named(trials, best)
+    elif trials.same and len(trials.not_finite):
+        cause = "unknown: logits are not finite"
+        lines = [
+            f"CAUSE: none of the known faults gives NaN or infinity, which {len(trials.not_finite)} of "
+            f"{len(ours.logits)} rows hold, first at position {trials.not_finite[0]}. The others are right to rounding."
+        ]
     elif trials.same:
         cause = "rounding"
         lines = [

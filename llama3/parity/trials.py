@@ -38,6 +38,7 @@ class Trials:
         if not finite.any():
             raise CheckpointError("none of the logits is finite; expected numbers, to see which fault makes them")
         self.rows = ours.positions[finite]  # positions of the logits that are compared
+        self.not_finite = ours.positions[~finite]  # those of rows with NaN or infinity
         self.logits = ours.logits[finite].astype(np.float64)  # (rows, vocab_size)
         self.size = np.maximum(np.linalg.norm(self.logits, axis=1, keepdims=True), 1e-30)  # (rows, 1)
         self.model = PlainModel(config, weights, ours.tokens.tolist(), [*ours.activations, "norm"])

@@ -128,6 +128,16 @@ def test_assert_close_names_the_fault(checkpoint: Checkpoint, folder: Path) -> N
         assert_close(written(checkpoint, "missing_scale").logits, written(checkpoint), model=folder)
 
 
+def test_rows_that_are_not_finite_are_not_called_rounding(checkpoint: Checkpoint) -> None:
+    """The other rows are right, so they alone would be rounding."""
+    r = written(checkpoint)
+    logits = r.logits.copy()
+    logits[[5, 7], 3] = np.nan, np.inf
+    found = explain(replace(r, logits=logits), checkpoint.config, checkpoint.weights)
+    assert found.cause == "unknown: logits are not finite"
+    assert "2 of 12 rows hold, first at position 5" in str(found)
+
+
 def test_logits_that_are_all_nan_are_an_error(checkpoint: Checkpoint) -> None:
     r = written(checkpoint)
     with pytest.raises(CheckpointError, match="none of the logits is finite"):
