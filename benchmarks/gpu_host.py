@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import about_this_run  # the files beside this one
-from null_device import launches, null_model
+from null_device import NullDevice, empty_model, launches
 
 from llama3.config import ModelConfig
 from llama3.engine import Engine, Request, Running
@@ -71,7 +71,7 @@ def model_steps(engine: Engine) -> Callable[[], None]:
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
-    model, tokens = null_model(CONFIG), (rounds + 1) * STEPS
+    model, tokens = empty_model(NullDevice(), CONFIG), (rounds + 1) * STEPS
     steps: dict[tuple[str, int, str], Callable[[], Any]] = {}
     for name, params in KINDS.items():
         for n in (1, 8, 64):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from null_device import empty_model  # the file beside this one
+
 from llama3.config import ModelConfig
-from llama3.cuda.device import Graph, bfloat16
+from llama3.cuda.device import Graph
 from llama3.cuda.launch import Launch
-from llama3.cuda.transformer import Transformer
-from llama3.cuda.weights import LayerWeights, Weights
 from llama3.model.batch import Batch
 from llama3.sampler import SequenceSampler
 from llama3.sampling_params import SamplingParams
@@ -79,28 +79,10 @@ class Recorder(EmulatedDevice):
         super().replay(graph)
 
 
-def model_on(device: Recorder, c: ModelConfig) -> Transformer:
-    """A model whose weights have shapes and no contents."""
-
-    def array(*shape: int) -> np.ndarray:
-        return device.alloc(shape, bfloat16)
-
-    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    layers = [
-        LayerWeights(
-            attention_norm=array(c.dim), wqkv=array(q + 2 * kv, c.dim), wo=array(c.dim, q),
-            ffn_norm=array(c.dim), w13=array(2 * c.hidden_dim, c.dim), w2=array(c.dim, c.hidden_dim),
-        )
-        for _ in range(c.n_layers)
-    ]  # fmt: skip
-    table = array(c.vocab_size, c.dim)
-    return Transformer(device, c, Weights(table, layers, array(c.dim), array(c.vocab_size, c.dim)))
-
-
 def decoding_launches(c: ModelConfig, batch: int, max_len: int, params: SamplingParams | None = None) -> list[Launched]:
     """The launches of one replay of the graph that decodes `batch` sequences; greedily, unless params say otherwise."""
     device = Recorder()
-    model = model_on(device, c)
+    model = empty_model(device, c)
     cache = model.new_cache(batch, max_len)
     samplers = [SequenceSampler(params or SamplingParams(temperature=0), [0], c.vocab_size) for _ in range(batch)]
     rows = Batch.of([(slot, [0]) for slot in range(batch)])
@@ -116,7 +98,7 @@ def decoding_launches(c: ModelConfig, batch: int, max_len: int, params: Sampling
 def prompt_launches(c: ModelConfig, rows: int, start: int = 0) -> list[Launched]:
     """The launches of one chunk of a prompt, with the logits of its last row."""
     device = Recorder()
-    model = model_on(device, c)
+    model = empty_model(device, c)
     cache = model.new_cache(1, start + rows)
     cache.lengths[0] = start
     device.launched.clear()

@@ -62,19 +62,27 @@ class NullDevice(Device):
     def _end_capture(self, graph: Graph) -> None: ...
 
 
-def null_model(c: ModelConfig) -> Transformer:
-    """A model of this shape on a null device."""
-    device = NullDevice()
+def empty_model(device: Device, c: ModelConfig) -> Transformer:
+    """A model whose weights have shapes and no contents."""
+
+    def array(*shape: int) -> Array:
+        return device.alloc(shape, bfloat16)
+
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    shapes = ((c.dim,), (q + 2 * kv, c.dim), (c.dim, q), (c.dim,), (2 * c.hidden_dim, c.dim), (c.dim, c.hidden_dim))
-    layers = [LayerWeights(*(device.alloc(shape, bfloat16) for shape in shapes)) for _ in range(c.n_layers)]
-    table, output = (device.alloc((c.vocab_size, c.dim), bfloat16) for _ in range(2))
-    return Transformer(device, c, Weights(table, layers, device.alloc((c.dim,), bfloat16), output))
+    layers = [
+        LayerWeights(
+            attention_norm=array(c.dim), wqkv=array(q + 2 * kv, c.dim), wo=array(c.dim, q),
+            ffn_norm=array(c.dim), w13=array(2 * c.hidden_dim, c.dim), w2=array(c.dim, c.hidden_dim),
+        )
+        for _ in range(c.n_layers)
+    ]  # fmt: skip
+    table = array(c.vocab_size, c.dim)
+    return Transformer(device, c, Weights(table, layers, array(c.dim), array(c.vocab_size, c.dim)))
 
 
 def launches(c: ModelConfig, rows: int, params: SamplingParams) -> int:
-    """How many kernels the graph of a decoding step holds, counted in a capture."""
-    model = null_model(c)
+    """How many kernels and products the graph of a decoding step holds, counted in a capture."""
+    model = empty_model(NullDevice(), c)
     cache = model.new_cache(rows, 16)
     samplers = [SequenceSampler(params, [0], c.vocab_size) for _ in range(rows)]
     return model.step(Batch.of([(slot, [0]) for slot in range(rows)]), cache, samplers).graph.launches

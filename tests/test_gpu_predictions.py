@@ -5,9 +5,11 @@ import re
 import pytest
 from gpu_assumptions import AFTER, BEFORE, H100, H200, TILES_128, WGMMA
 from gpu_floor import LLAMA3_8B, attention_flops, cache_read, prefill_flops, weights_read
+from gpu_host import CONFIG, KINDS
 from gpu_launches import decoding_launches
 from gpu_model import decode, prefill
 from gpu_predictions import CHANGES, PAGE, STEPS, page
+from null_device import launches
 
 from llama3.cuda.source import kernel_path
 
@@ -36,6 +38,11 @@ def test_the_recorded_launches_read_every_weight_once():
 def test_a_predicted_step_has_the_launches_of_the_code():
     for batch in (1, 8, 64):
         assert decode(H200, AFTER, batch, 128).launches == len(decoding_launches(LLAMA3_8B, batch, 512))
+
+
+def test_a_graph_counts_its_kernels_and_its_products():
+    for batch in (1, 8, 64):  # 64: by cuBLAS
+        assert launches(CONFIG, batch, KINDS["greedy"]) == len(decoding_launches(CONFIG, batch, 80))
 
 
 @pytest.mark.parametrize(("kernel", "file"), [(TILES_128, "attention_prompt.cu"), (WGMMA, "attention_wgmma.cu")])

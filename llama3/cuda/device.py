@@ -37,7 +37,7 @@ class Graph:
     """Launches that were recorded once and can be replayed: the same grids, scalars and addresses each time."""
 
     handle: Any = None
-    launches: int = 0
+    launches: int = 0  # kernels of ours and products by cuBLAS
     keep: list[Any] = field(default_factory=list)  # the arrays of the launches, so that their memory is not freed
 
 
@@ -124,6 +124,7 @@ class Device(ABC):
         assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
         assert all(array.flags.c_contiguous for array in (x, w, out))
         if self.capturing:
+            self.capturing.launches += 1
             self.capturing.keep += [x, w, out]
         self._gemm(x, w, out, accumulate)
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 from gpu_host import CONFIG, KINDS, running_engine
-from null_device import NullDevice, launches, null_model
+from null_device import NullDevice, empty_model, launches
 
 from llama3.engine import Engine
 
 
 def calls_of_a_step(n, params):
     """Calls of Python functions, and of functions written in C, by a step that begins ahead."""
-    engine, calls = running_engine(Engine, null_model(CONFIG), n, params, 50), 0
+    engine, calls = running_engine(Engine, empty_model(NullDevice(), CONFIG), n, params, 50), 0
 
     def count(frame, event, argument):
         nonlocal calls
@@ -39,7 +39,7 @@ def test_a_step_takes_few_calls_and_few_more_for_each_row(kind, of_a_row):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_ahead_is_one_replay_and_one_copy_of_its_results(kind, monkeypatch):
-    engine, work = running_engine(Engine, null_model(CONFIG), 3, KINDS[kind], 50), []
+    engine, work = running_engine(Engine, empty_model(NullDevice(), CONFIG), 3, KINDS[kind], 50), []
     for name in ("alloc", "upload", "download", "copy", "sync", "replay", "_launch", "_gemm", "host_copy"):
         monkeypatch.setattr(NullDevice, name, lambda *_, name=name: work.append(name))
     for _ in range(5):
