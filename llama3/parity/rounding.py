@@ -14,6 +14,7 @@ bits, and after some layers logits that are half as far away as those of float32
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -47,6 +48,7 @@ def forward(
     attention: one of ATTENTION. With "sdpa", a head's scores and weights are shown to `see`, and not used.
     functions: what to use in place of `rounding_functions(dtype, attention, fused)`. What `see` returns is rounded too.
     """
+    to_dtype = partial(round_to, dtype=dtype)
     seen: dict[str, Array] = {}  # what the output of a head is made of
     group = config.n_heads // config.n_kv_heads
 
@@ -55,17 +57,14 @@ def forward(
         if part == "output":  # plain.forward adds it up in float64
             q, (k, v) = seen["q_rope"][:, int(head)], (seen[name][:, int(head) // group] for name in ("k_rope", "v"))
             sdpa = attention == "sdpa"
-            value = rounding_sdpa.attend(q, k, v, rounded) if sdpa else product(seen["weights"], v.T)
-        exact = part in ("scores", "weights") and (fused or attention == "sdpa")
-        value = round_to(value, "float32" if exact else dtype)
+            value = rounding_sdpa.attend(q, k, v, to_dtype) if sdpa else product(seen["weights"], v.T)
+        kept_in = "float32" if part in ("scores", "weights") and (fused or attention == "sdpa") else dtype
+        value = round_to(value, kept_in)
         other = see(name, value) if see else None
-        value = value if other is None else round_to(other, "float32" if exact else dtype)
+        value = value if other is None else round_to(other, kept_in)
         if part in ("q_rope", "k_rope", "v", "weights"):
             seen[str(part)] = value
         return value
-
-    def rounded(x: Array) -> Array:
-        return round_to(x, dtype)
 
     functions = functions or rounding_functions(dtype, attention, fused)
     return with_functions(functions)(tokens, config, weights, round_and_see)
