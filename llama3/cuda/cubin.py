@@ -23,8 +23,7 @@ def cubin_file(kernel: Kernel) -> Path:
     from cupy_backends.cuda.libs import nvrtc
 
     source = kernel_source(kernel.file)
-    options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
-    options = (*assemble_cupy_compiler_options(options), f"-arch={kernel.architecture}", "-ftz=true")
+    options = (*assemble_cupy_compiler_options(kernel.options), f"-arch={kernel.architecture}", "-ftz=true")
     key = hashlib.sha256("\0".join([source, *options, str(nvrtc.getVersion())]).encode()).hexdigest()
     folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy" / "kernel_cache"))  # as CuPy chooses it
     file = folder / f"{Path(kernel.file).stem}-{kernel.architecture}-{key[:24]}.cubin"

@@ -275,8 +275,7 @@ class CupyDevice(Device):
     def _module(self, kernel: Kernel) -> Any:
         if kernel.architecture:
             return self._cupy.RawModule(path=str(cubin_file(kernel)))
-        options = ("-std=c++17", *(f"-D{define}" for define in kernel.defines))
-        return self._cupy.RawModule(code=kernel_source(kernel.file), options=options)
+        return self._cupy.RawModule(code=kernel_source(kernel.file), options=kernel.options)
 
     @cached_property
     def _cublas(self) -> Cublas:

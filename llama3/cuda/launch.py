@@ -13,6 +13,11 @@ class Kernel:
     max_shared: int = 0  # the most bytes of dynamic shared memory a block may have, if that is more than 48 KB
     architecture: str = ""  # "sm_90a", if it is written for this one only
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For the compiler."""
+        return "-std=c++17", *(f"-D{define}" for define in self.defines)
+
 
 @dataclass(frozen=True, eq=False)
 class Launch:

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama3.cuda.launch import Kernel
 from llama3.cuda.source import kernel_source
 
 ARCHITECTURES: tuple[int | str, ...] = (80, 89, 90, 100, 120)  # A100, RTX 4090, H100, B200, RTX 5090
@@ -92,7 +93,7 @@ def compiled(source: str, file: str, defines: tuple[str, ...], architecture: int
     from cupy_backends.cuda.libs import nvrtc
 
     program = _NVRTCProgram(source, file, method="cubin")
-    options = assemble_cupy_compiler_options(("-std=c++17", *(f"-D{define}" for define in defines)))
+    options = assemble_cupy_compiler_options(Kernel(file, "", defines).options)
     cubin, _ = program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
     return cubin + b"\0", nvrtc.getProgramLog(program.ptr)  # CuPy cuts off the last byte, which is 0
 
