@@ -1,0 +1,80 @@
+"""A weight matrix in 8 or 4 bits an entry: each entry is a code, and each row or group of columns has a scale.
+
+    entry (i, j) = (code (i, j) - zero) * scale          zero and scale of the group that (i, j) belongs to
+
+The codes stay as they are in memory. `linear` multiplies by such a matrix as by any other: a tile of rows at a time is
+turned into float32 and used up before the next (`linear.py`). Nothing is rounded on the way, neither the entries, which
+are exact products in float32 of a small integer and a scale, nor the activations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from llama3.model.threads import share
+
+TILE = 2**18  # entries of a tile: 1 MB as float32
+
+
+@dataclass(frozen=True)
+class QuantisedMatrix:
+    """Codes and scales, in one layout for every scheme that `checkpoint/` reads."""
+
+    shape: tuple[int, int]  # (n_out, n_in)
+    bits: int  # of a code, 8 or 4
+    # 8 bits: (n_out, n_in) int8, uint8 or float8_e4m3fn.
+    # 4 bits: (n_out, at least n_in / 2) uint8, two codes in a byte, that of the even column in the lower half.
+    codes: np.ndarray
+    # The rows and columns that share a scale: (1, n_in), a row; (1, 128), a group; (128, 128), a block; or all.
+    group: tuple[int, int]
+    scale: np.ndarray  # (ceil(n_out / group[0]), ceil(n_in / group[1])) float32, bfloat16 or float16
+    zero: np.ndarray | int = 0  # the code of 0: one for the matrix, or an array of integers in the shape of `scale`
+    table: np.ndarray | None = None  # (16,) float32: the values of the codes, if they are not the codes themselves
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zeros."""
+        return self.codes.nbytes + self.scale.nbytes + (self.zero.nbytes if isinstance(self.zero, np.ndarray) else 0)
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """The rows from begin to end as float32, (end - begin, n_in)."""
+        codes, n_in = self.codes[begin:end], self.shape[1]
+        if self.bits == 4:
+            halves = np.stack([codes & 15, codes >> 4], axis=-1)
+            codes = halves.reshape(len(codes), -1)[:, :n_in]
+        values = codes.astype(np.float32) if self.table is None else self.table[codes]
+        if isinstance(self.zero, np.ndarray):
+            values -= self._spread(self.zero, begin, end)
+        else:
+            values -= np.float32(self.zero)
+        values *= self._spread(self.scale, begin, end)
+        return values
+
+    def _spread(self, of_groups: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """One number for each group -> one for each entry of the rows from begin to end, or for each row."""
+        height, width = self.group
+        of_rows = of_groups[np.arange(begin, end) // height].astype(np.float32)
+        return of_rows if of_rows.shape[1] == 1 else np.repeat(of_rows, width, axis=1)[:, : self.shape[1]]
+
+    def product(self, x: np.ndarray) -> np.ndarray:
+        """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""
+        assert x.dtype == np.float32 and x.shape[1] == self.shape[1], (x.dtype, x.shape, self.shape)
+        out = np.empty((len(x), len(self)), np.float32)
+        if len(x):
+            height = max(8, TILE // self.shape[1] // 8 * 8)
+            share(partial(self._multiply, x, out), len(self), height)
+        return out
+
+    def _multiply(self, x: np.ndarray, out: np.ndarray, tiles: Iterator[slice]) -> None:
+        for rows in tiles:
+            out[:, rows] = x @ self.rows(rows.start, rows.stop).T
