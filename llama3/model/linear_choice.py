@@ -1,7 +1,8 @@
 """Chooses what multiplies by the weights on the CPU: NumPy, numba's float32 kernels, or AMX tiles.
 
-"auto" takes the fastest that is there. NumPy needs nothing; the others need the extra `numba` and bfloat16 weights, and
-AMX a CPU that has it. For a small model NumPy stays: loading the compiled kernels would take longer than an answer.
+"auto" takes the fastest that is there. NumPy needs nothing; the others need the extra `numba` and weights in bfloat16 or
+in 8 or 4 bits, and AMX a CPU that has it. For a small model NumPy stays: loading the compiled kernels would take longer
+than an answer.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from llama3.errors import DeviceError
 from llama3.model.linear import Matrix, fits
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
 MULTIPLES = {"numba": (4, 16), "amx": (32, 32)}  # of these are the rows and the columns of the matrices they take
@@ -80,13 +82,22 @@ def missing(kind: str, weights: Weights) -> str | None:
 
         if lack := linear_amx.missing():
             return lack
-    rows, columns = MULTIPLES[kind]
-    if not any(fits(w, rows, columns) for w in matrices(weights)):
-        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}"
+    if not any(takes(kind, w) for w in matrices(weights)):
+        rows, columns = MULTIPLES[kind]
+        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}; or 8 or 4 bits"
     return None
 
 
-def matrices(weights: Weights) -> Iterator[np.ndarray]:
+def takes(kind: str, w: np.ndarray | QuantisedMatrix) -> bool:
+    """Whether the kernels of a kind multiply by this matrix. NumPy multiplies by those that they do not take."""
+    if isinstance(w, QuantisedMatrix):
+        from llama3.model.compiled.linear_quantised import fits as quantised_fits
+
+        return quantised_fits(w)
+    return fits(w, *MULTIPLES[kind])
+
+
+def matrices(weights: Weights) -> Iterator[np.ndarray | QuantisedMatrix]:
     for layer in weights.layers:
         yield from (getattr(layer, name) for name in NAMES)
     yield weights.output

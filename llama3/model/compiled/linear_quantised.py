@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from llama3.model.compiled.aligned import aligned
 from llama3.model.compiled.linear_numba import MOST_ROWS
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
@@ -93,12 +94,13 @@ class NumbaQuantisedMatrix:
         assert all(x.shape[1] == w.shape[1] for w in matrices), [x.shape, *(w.shape for w in matrices)]
         from llama3.model.compiled.quantised_kernels import in_order
 
-        few = 0 < len(x) <= MOST_ROWS
-        straight = np.ascontiguousarray(x)
-        ordered = in_order(x) if few and any(w._ordered for w in matrices) else straight
-        return [
-            w._few(ordered if w._ordered else straight) if few and w._kernel else w.w.product(x) for w in matrices
-        ]
+        if not 0 < len(x) <= MOST_ROWS:
+            return [w.w.product(x) for w in matrices]
+        copies = {}  # x as it is, and in order
+        for ordered in {w._ordered for w in matrices}:
+            copies[ordered] = aligned(x.shape, np.float32)
+            copies[ordered][:] = in_order(x) if ordered else x
+        return [w._few(copies[w._ordered]) if w._kernel else w.w.product(x) for w in matrices]
 
     def _few(self, x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), len(self)), np.float32)

@@ -204,6 +204,13 @@ class Array:
         place = self._place(ir.VectorType(element or self.element, lanes), indices)
         return Value(self.builder, self.builder.load(place, align=align))
 
+    def prefetch(self, *indices: Any) -> None:
+        """Have the cache line of these indices read from memory meanwhile. They may lie behind the end."""
+        place = self._place(ir.IntType(8), indices)
+        form = ir.FunctionType(ir.VoidType(), [place.type, INT, INT, INT])
+        function = cgutils.get_or_insert_function(self.builder.module, form, "llvm.prefetch.p0")
+        self.builder.call(function, [place, INT(0), INT(3), INT(1)])  # to be read, into the nearest cache, as data
+
     def number(self, *indices: Any) -> Value:
         return Value(self.builder, self.builder.load(self._place(self.element, indices)))
 
