@@ -3,8 +3,8 @@
 NumPy turns a tile of codes into float32 in several passes over memory, and then multiplies. Here each code is read once
 and becomes a float32 in a register. So decoding is faster than in bfloat16 as far as there are fewer bytes to read.
 
-A row's bits do not depend on the other rows of x, as long as they are at most MOST_ROWS. With more rows the matrix's
-own product takes over, in which BLAS adds in an order of its own.
+A row's bits do not depend on the other rows of x, as long as they are at most MOST_ROWS, which is 32. More rows are
+multiplied by the matrix's own product, in which BLAS adds in an order of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 
 from llama3.model.compiled.aligned import aligned
-from llama3.model.compiled.linear_numba import MOST_ROWS
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
@@ -74,7 +73,7 @@ class NumbaQuantisedMatrix:
         height = self.w.group[0]
         if height > 1:
             of_groups = np.repeat(of_groups, min(height, len(self)), axis=0)[: len(self)]
-        return np.require(of_groups, requirements="CA")
+        return np.require(of_groups, requirements=["C", "A"])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -92,7 +91,7 @@ class NumbaQuantisedMatrix:
         """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. x is put in order once for all of them."""
         assert x.dtype == np.float32, x.dtype
         assert all(x.shape[1] == w.shape[1] for w in matrices), [x.shape, *(w.shape for w in matrices)]
-        from llama3.model.compiled.quantised_kernels import in_order
+        from llama3.model.compiled.quantised_kernels import MOST_ROWS, in_order
 
         if not 0 < len(x) <= MOST_ROWS:
             return [w.w.product(x) for w in matrices]

@@ -28,6 +28,7 @@ from llvmlite import ir
 
 from llama3.model.compiled import vectors
 from llama3.model.compiled.jit import Kernel, compiled
+from llama3.model.compiled.linear_numba import MOST_ROWS as MOST_ROWS
 from llama3.model.compiled.linear_numba import widen
 from llama3.model.compiled.vectors import (
     AVX512,
