@@ -25,6 +25,7 @@ LAYERS = (
     "sampler",
     "cpu_model",
     "checkpoint",
+    "quantize",
     "cuda",
     "engine",
     "completion",
