@@ -26,6 +26,8 @@ LAYERS = (
     "cpu_model",
     "checkpoint",
     "cuda",
+    "request",
+    "step_ahead",
     "engine",
     "completion",
     "workers_ai_input",
