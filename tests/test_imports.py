@@ -27,6 +27,8 @@ LAYERS = (
     "checkpoint",
     "quantize",
     "cuda",
+    "request",
+    "step_ahead",
     "engine",
     "completion",
     "workers_ai_input",

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from llama3.completion import Usage
-from llama3.engine import FinishReason
 from llama3.errors import RequestError
 from llama3.llama import Llama
+from llama3.request import FinishReason
 from llama3.sampling_params import SamplingParams
 from llama3.server.api_formats import ApiFormat
 from llama3.server.openai_input import (
