@@ -30,6 +30,9 @@ LAYERS = (
     "completion",
     "workers_ai_input",
     "workers_ai",
+    "api_format",
+    "model_names",
+    "openai_api",
     "prefix stream turns trace",
     "llama",
     "llama3",  # the public names
