@@ -75,6 +75,8 @@ static char* stacks;
 static Order order;
 static std::mt19937 dice;
 static void (*thread_body)();
+static const char* removed_file;  // a barrier of the kernel to leave out: see test_barriers.py
+static int removed_line;
 static char failure[1024];  // the first error of this launch; empty: none
 
 // The fibers that can run, in the order in which they will. No fiber is in it twice.
