@@ -225,7 +225,7 @@ void meet_in_warp(const char* operation, int line, unsigned mask, Data& mine, Ac
     }
     if (n_here == n) {
         act(data);
-        meeting.n_here = 0;
+        if (whole) meeting.n_here = 0;  // else other lanes may have come to the next meeting already
         make_ready(chosen, n, order != shuffled || dice() % 2);
     }
     switch_away();
