@@ -16,7 +16,7 @@ MAX_TOKENS = 256  # longest answer unless the caller sets another limit: the def
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """One generation, from `submit` to its end."""
 
@@ -82,16 +82,21 @@ def accept(request: Request, sample: Sample | LogitsError, events: list[Event]) 
         request.update_finish_reason()
     events.append(Event(request, sample, request.finish_reason))
     if request.forced is not None and not request.finish_reason:
-        try:
-            tokens = request.forced()
-        except LogitsError as error:
-            events.append(fail(request, error))
-            return
-        for token in tokens:
-            if not request.finish_reason:
-                request.samples.append(Sample(token))
-                request.update_finish_reason()
-                events.append(Event(request, request.samples[-1], request.finish_reason))
+        accept_forced(request, request.forced, events)
+
+
+def accept_forced(request: Request, forced: Callable[[], Sequence[int]], events: list[Event]) -> None:
+    """Append the tokens that must follow what has been drawn."""
+    try:
+        tokens = forced()
+    except LogitsError as error:
+        events.append(fail(request, error))
+        return
+    for token in tokens:
+        if not request.finish_reason:
+            request.samples.append(Sample(token))
+            request.update_finish_reason()
+            events.append(Event(request, request.samples[-1], request.finish_reason))
 
 
 def fail(request: Request, error: Exception) -> Event:

@@ -36,7 +36,7 @@ class Running:
 
     def begin_next(self) -> "Running | None":
         """Begin the pass after this one, with the same requests; None if it must wait for this one's tokens."""
-        if not self.may_follow or any(request.finish_reason for request in self.requests):
+        if not self.may_follow or any([request.finish_reason for request in self.requests]):  # a list: quicker
             return None
         pending = self.pending.launch_next()
         return None if pending is None else Running(self.requests, pending, self.may_follow - 1)
