@@ -137,11 +137,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_no_answer(tmp_path: Path) -> None:
     n = 150
-    source, target, whole = (
-        write(tmp_path / "r.jsonl", requests(n, 12)),
-        tmp_path / "killed.jsonl",
-        tmp_path / "w.jsonl",
-    )
+    source, target, whole = write(tmp_path / "r.jsonl", requests(n, 12)), tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
     dice = random.Random(0)
     for kill in range(20):
         process = subprocess.Popen([*PROGRAM, "batch", source, "--to", str(target), "--model", DEMO, "--quiet"])
