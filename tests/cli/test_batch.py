@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llama3.cli import main
+from tests.batch_answers import without_ids
 from tests.cli.running import PROGRAM, Screen, run
 
 DEMO = str(Path(__file__).parents[2] / "weights" / "demo")
@@ -32,18 +33,6 @@ def requests(n: int, max_tokens: int = 5) -> list[dict[str, Any]]:
 def write(path: Path, lines: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
-
-
-def without_ids(text: str | bytes) -> list[Any]:
-    """The answers, without what each run draws or reads from the clock."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            drawn = ("id", "request_id", "created", "created_at", "call_id")
-            return {name: strip(inner) for name, inner in value.items() if name not in drawn}
-        return [strip(inner) for inner in value] if isinstance(value, list) else value
-
-    return [strip(json.loads(line)) for line in text.splitlines()]
 
 
 def test_a_file_is_answered_and_a_second_run_has_nothing_to_do(

@@ -9,7 +9,7 @@ pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
 from llama3.batch_request import Answerer
-from tests.cli.test_batch import without_ids
+from tests.batch_answers import without_ids
 from tests.server.asgi import RUN
 from tests.server.served import ASK, post
 
