@@ -16,13 +16,14 @@ from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import Cache, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.engine import Cache, Engine, Model
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
 from llama3.model.linear_choice import choose_linear
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
+from llama3.request import Request, at_least_1, checked_tokens
 from llama3.sampling_params import SamplingParams
 from llama3.stream import Stream
 from llama3.text import TextStream, check_stop_ids, check_stops

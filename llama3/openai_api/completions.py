@@ -11,7 +11,6 @@ from typing import Any
 
 from llama3.api_format import ApiFormat, Llama
 from llama3.completion import Usage
-from llama3.engine import FinishReason
 from llama3.errors import RequestError
 from llama3.openai_api.input import (
     answer_length,
@@ -23,6 +22,7 @@ from llama3.openai_api.input import (
 )
 from llama3.openai_api.output import error_body, error_chunk, last_chunks, object_header, token_bytes
 from llama3.openai_api.prompt_logprobs import prompt_logprobs
+from llama3.request import FinishReason
 from llama3.sampling_params import SamplingParams
 from llama3.tokenizer import BOS
 from llama3.workers_ai import Stream, output_limit
