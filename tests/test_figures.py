@@ -280,7 +280,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     # ---- evidence: speed and memory
     (
         "docs/evidence.md",
-        "`llama3 batch` with 4 slots, against what the steps allow, on a model whose step sleeps for 10 ms | 0.97 times",
+        "with 4 slots, against what the steps allow, on a model whose step sleeps for 10 ms | 0.97 times",
         [
             result("batch-2026-11-28.json", "slots"),
             result("batch-2026-11-28.json", "step_seconds", lambda seconds: 1e3 * seconds),
