@@ -18,7 +18,7 @@ TOKEN = ord("a")  # what each draw gives: a letter in the demo's vocabulary
 
 
 class SleepingModel:
-    """Counts its steps and the tokens that it has drawn."""
+    """Counts its steps and the tokens that it has drawn, and adds up the seconds that it has slept."""
 
     prefill_chunk = 512
     mixed_prefill_chunk = 512
@@ -26,12 +26,15 @@ class SleepingModel:
     def __init__(self, config: ModelConfig, seconds: float):
         self.config, self.seconds = config, seconds
         self.steps = self.tokens = 0
+        self.slept = 0.0
 
     def new_cache(self, slots: int, max_len: int) -> KVCache:
         return KVCache(self.config, slots, max_len)
 
     def step(self, batch: Batch, cache: KVCache, samplers: Sequence[SequenceSampler | None]) -> Pending:
+        start = time.perf_counter()
         time.sleep(self.seconds)
+        self.slept += time.perf_counter() - start
         for slot, n in zip(batch.slots, batch.counts):
             cache.advance(slot, n)
         drawn = [None if sampler is None else Sample(TOKEN) for sampler in samplers]

@@ -57,13 +57,11 @@ class AnswerFile:
         except OSError as error:
             raise RequestError(f"{name}: {error.strerror}") from None
         if regular:
-            lock(self.file, name)
-            if os.path.getsize(name):
-                if requests is None:
-                    raise RequestError(f"{name} is there already, and a pipe cannot be continued; give another file")
-                self.n, size = count_answers(self.file, requests, name)
-                self.file.truncate(size)
-                self.file.seek(size)
+            try:
+                self._skip_answered(requests)
+            except BaseException:
+                self.file.close()
+                raise
 
     def append(self, lines: Iterable[Line], most_failures: int) -> Iterator[Line]:
         """Append each answer, and pass it on once it is in the file.
@@ -90,6 +88,16 @@ class AnswerFile:
     def close(self) -> None:
         if self.name != STDOUT:
             self.file.close()
+
+    def _skip_answered(self, requests: Iterator[bytes] | None) -> None:
+        lock(self.file, self.name)
+        if not os.path.getsize(self.name):
+            return
+        if requests is None:
+            raise RequestError(f"{self.name} is there already, and a pipe cannot be continued; give another file")
+        self.n, size = count_answers(self.file, requests, self.name)
+        self.file.truncate(size)
+        self.file.seek(size)
 
     def _write(self, lines: list[Line]) -> Iterator[Line]:
         for line in lines:

@@ -127,6 +127,7 @@ REFERENCES, TOKENIZER = "tests/model/test_against_references.py", "tests/test_to
 STORIES, DEMO = "tests/model/test_stories260k.py", "tests/weights/test_demo.py"
 KERNELS, SAMPLER = "tests/cuda/kernel_checks.py", "tests/cuda/test_sampler.py"
 CONTRACT, NO_FAULT = "tests/test_workers_ai_input.py", "tests/oracle/test_no_fault.py"
+BATCH = "tests/test_batch_file.py"
 WEIGHTS = memory.weight_bytes(LLAMA3_8B)
 CACHE = 2 * 4 * LLAMA3_8B.n_layers * LLAMA3_8B.n_kv_heads * LLAMA3_8B.head_dim * MAX_CONTEXT  # bytes, in float32
 CONTEXT = equals(MAX_CONTEXT)
@@ -270,7 +271,22 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         "64 clients for a minute",
         [in_file("tests/server/test_many_clients.py", "CLIENTS, SECONDS = 64, 60")],
     ),
+    ("docs/evidence.md", "killed 20 times", [in_file("tests/cli/test_batch.py", "range(20)")]),
+    (
+        "docs/evidence.md",
+        "100,000 requests of a batch, against the first 1,000 | at most 5 MB",
+        [in_file(BATCH, "100_000"), in_file(BATCH, "n == 1000"), in_file(BATCH, "<= 5 << 20")],
+    ),
     # ---- evidence: speed and memory
+    (
+        "docs/evidence.md",
+        "with 4 slots, against what the steps allow, on a model whose step sleeps for 10 ms | 0.97 times",
+        [
+            result("batch-2026-11-28.json", "slots"),
+            result("batch-2026-11-28.json", "step_seconds", lambda seconds: 1e3 * seconds),
+            result("batch-2026-11-28.json", "turns", lambda turns: median(turn["share_as_slept"] for turn in turns)),
+        ],
+    ),
     ("docs/evidence.md", "A ratio above 1", [equals(1)]),
     ("docs/evidence.md", "decoding 1, 4, 16 and 32 sequences", [equals(n) for n in ROWS]),
     ("docs/evidence.md", "1.26, 4.99, 3.49 and 2.76 times", [decoding("numba", n) for n in ROWS]),

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             answer_all(args, requests, answers, total)
         except KeyboardInterrupt:
-            note(f"stopped; {answers.go_on()}")
+            if not args.quiet:
+                note(f"stopped; {answers.go_on()}")
             raise
     return 0
 
