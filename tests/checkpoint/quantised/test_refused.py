@@ -54,18 +54,18 @@ def state(**changes: Any) -> Callable[[Any], Any]:
     return lambda text: np.frombuffer(json.dumps(json.loads(text.tobytes()) | changes).encode(), np.uint8)
 
 
-OTHER_METHODS = ("torchao", "hqq", "aqlm", "eetq", "quark", "modelopt", "fbgemm_fp8", "mxfp4", "quanto", "gguf", None)
+OTHERS = ("torchao", "hqq", "aqlm", "eetq", "quark", "modelopt", "fbgemm_fp8", "mxfp4", "quanto", "gguf", None)
 INT4, INT8, ZEROS, FP8 = "int4 by group", "int8 by row", "int4 with zeros", "float8 by matrix"
 STATE = "weight.quant_state.bitsandbytes__nf4"
 CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
-    *((INT4, config(lambda f, m=m: f.update(quant_method=m)), f"quant_method is {m!r}; expected") for m in OTHER_METHODS),
+    *((INT4, config(lambda f, m=m: f.update(quant_method=m)), f"quant_method is {m!r}; expected") for m in OTHERS),
     # compressed-tensors: fields
     (INT4, config(lambda f: f.update(format="marlin-24")), "format is 'marlin-24'; expected 'pack-quantized'"),
     (INT4, config(lambda f: f.update(format="nvfp4-pack-quantized")), "format is 'nvfp4-pack-quantized'"),
     (INT4, config(lambda f: f.pop("format")), "format is missing"),
     (INT4, config(lambda f: f.update(kv_cache_scheme={"num_bits": 8})), "kv_cache_scheme is {'num_bits': 8}"),
     (INT4, config(lambda f: f.update(transform_config={"config_groups": {"a": 1}})), "transform_config is"),
-    (INT4, config(lambda f: f.update(sparsity_config={"format": "sparse-24-bitmask"})), "sparsity_config has the format"),
+    (INT4, config(lambda f: f.update(sparsity_config={"format": "sparse-24-bitmask"})), "sparsity_config has the"),
     (INT4, config(lambda f: f["config_groups"].update(group_1={})), "config_groups has 2 groups; expected one"),
     (INT4, config(lambda f: f.update(config_groups=None)), "config_groups is None; expected an object"),
     (INT4, config(lambda f: f.update(quantization_status="calibration")), "quantization_status is 'calibration'"),
@@ -86,15 +86,15 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     (INT4, weights(symmetric=False), "proj.weight_zero_point' is missing"),
     (INT4, put("weight_scale", lambda a: None), f"{Q}weight_scale' is missing"),
     (INT4, put("weight_shape", lambda a: None), f"{Q}weight_shape' is missing"),
-    (INT4, put("weight_shape", lambda a: a[::-1]), f"{Q}weight_shape' says (54, 40); the config requires (40, 54)"),
+    (INT4, put("weight_shape", lambda a: a[::-1]), f"{Q}weight_shape' says (52, 40); the config requires (40, 52)"),
     (INT4, put("weight_scale", spoilt(np.nan)), f"{Q}weight_scale' holds a number that is not finite"),
     (INT4, put("weight_scale", spoilt(np.inf)), f"{Q}weight_scale' holds a number that is not finite"),
     (INT4, put("weight_packed", lambda a: a[:, :-1]), f"{Q}weight_packed' has the shape"),
     (INT4, put("weight_packed", lambda a: a.astype(np.int64)), f"{Q}weight_packed' is I64; expected I32"),
-    (INT4, put("weight_g_idx", lambda a: np.arange(54)[::-1].astype("i4") // 32), "in another order (act-order)"),
+    (INT4, put("weight_g_idx", lambda a: np.arange(52)[::-1].astype("i4") // 32), "in another order (act-order)"),
     (INT4, put("bias", lambda a: np.ones(40, "f4")), f"{Q}bias' is not part of the scheme"),
     (ZEROS, put("weight_zero_point", lambda a: a[:-1]), f"{Q}weight_zero_point' has the shape"),
-    (ZEROS, put("weight_zero_point", lambda a: np.full((128, 2), 9, "i1")), "holds 9 to 9; expected integers of 4 bits"),
+    (ZEROS, put("weight_zero_point", lambda a: np.full((128, 2), 9, "i1")), "holds 9 to 9; expected integers of"),
     (INT8, put("weight", lambda a: a.astype("f4")), f"{Q}weight' is F32; expected I8"),
     (INT8, put("weight", lambda a: a.view(np.uint8)), f"{Q}weight' is U8; expected I8"),
     (FP8, put("weight_scale", lambda a: None), f"{Q}weight_scale' is missing"),
