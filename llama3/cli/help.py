@@ -14,6 +14,7 @@ EXAMPLES = [
 COMMANDS = {
     "generate": "answer one prompt; the default if the first word is not a command",
     "chat": "hold a conversation; type /help there for a list of commands",
+    "batch": "answer a file of requests, one on each line",
     "serve": "answer over HTTP, like the model that Cloudflare Workers AI hosts",
     "download": "fetch a checkpoint into the Hugging Face hub's cache or into a folder",
     "quantize": "write a checkpoint with 8 or 4 bits a weight, for less memory",
