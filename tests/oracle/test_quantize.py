@@ -10,16 +10,16 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
-import torch  # noqa: E402
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # noqa: E402
-from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from transformers import AutoModelForCausalLM
 
-from llama3 import Llama  # noqa: E402
-from llama3.quantize import quantize  # noqa: E402
-from llama3.quantize.packing import pack, quantization_config  # noqa: E402
-from llama3.resources import resource  # noqa: E402
-from tests.tiny import random_tensors, tiny_config, write_hf  # noqa: E402
+from llama3 import Llama
+from llama3.quantize import quantize
+from llama3.quantize.packing import pack, quantization_config
+from llama3.resources import resource
+from tests.tiny import random_tensors, tiny_config, write_hf
 
 
 def assert_same_logits(folder: Path, vocab_size: int) -> None:
