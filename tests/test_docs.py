@@ -43,7 +43,10 @@ NOT_RUN = {
     ".venv/bin/python -m docs.make_tour": "writes files of this tree; tests/test_tour.py compares them",
     ".venv/bin/python -m docs.make_reference": "writes files of this tree; tests/test_docs_reference.py compares them",
 }
-MAY_FAIL = {".venv/bin/llama3 doctor": (0, 1)}  # 1: there is no GPU
+MAY_FAIL = {
+    ".venv/bin/llama3 doctor": (0, 1),  # 1: there is no GPU
+    ".venv/bin/llama3 compare full.safetensors --model demo-8bit": (3,),  # rounded weights: above the limit
+}
 NOT_EXECUTED = {
     "docs/server.md": "needs a server and the package openai; tests/server/clients/test_server_page.py",
     "docs/api.md": "signatures; tests/test_docs_reference.py",
