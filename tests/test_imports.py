@@ -26,6 +26,7 @@ LAYERS = (
     "cpu_model",
     "checkpoint",
     "cuda",
+    "tensor_parallel",
     "engine",
     "completion",
     "workers_ai_input",
