@@ -367,6 +367,11 @@ def open_model(
     if kind != "cpu":
         from llama3.cuda.load import best_device, load_model
 
+        if len(numbers) > 1:
+            from llama3.tensor_parallel.gpu import load_model as load_ranks
+
+            return device, load_ranks(device, checkpoint, slots, on_upload, adapters, rope_angles)
+
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
             return device, load_model(device, checkpoint, slots, on_upload, adapters, rope_angles)

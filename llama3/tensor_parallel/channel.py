@@ -4,7 +4,11 @@ The operating system closes a process's sockets when it ends, however it ends. S
 rank that dies is woken at once, and no rank ever waits for one that is gone.
 """
 
+import os
+import queue
 import socket
+import threading
+from contextlib import suppress
 from typing import Any
 
 from llama3.errors import DeviceError
@@ -54,5 +58,31 @@ class Channel:
             done += got
         return data
 
+    def end(self) -> None:
+        """Close the connection, also for a thread that waits for a message, and for a fork."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.close()
+
     def close(self) -> None:
+        """Close this process's end. A fork may still have it."""
         self.socket.close()
+
+
+class ReadAhead(Channel):
+    """A rank's channel for a process that may be waiting on its GPU for rank 0 when that dies: it ends even then."""
+
+    def __init__(self, channel: Channel):
+        super().__init__(channel.socket)
+        self._messages: queue.SimpleQueue[tuple[bytes, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._read_all, daemon=True).start()
+
+    def _read_all(self) -> None:
+        try:
+            while True:
+                self._messages.put(super().receive())
+        except Closed:
+            os._exit(0)  # the other threads may wait for ever
+
+    def receive(self) -> tuple[bytes, Any]:
+        return self._messages.get()

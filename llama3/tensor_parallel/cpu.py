@@ -20,6 +20,7 @@ from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
 from llama3.model.linear_choice import LinearChoice
 from llama3.model.lora import Adapter
+from llama3.model.split import BY_COLUMNS, check_split, split_adapters, split_config, split_weights
 from llama3.model.summed import Group, SummedMatrix
 from llama3.model.threads import cores_shared, thread_count
 from llama3.model.transformer import Trace
@@ -28,7 +29,6 @@ from llama3.tensor_parallel.caches import Mirrored, Mirrors, Notes, Step
 from llama3.tensor_parallel.channel import COMMAND, Channel, RankError
 from llama3.tensor_parallel.group import FirstGroup, Interrupted, OtherGroup, map_memory, open_memory
 from llama3.tensor_parallel.ranks import Ranks, Setup
-from llama3.tensor_parallel.split import BY_COLUMNS, check_split, split_adapters, split_config, split_weights
 
 NO_ROWS = np.arange(0)
 

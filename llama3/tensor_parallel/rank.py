@@ -13,25 +13,28 @@ from typing import Any
 
 from llama3.checkpoint import load_folder
 from llama3.errors import Llama3Error
-from llama3.tensor_parallel.channel import COMMAND, FAILED, READY, Channel, Closed
+from llama3.tensor_parallel.channel import COMMAND, FAILED, READY, Channel, Closed, ReadAhead
 from llama3.tensor_parallel.ranks import Setup
 
 
 def main(channel: Channel) -> None:
     _, payload = channel.receive()
     setup: Setup = pickle.loads(payload)
-    server = _server(setup, channel)
-    channel.send(READY)
+    checkpoint = load_folder(setup.folder)
+    if setup.kind == "cpu":
+        from llama3.tensor_parallel import cpu
+
+        server: Any = cpu.serve(setup, checkpoint, channel)
+        channel.send(READY)
+    else:
+        from llama3.tensor_parallel import gpu
+
+        channel = ReadAhead(channel)
+        server = gpu.serve(setup, checkpoint, channel)
     while True:
         kind, payload = channel.receive()
         if kind == COMMAND:  # another one belongs to a step that this rank has ended before rank 0 gave it up
             server.run(payload)
-
-
-def _server(setup: Setup, channel: Channel) -> Any:
-    from llama3.tensor_parallel import cpu
-
-    return cpu.serve(setup, load_folder(setup.folder), channel)
 
 
 if __name__ == "__main__":

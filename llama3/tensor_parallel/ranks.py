@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakSet, finalize
+from weakref import WeakSet, finalize, ref
 
 from llama3.errors import DeviceError
 from llama3.tensor_parallel.channel import READY, SETUP, Channel, Closed, RankError
@@ -47,6 +48,7 @@ class Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.channels: list[Channel] = []
         self.error: RankError | None = None  # once a rank has failed: why
+        self._failing = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "llama3-ranks")
         self.stop = finalize(self, _stop, self.processes, self.channels, os.getpid())
         try:
@@ -106,16 +108,39 @@ class Ranks:
             raise
         return future.result()
 
-    def failed(self, error: RankError) -> RankError:
+    def watch(self, on_end: Callable[[], None]) -> None:
+        """From now on the ranks have nothing to say: notice it in threads if one does, or ends, and call `on_end`."""
+        for rank in range(1, len(self.channels) + 1):
+            args = ref(self), rank, self.channels[rank - 1], on_end
+            threading.Thread(target=_watch, args=args, name="llama3-ranks-watch", daemon=True).start()
+
+    def failed(self, error: RankError, on_end: Callable[[], None] = lambda: None) -> RankError:
         """End all ranks -> the error to raise, now and at every later step. It says how the first rank ended."""
+        with self._failing:
+            self._fail(error, on_end)
+        assert self.error
+        return self.error
+
+    def _fail(self, error: RankError, on_end: Callable[[], None]) -> None:
         if self.error is None:
             endings = [f"rank {i} {how}" for i, p in enumerate(self.processes, 1) if (how := _ending(p))]
             what = "; ".join(endings[:1]) if "is gone" in str(error) and endings else str(error)
             self.error = RankError(f"device {self.device}: {what}; load the model again")
             for process in self.processes:
                 process.kill()
+            on_end()
             self.stop()
-        return self.error
+
+
+def _watch(weak: "ref[Ranks]", rank: int, channel: Channel, on_end: Callable[[], None]) -> None:
+    try:
+        _, payload = channel.receive()
+        error = RankError(f"rank {rank}: {payload.decode()}")
+    except Closed:
+        error = RankError(f"rank {rank} is gone")
+    ranks = weak()
+    if ranks is not None and ranks.stop.alive:  # else rank 0 has closed the channel, because the model is freed
+        ranks.failed(error, on_end)
 
 
 def _ending(process: "subprocess.Popen[bytes]") -> str | None:
@@ -130,10 +155,12 @@ def _ending(process: "subprocess.Popen[bytes]") -> str | None:
 
 
 def _stop(processes: "list[subprocess.Popen[bytes]]", channels: list[Channel], owner: int) -> None:
-    for channel in channels:
-        channel.close()
     if os.getpid() != owner:  # a fork of rank 0, which must not end the ranks
+        for channel in channels:
+            channel.close()
         return
+    for channel in channels:
+        channel.end()
     for process in processes:
         try:
             process.wait(PATIENCE)

@@ -10,11 +10,11 @@ import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.model.lora import Adapter
+from llama3.model.split import split_adapters
 from llama3.model.weights import Weights
 from llama3.tensor_parallel.channel import Channel
 from llama3.tensor_parallel.cpu import RankModel
 from llama3.tensor_parallel.group import FirstGroup, OtherGroup, map_memory, open_memory
-from llama3.tensor_parallel.split import split_adapters
 
 
 def groups_of(ranks: int) -> list[Any]:

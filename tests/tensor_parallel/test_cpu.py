@@ -10,8 +10,8 @@ from llama3.checkpoint.names import HUGGING_FACE, to_weights
 from llama3.cpu_model import CpuModel
 from llama3.model.batch import Batch
 from llama3.model.linear import linear
+from llama3.model.split import columns
 from llama3.model.summed import SummedMatrix
-from llama3.tensor_parallel.split import columns
 from tests.tensor_parallel.in_threads import groups_of, in_threads, models_of, relative
 from tests.tiny import MODULES, random_adapter, random_tensors, tiny_config, write_adapter
 

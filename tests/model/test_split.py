@@ -7,8 +7,8 @@ from llama3.checkpoint.names import HUGGING_FACE, to_weights
 from llama3.errors import DeviceError
 from llama3.model.lora import LoraPair
 from llama3.model.quantised import QuantisedMatrix
+from llama3.model.split import check_split, split_adapter, split_config, split_weights
 from llama3.model.weights import Weights
-from llama3.tensor_parallel.split import check_split, split_adapter, split_config, split_weights
 from tests.tiny import random_tensors, tiny_config
 
 CONFIG = tiny_config(n_heads=8, n_kv_heads=4)
