@@ -37,8 +37,8 @@ def check_split(config: ModelConfig, weights: Weights, device: str, ranks: int, 
     if found := lack(ranks):
         fewer = [n for n in range(2, min(ranks, c.n_kv_heads + 1)) if not lack(n)]
         raise DeviceError(f"device {device}: {found}. Use {f'{fewer[-1]} ranks' if fewer else 'a single device'}")
-    layer = weights.layers[0]
-    if any(not isinstance(getattr(layer, name), np.ndarray) for name in (*BY_ROWS, *BY_COLUMNS)):
+    whole = [weights.output, *(w for layer in weights.layers for w in vars(layer).values())]
+    if not all(isinstance(w, np.ndarray) for w in whole):
         raise DeviceError(f"device {device}: quantised weights are not shared out among ranks; use a single device")
 
 

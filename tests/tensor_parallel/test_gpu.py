@@ -14,9 +14,10 @@ from llama3.cuda import nccl
 from llama3.cuda.linear import linear_add
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import upload_weights
-from llama3.engine import Engine, Request
+from llama3.engine import Engine
 from llama3.errors import DeviceError, RequestError
 from llama3.model.batch import Batch
+from llama3.request import Request
 from llama3.sampling_params import SamplingParams
 from llama3.tensor_parallel.channel import RankError
 from tests.cuda.emulator.build import COMPILER
