@@ -96,9 +96,9 @@ class Llama:
     ) -> "Llama":
         """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
-        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one; "cpu:0-1"
-        shares the model out among two processes (docs/tensor_parallel.md). On the CPU, weights are memory-mapped and
-        read when they are first used. On a GPU, all weights are copied now, and
+        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one;
+        "cuda:0-3" shares the model out among four GPUs, and "cpu:0-1" among two processes (docs/tensor_parallel.md). On
+        the CPU, weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
         `on_upload(done, total)` is called with the number of parameters. slots: how many requests run at once; each
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
         request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
