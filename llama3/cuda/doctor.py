@@ -133,6 +133,7 @@ def gpu(device: str) -> str:
 def memory(checkpoint: Checkpoint, device: str, slots: int) -> str:
     """Of each GPU: a rank's part of the model must fit."""
     _, numbers = numbers_of(device)
+    check_split(checkpoint.config, checkpoint.weights, device, len(numbers), MULTIPLE)
     config, more = split_config(checkpoint.config, len(numbers)), NCCL_MEMORY if len(numbers) > 1 else 0
     needed = gigabytes(needed_bytes(config, slots, config.max_seq_len) + more)
     found = []

@@ -75,3 +75,4 @@ def test_the_doctor_asks_for_nccl_only_for_several_gpus(monkeypatch):
     checks = {check.name: check for check in examine(demo, "cuda:0-1")}
     assert not checks["NCCL"].ok and checks["NCCL"].fix.startswith("pip install nvidia-nccl-cu13")
     assert not checks["shape"].ok and checks["shape"].found.startswith("device cuda:0-1: n_kv_heads is 1")
+    assert checks["memory"].found == checks["shape"].found
