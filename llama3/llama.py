@@ -15,7 +15,7 @@ from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
 from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
-from llama3.cuda import check_device
+from llama3.cuda import check_device, numbers_of
 from llama3.engine import Cache, Engine, Model
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
@@ -96,8 +96,9 @@ class Llama:
     ) -> "Llama":
         """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
-        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one. On the CPU,
-        weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
+        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one;
+        "cuda:0-3" shares the model out among four GPUs, and "cpu:0-1" among two processes (docs/tensor_parallel.md). On
+        the CPU, weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
         `on_upload(done, total)` is called with the number of parameters. slots: how many requests run at once; each
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
         request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
@@ -194,7 +195,7 @@ class Llama:
         stops = self.checkpoint.stop_ids | check_stop_ids(stop_ids, self.config.vocab_size)
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, stops, lora)
         request.adjust = adjustment(logit_bias, logits_processor, self.config.vocab_size)
-        if request.adjust is not None and self.device != "cpu":
+        if request.adjust is not None and self.device.startswith("cuda"):
             name = "logit_bias" if logits_processor is None else "logits_processor"
             raise RequestError(f"{name} works on the device 'cpu' only, and this model is on {self.device!r}")
         if json_schema is not None:
@@ -377,11 +378,21 @@ def open_model(
 
     cpu: `linear` and `activations` of `Llama.load`, which only a model on the CPU takes.
     """
-    if device != "cpu":
+    kind, numbers = numbers_of(device)
+    if kind != "cpu":
         from llama3.cuda.load import best_device, load_model
+
+        if len(numbers) > 1:
+            from llama3.tensor_parallel.gpu import load_model as load_ranks
+
+            return device, load_ranks(device, checkpoint, slots, on_upload, adapters, rope_angles)
 
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
             return device, load_model(device, checkpoint, slots, on_upload, adapters, rope_angles)
     linear = choose_linear(checkpoint.weights, *cpu)
+    if len(numbers) > 1:
+        from llama3.tensor_parallel.cpu import FirstRank
+
+        return device, FirstRank(device, len(numbers), checkpoint, adapters, linear, rope_angles)
     return device, CpuModel(checkpoint.config, checkpoint.weights, adapters, linear, rope_angles)

@@ -29,6 +29,7 @@ NOT_RUN = {
     ".venv/bin/llama3 --model meta-llama/": "needs Meta's gated weights",
     ".venv/bin/llama3 download meta-llama/": "needs Meta's gated weights; tests/checkpoint/test_transfer.py",
     ".venv/bin/llama3 batch --to - - <": "needs a shell; tests/cli/test_batch.py",
+    ".venv/bin/llama3 --device cpu:0-1 --model FOLDER": "the reader's folder; tests/tensor_parallel/test_ranks.py",
     ".venv/bin/llama3 --device cuda": "needs a GPU; tests/cuda/test_load.py runs it emulated",
     ".venv/bin/llama3 serve": "does not end by itself; tests/server/test_main.py",
     ".venv/bin/python benchmarks/gpu": "needs a GPU; tests/oracle/test_gpu_benchmark.py runs it with stand-ins",

@@ -27,6 +27,7 @@ LAYERS = (
     "checkpoint",
     "quantize",
     "cuda",
+    "tensor_parallel",
     "request",
     "step_ahead",
     "engine",

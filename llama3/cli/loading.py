@@ -51,7 +51,7 @@ def load(args: argparse.Namespace) -> "Llama":
             f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.model (or "
             "tokenizer.json) of the same model there, or give it token ids in Python: Llama.load(...).generate([1, 2])"
         )
-    if llama.device != "cpu":
+    if llama.device.startswith("cuda"):
         return llama
     arrays = read_by_each_token(llama.checkpoint.weights)
     size, memory = sum(array.nbytes for array in arrays), physical_memory()

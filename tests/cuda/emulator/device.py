@@ -34,6 +34,8 @@ class EmulationError(Exception):
 
 
 class EmulatedDevice(Device):
+    gpu = nullcontext()
+
     def __init__(
         self,
         index: int = 0,
@@ -144,6 +146,18 @@ class EmulatedDevice(Device):
         def run() -> None:
             self._in_flight = [self._allocation_at(out)]  # it starts after the kernels before it have ended
             product()
+
+        if self.capturing:
+            self.capturing.handle.append(run)
+        else:
+            run()
+
+    def _queue(self, work: Callable[[int, int], None], array: Array) -> None:
+        address = array.ctypes.data
+
+        def run() -> None:
+            self._in_flight = [self._allocation_at(address)]  # it starts after the kernels before it have ended
+            work(address, STREAM)
 
         if self.capturing:
             self.capturing.handle.append(run)
