@@ -84,7 +84,10 @@ def missing(kind: str, weights: Weights) -> str | None:
             return lack
     if not any(takes(kind, w) for w in matrices(weights)):
         rows, columns = MULTIPLES[kind]
-        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}; or 8 or 4 bits"
+        return (
+            f"no matrix fits: bfloat16 in multiples of {rows} rows and {columns} columns, or 8 or 4 bits in multiples "
+            "of 4 rows and 16 or 128 columns"
+        )
     return None
 
 

@@ -3,17 +3,21 @@
 import gc
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from llama3 import DeviceError, Llama
 from llama3.model import linear_choice as module
+from llama3.model.compiled import linear_amx
 from llama3.model.compiled.jit import without_collections
 from llama3.model.linear_choice import LinearChoice, choose_linear, prepare
 from llama3.model.weights import Weights
+from tests import quantised_files
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 CONFIG = tiny_config()
@@ -139,3 +143,43 @@ def test_numba_computes_the_same_model(head_dim: int, tmp_path: Path) -> None:
     for n in (1, 2, 7, 40):
         a, b = numpy.logits(tokens[:n]), numba.logits(tokens[:n])
         assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+
+
+QUANTISED = ("int4 with zeros", "int8 packed with zeros", "float8 by row", "fp8 by block", "AWQ", "NF4 twice")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+@pytest.mark.parametrize("name", QUANTISED)
+def test_numba_computes_the_same_quantised_model(name: str, tmp_path: Path) -> None:
+    folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME[name], output=True)
+    numpy, numba = Llama.load(folder, linear="numpy"), Llama.load(folder, linear="numba")
+    tokens = np.random.RandomState(0).randint(0, CONFIG.vocab_size, 40).tolist()
+    for n in (1, 7, 40):
+        a, b = numpy.logits(tokens[:n]), numba.logits(tokens[:n])
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+def test_each_matrix_of_a_mixed_model_gets_the_class_for_it(tmp_path: Path) -> None:
+    folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME["int4 with zeros"])
+    weights = Llama.load(folder, linear="numpy").checkpoint.weights
+    layer, bf16 = weights.layers[0], np.zeros((64, 64), ml_dtypes.bfloat16)
+    mixed = replace(weights, layers=[replace(layer, wk=layer.wk.rows(0, 16))], output=bf16)
+    with mock.patch.object(module, "SMALL", 0), mock.patch.object(linear_amx, "missing", lambda: NO_AMX):
+        choice = choose_linear(mixed)
+    assert choice == LinearChoice("numba", NO_AMX)
+    prepared = prepare(mixed, choice)
+    kinds = {name: type(getattr(prepared.layers[0], name)).__name__ for name in module.NAMES}
+    assert kinds["wq"] == kinds["w1"] == "NumbaQuantisedMatrix"
+    assert kinds["w2"] == "QuantisedMatrix"  # 192 columns are not a multiple of 128
+    assert kinds["wk"] == "ndarray" and type(prepared.output).__name__ == "NumbaMatrix"
+
+
+def test_quantised_weights_of_other_shapes_stay_with_numpy(tmp_path: Path) -> None:
+    folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME["int8 by row"])  # 54 and 83 columns
+    with mock.patch.object(module, "find_spec", lambda name: True), pytest.raises(DeviceError) as error:
+        Llama.load(folder, linear="numba")
+    assert str(error.value) == (
+        "linear is numba, but no matrix fits: bfloat16 in multiples of 4 rows and 16 columns, or 8 or 4 bits in "
+        "multiples of 4 rows and 16 or 128 columns; numpy runs everywhere"
+    )
