@@ -55,7 +55,7 @@ def faults(file: str, kernel: str, code: MachineCode) -> list[str]:
 
 def _before_the_wait(kernel: str, early: list[Instruction]) -> list[str]:
     found = [f"it writes before the wait: {i}" for i in early if i.name in STORES]
-    reads = [i for i in early if i.name in LOADS and not i.loads_weights]
+    reads = [i for i in early if i.name in LOADS and not (i.loads_weights or i.loads_a_scale)]
     if len(reads) != EARLY_READS.get(kernel, 0):
         found += [f"it reads before the wait: {i}" for i in reads] or ["it no longer reads before the wait"]
     found += [f"between the first loads, it waits for one of them: {i}" for i in interruptions(early)]
