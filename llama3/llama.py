@@ -1,7 +1,7 @@
 """The Python API: `Llama` loads a checkpoint, then computes logits, generates, streams and chats."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,13 +16,14 @@ from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
 from llama3.cuda import check_device
-from llama3.engine import Cache, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.engine import Cache, Engine, Model
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
 from llama3.model.linear_choice import choose_linear
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
+from llama3.request import Request, at_least_1, checked_tokens
 from llama3.sampling_params import SamplingParams
 from llama3.stream import Stream
 from llama3.text import TextStream, check_stop_ids, check_stops
@@ -248,6 +249,20 @@ class Llama:
         from llama3.workers_ai import run
 
         return run(self, inputs)
+
+    def batch(self, requests: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Answer many requests -> their answers, in order, while later requests are in flight.
+
+        A request is an object in the form of OpenAI's batch files, {"custom_id", "method", "url", "body"}, or an input
+        object of Workers AI; docs/batch.md has both, and the answers. What is wrong with a request stands in its
+        answer, and nothing is raised for it. Each slot has two requests in flight; requests are read when they are
+        needed. Close the iterator to end early.
+        """
+        from llama3.batch import in_order
+        from llama3.batch_request import Answerer
+
+        answerer = Answerer(self)
+        return in_order(requests, answerer.answer, len(self._engine.slot_requests), answerer.close)
 
     def save_prefix(self, path: str | Path, prompt: str | Sequence[int], lora: str | None = None) -> None:
         """Compute the keys and values of a prompt and write them to a file, for `load_prefix`.

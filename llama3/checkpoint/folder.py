@@ -10,10 +10,12 @@ from typing import Any
 from llama3.checkpoint.chat_template import read_chat_template
 from llama3.checkpoint.config_file import config_from_hf, config_from_meta
 from llama3.checkpoint.json_file import read_json_file
-from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, to_weights
+from llama3.checkpoint.names import HUGGING_FACE, check, layout_of, shapes, to_weights
+from llama3.checkpoint.quantised.schemes import Scheme, read_matrices, scheme_of
 from llama3.checkpoint.shards import find_weights, read_tensors
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import Weights
 from llama3.tokenizer import Tokenizer
 from llama3.tokenizer_file import LLAMA3_1_SPECIAL, LLAMA3_SPECIAL
@@ -34,6 +36,7 @@ class Checkpoint:
     layout: str  # whose tensor names the files use: "Hugging Face" or "Meta"
     files: tuple[Path, ...]  # the safetensors files
     dtypes: dict[str, int]  # dtype -> how many parameters are stored in it
+    scheme: Scheme | None = None  # how matrices are quantised; None: they are not
 
     @property
     def parameters(self) -> int:
@@ -49,9 +52,10 @@ class Checkpoint:
 def load_folder(path: str | Path) -> Checkpoint:
     """Load a checkpoint in Hugging Face's form (config.json) or Meta's (params.json), with weights as safetensors.
 
-    The weights are in the files' dtypes (bfloat16, float16, float32, or several of them). They are read-only views of
-    the memory-mapped files, except tensors that are not aligned and Meta's wq and wk, which are copied. Raises
-    CheckpointError or TokenizerError, with the file and the field that is wrong.
+    The weights are in the files' dtypes (bfloat16, float16, float32, or several of them), or quantised as config.json
+    says (docs/quantised.md). They are read-only views of the memory-mapped files, except tensors that are not aligned,
+    Meta's wq and wk, and quantised matrices in another layout than ours, which are copied. Raises CheckpointError or
+    TokenizerError, with the file and the field that is wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -60,14 +64,15 @@ def load_folder(path: str | Path) -> Checkpoint:
     tensors, files = read_tensors(source)
     with _errors_in(source):
         layout = layout_of(tensors)
-    config = _read_config(folder, layout)
+    config, scheme = _read_config(folder, layout)
     with _errors_in(source):
+        tensors = read_matrices(scheme, tensors, shapes(config, layout))
         check(config, tensors, layout)
         weights = to_weights(config, tensors, layout)
     tokenizer = _read_tokenizer(folder, config)
     stop_ids = _read_stop_ids(folder, config) | (tokenizer.stop_ids if tokenizer else frozenset())
     stop_ids &= frozenset(range(config.vocab_size))
-    return Checkpoint(folder, config, weights, tokenizer, stop_ids, layout, files, _dtypes(config, weights))
+    return Checkpoint(folder, config, weights, tokenizer, stop_ids, layout, files, _dtypes(config, weights), scheme)
 
 
 @contextmanager
@@ -79,8 +84,11 @@ def _errors_in(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_config(folder: Path, layout: str) -> ModelConfig:
-    """Read config.json for Hugging Face's layout; for Meta's, params.json or, if there is none, config.json."""
+def _read_config(folder: Path, layout: str) -> tuple[ModelConfig, Scheme | None]:
+    """Read config.json for Hugging Face's layout; for Meta's, params.json or, if there is none, config.json.
+
+    The scheme says how the matrices are quantised; None: they are not, as always in Meta's layout.
+    """
     config, params = folder / "config.json", folder / "params.json"
     file = config if layout == HUGGING_FACE or not params.is_file() else params
     if not file.is_file():
@@ -89,7 +97,12 @@ def _read_config(folder: Path, layout: str) -> ModelConfig:
         )
     fields = read_json_file(file)
     with _errors_in(file):
-        return config_from_hf(fields) if file == config else config_from_meta(fields)
+        if file == params:
+            return config_from_meta(fields), None
+        scheme = scheme_of(fields)
+        if scheme and layout != HUGGING_FACE:
+            raise CheckpointError("there is a quantization_config; expected tensors under Hugging Face's names with it")
+        return config_from_hf(fields), scheme
 
 
 def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
@@ -133,5 +146,5 @@ def _dtypes(config: ModelConfig, weights: Weights) -> dict[str, int]:
         arrays += vars(layer).values()
     count: Counter[str] = Counter()
     for array in arrays:
-        count[array.dtype.name] += array.size
+        count[array.kind if isinstance(array, QuantisedMatrix) else array.dtype.name] += array.size
     return dict(count.most_common())

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from llama3.checkpoint.safetensors_file import FLOATS
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError
 from llama3.model.weights import LayerWeights, Weights
@@ -71,8 +73,11 @@ def layer_name(i: int, ours: str, layout: str) -> str:
     return f"model.layers.{i}.{hugging_face}" if layout == HUGGING_FACE else f"layers.{i}.{meta}"
 
 
-def check(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> None:
-    """Raises CheckpointError unless the tensors' names and shapes are exactly what the config requires."""
+def check(config: ModelConfig, tensors: dict[str, Any], layout: str) -> None:
+    """Raises CheckpointError unless the tensors' names and shapes are exactly what the config requires.
+
+    A quantised matrix is one tensor here (`quantised.schemes.read_matrices`); all others must hold plain floats.
+    """
     expected = shapes(config, layout)
     if missing := [name for name in expected if name not in tensors]:
         raise CheckpointError(f"{_tensors(missing)} missing")
@@ -84,9 +89,11 @@ def check(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> N
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise CheckpointError(f"tensor {name!r} has the shape {tensors[name].shape}; the config requires {shape}")
+        if isinstance(tensors[name], np.ndarray) and tensors[name].dtype not in FLOATS.values():
+            raise CheckpointError(f"tensor {name!r} is {tensors[name].dtype}; expected {', '.join(FLOATS)}")
 
 
-def to_weights(config: ModelConfig, tensors: dict[str, np.ndarray], layout: str) -> Weights:
+def to_weights(config: ModelConfig, tensors: dict[str, Any], layout: str) -> Weights:
     """The tensors as `Weights`, with wq and wk in this project's RoPE layout. Call `check` first.
 
     Only wq and wk of Meta's layout are copied; all other arrays remain views of the file.

@@ -8,6 +8,7 @@ is first used. Only tensors that are not aligned to their dtype are copied.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from safetensors import SafetensorError, safe_open
 from llama3.errors import CheckpointError
 from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
 
-DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+FLOATS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+# Those of quantised checkpoints, too: codes, packed codes, shapes, JSON as bytes.
+DTYPES = FLOATS | {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "U8": np.dtype(np.uint8),
+}
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
-def open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file by name, in the file's own dtype (bfloat16, float16, float32). Views are read-only.
+def open_safetensors(path: Path, dtypes: Mapping[str, np.dtype[Any]] = FLOATS) -> dict[str, np.ndarray]:
+    """Every tensor of the file by name, in the file's own dtype, which must be one of `dtypes`. Views are read-only.
 
     Raises CheckpointError, with the file and the tensor that is wrong, unless header and data agree.
     """
@@ -36,7 +45,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise CheckpointError(f"{path}: {_cut_short(size)}: it ends inside its header")
-            tensors = _tensors(path, _parse(path, file.read(length)), size - 8 - length)
+            tensors = _tensors(path, _parse(path, file.read(length)), size - 8 - length, dtypes)
         with safe_open(path, "np"):  # the format's own library must accept the file as well
             pass
         data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
@@ -67,7 +76,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
 
 
 def _tensors(
-    path: Path, header: dict[str, Any], size: int
+    path: Path, header: dict[str, Any], size: int, dtypes: Mapping[str, np.dtype[Any]]
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]]:
     """(dtype, shape, begin, end) of each tensor. Raises CheckpointError unless they fill the `size` bytes exactly."""
     metadata = header.pop("__metadata__", None) or {}
@@ -78,11 +87,9 @@ def _tensors(
         where = f"{path}: tensor {name!r}"
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
             raise CheckpointError(f"{where}: expected the fields dtype, shape and data_offsets")
-        if entry["dtype"] not in list(DTYPES):
-            raise CheckpointError(
-                f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(DTYPES)}: weights must not be quantised"
-            )
-        dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if entry["dtype"] not in list(dtypes):
+            raise CheckpointError(f"{where}: dtype is {entry['dtype']!r}; expected {', '.join(dtypes)}")
+        dtype, shape, offsets = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
         # An empty array, too, has a shape that NumPy can hold.
         if not _naturals(shape) or (0 in shape and math.prod(n or 1 for n in shape) >= 2**60):
             raise CheckpointError(f"{where}: shape is {_short(shape)}; expected a list of natural numbers below 2^60")

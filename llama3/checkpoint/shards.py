@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from llama3.checkpoint.json_file import read_json_file
-from llama3.checkpoint.safetensors_file import open_safetensors
+from llama3.checkpoint.safetensors_file import DTYPES, open_safetensors
 from llama3.errors import CheckpointError
 
 INDEX = ".safetensors.index.json"
@@ -68,7 +68,7 @@ def read_tensors(source: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]
     files = weight_files(source)
     tensors: dict[str, np.ndarray] = {}
     for file, listed in files.items():
-        found = open_safetensors(file)
+        found = open_safetensors(file, DTYPES)
         if listed is not None:
             if missing := sorted(listed - found.keys()):
                 raise CheckpointError(f"{file}: tensor {missing[0]!r} is missing; {source.name} lists it in this file")

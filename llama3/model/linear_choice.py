@@ -1,11 +1,12 @@
 """Chooses what multiplies by the weights on the CPU: NumPy, numba's float32 kernels, or AMX tiles.
 
-"auto" takes the fastest that is there. NumPy needs nothing; the others need the extra `numba` and bfloat16 weights, and
-AMX a CPU that has it. For a small model NumPy stays: loading the compiled kernels would take longer than an answer.
+"auto" takes the fastest that is there. NumPy needs nothing. The others need the extra `numba`, and weights in bfloat16
+or in 8 or 4 bits. AMX needs a CPU that has it, too. For a small model NumPy stays: loading the compiled kernels would
+take longer than an answer.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.linear import Matrix, fits
+from llama3.model.linear import fits
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
 MULTIPLES = {"numba": (4, 16), "amx": (32, 32)}  # of these are the rows and the columns of the matrices they take
@@ -80,13 +82,22 @@ def missing(kind: str, weights: Weights) -> str | None:
 
         if lack := linear_amx.missing():
             return lack
-    rows, columns = MULTIPLES[kind]
-    if not any(fits(w, rows, columns) for w in matrices(weights)):
-        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}"
+    if not any(takes(kind, w) for w in matrices(weights)):
+        rows, columns = MULTIPLES[kind]
+        return f"no matrix fits: bfloat16, rows and columns multiples of {rows} and {columns}; or 8 or 4 bits"
     return None
 
 
-def matrices(weights: Weights) -> Iterator[np.ndarray]:
+def takes(kind: str, w: np.ndarray | QuantisedMatrix) -> bool:
+    """Whether the kernels of a kind multiply by this matrix. NumPy multiplies by those that they do not take."""
+    if isinstance(w, QuantisedMatrix):
+        from llama3.model.compiled.linear_quantised import fits as quantised_fits
+
+        return quantised_fits(w)
+    return fits(w, *MULTIPLES[kind])
+
+
+def matrices(weights: Weights) -> Iterator[np.ndarray | QuantisedMatrix]:
     for layer in weights.layers:
         yield from (getattr(layer, name) for name in NAMES)
     yield weights.output
@@ -95,22 +106,30 @@ def matrices(weights: Weights) -> Iterator[np.ndarray]:
 def prepare(weights: Weights, choice: LinearChoice) -> Weights:
     """The same weights, with each matrix that the chosen kind takes in a class that multiplies by it.
 
-    Matrices of another dtype or shape stay NumPy arrays, as do the embedding and the norms.
+    Matrices of another dtype or shape stay as they are, as do the embedding and the norms.
     """
     if choice.kind == "numpy":
         return weights
-    new: Callable[[np.ndarray], Matrix]
-    if choice.kind == "numba":
-        from llama3.model.compiled.linear_numba import NumbaMatrix as new
-    else:
-        from llama3.model.compiled.linear_amx import AmxMatrix
+    wrap = partial(wrapped, choice)
 
-        new = partial(AmxMatrix, parts=3 if choice.activations == "float32" else 1)
-
-    def wrap(w: np.ndarray) -> Any:
-        return new(w) if fits(w, *MULTIPLES[choice.kind]) else w
-
-    def wrapped(layer: LayerWeights) -> LayerWeights:
+    def wrapped_layer(layer: LayerWeights) -> LayerWeights:
         return replace(layer, **{name: wrap(getattr(layer, name)) for name in NAMES})
 
-    return replace(weights, layers=[wrapped(layer) for layer in weights.layers], output=wrap(weights.output))
+    return replace(weights, layers=[wrapped_layer(layer) for layer in weights.layers], output=wrap(weights.output))
+
+
+def wrapped(choice: LinearChoice, w: np.ndarray | QuantisedMatrix) -> Any:
+    """A matrix in the class that multiplies by it, or as it is."""
+    if not takes(choice.kind, w):
+        return w
+    if isinstance(w, QuantisedMatrix):
+        from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix
+
+        return NumbaQuantisedMatrix(w)
+    if choice.kind == "numba":
+        from llama3.model.compiled.linear_numba import NumbaMatrix
+
+        return NumbaMatrix(w)
+    from llama3.model.compiled.linear_amx import AmxMatrix
+
+    return AmxMatrix(w, parts=3 if choice.activations == "float32" else 1)

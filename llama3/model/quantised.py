@@ -10,6 +10,7 @@ are exact products in float32 of a small integer and a scale, nor the activation
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,34 @@ class QuantisedMatrix:
         return self.shape[0] * self.shape[1]
 
     @property
+    def arrays(self) -> list[np.ndarray]:
+        """All that a product reads: codes, scales and, if there are several, zeros."""
+        return [array for array in (self.codes, self.scale, self.zero) if isinstance(array, np.ndarray)]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zeros."""
-        return self.codes.nbytes + self.scale.nbytes + (self.zero.nbytes if isinstance(self.zero, np.ndarray) else 0)
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def kind(self) -> str:
+        """int8, int4, nf4 or float8_e4m3fn."""
+        if self.codes.dtype.kind == "V":  # neither an integer nor a float of NumPy's own
+            return self.codes.dtype.name
+        return "nf4" if self.table is not None else f"int{self.bits}"
+
+    # Whoever wants to look at entries may read the matrix as an array of float32. It is computed at each use, so what
+    # multiplies often calls `product`.
+    dtype = np.dtype(np.float32)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        begin, end, step = rows.indices(len(self))
+        return self.rows(begin, max(begin, end))[::step]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.rows(0, len(self)).astype(dtype or self.dtype, copy=False)
+
+    def astype(self, dtype: Any, copy: bool = True) -> np.ndarray:
+        return self.__array__(dtype)
 
     def rows(self, begin: int, end: int) -> np.ndarray:
         """The rows from begin to end as float32, (end - begin, n_in)."""

@@ -12,8 +12,8 @@ pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
 from llama3.limits import LIMITS
+from llama3.model_names import MODELS
 from llama3.server.app import make_app
-from llama3.server.models import MODELS
 from llama3.server.service import Service
 from tests.server.asgi import RUN, call
 from tests.test_workers_ai_input import any_inputs

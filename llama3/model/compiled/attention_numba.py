@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from llama3.model.compiled import vectors
+from llama3.model.compiled.aligned import aligned
 from llama3.model.compiled.jit import Kernel, compiled
 from llama3.model.compiled.vectors import FLOAT, INT, LANES, Array, Value, Variable, dot_products, instruction, loop
 from llama3.model.threads import share
@@ -45,21 +46,13 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     attend = kernel(group, head_dim)
 
     def work(slices: Iterator[slice]) -> None:
-        records = _aligned((min(n, ROWS), group, 2 * head_dim + KEYS + STATE))
+        records = aligned((min(n, ROWS), group, 2 * head_dim + KEYS + STATE), np.float32)
         for tasks in slices:
             attend(q, k, v, out, records, scale, tasks.start, tasks.stop)
 
     tasks = -(-n // ROWS) * n_kv_heads  # one kv head and up to ROWS queries each
     share(work, tasks, 1 if n * n_heads * length >= LARGE else tasks)
     return out.reshape(n, n_heads * head_dim)
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of unset float32 numbers that begins at a multiple of 64 bytes: a register's load then costs half."""
-    size = math.prod(shape)
-    memory = np.empty(size + 16, np.float32)
-    begin = -memory.__array_interface__["data"][0] % 64 // 4
-    return memory[begin : begin + size].reshape(shape)
 
 
 # While a query is computed, it has a record. It holds the query (head_dim numbers), the sum of the values so far

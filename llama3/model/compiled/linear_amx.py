@@ -11,7 +11,6 @@ one part, x is rounded to bfloat16, and the largest float32 numbers become infin
 
 import ctypes
 import functools
-import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from functools import partial
 
 import numpy as np
 
+from llama3.model.compiled.aligned import aligned
 from llama3.model.linear import fits
 from llama3.model.threads import share
 
@@ -90,10 +90,10 @@ def _pack(x: np.ndarray, parts: int) -> np.ndarray:
     from llama3.model.compiled import amx_kernels
 
     blocks = 1 if len(x) <= FEW else -(-len(x) // 32) * 2
-    packed = _aligned((blocks, x.shape[1] // 32, parts, 16, 16), np.uint32)
+    packed = aligned((blocks, x.shape[1] // 32, parts, 16, 16), np.uint32)
 
     def work(slices: Iterator[slice]) -> None:
-        columns = _aligned((32, 16), np.float32)
+        columns = aligned((32, 16), np.float32)
         for steps in slices:
             amx_kernels.pack(x, packed, columns, steps.start, steps.stop)
 
@@ -106,19 +106,11 @@ def _multiply(x: np.ndarray, w: np.ndarray, y: np.ndarray, rows: int, slices: It
     from llama3.model.compiled import amx_kernels
 
     T = len(y)
-    buffer = _aligned((rows, 16 * len(x)), np.float32)
-    copy = _aligned((rows if T > DIRECT else 0, w.shape[1] // 2), np.uint32)
+    buffer = aligned((rows, 16 * len(x)), np.float32)
+    copy = aligned((rows if T > DIRECT else 0, w.shape[1] // 2), np.uint32)
     for part in slices:
         if T <= FEW:
             amx_kernels.few(w, x, buffer, part.start, part.stop)
         else:
             amx_kernels.many(w, x, buffer, copy, part.start, part.stop)
         y[:, part] = buffer[: part.stop - part.start, :T].T
-
-
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of unset numbers that begins at a multiple of 64 bytes."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    return memory[begin : begin + size].view(dtype).reshape(shape)

@@ -20,9 +20,10 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+AVX512 = "+avx512f" in FEATURES
 LANES = 16 if AVX512 else 8  # float32 numbers in a vector that fills one register
-FLOAT, INT = ir.FloatType(), ir.IntType(32)
+FLOAT, INT, SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 
 
 def instruction(emit: Callable[..., None]) -> Any:
@@ -148,6 +149,13 @@ class Value:
         to = ir.VectorType(element, self.lanes) if vector else element
         return Value(self.builder, getattr(self.builder, how)(self.register, to))
 
+    def look_up(self, indices: "Value") -> "Value":
+        """Of this vector of 16 float32 the lanes that the lowest 4 bits of 16 indices name. AVX-512 has it."""
+        form = ir.FunctionType(self.type, [self.type, indices.type])
+        name = "llvm.x86.avx512.permvar.sf.512"
+        function = cgutils.get_or_insert_function(self.builder.module, form, name)
+        return Value(self.builder, self.builder.call(function, [self.register, indices.register]))
+
     def spread(self, lanes: int) -> "Value":
         """A vector that has this number in all its lanes."""
         vector = ir.VectorType(self.type, lanes)(ir.Undefined)
@@ -190,11 +198,18 @@ class Array:
             address = self.builder.gep(address, [self.builder.mul(index, stride)])
         return self.builder.bitcast(address, element.as_pointer())
 
-    def load(self, lanes: int, *indices: Any) -> Value:
-        """A vector of `lanes` numbers that begin at these indices."""
-        align = 2 if self.element == ir.IntType(16) else 4
-        place = self._place(ir.VectorType(self.element, lanes), indices)
+    def load(self, lanes: int, *indices: Any, element: Any = None) -> Value:
+        """A vector of `lanes` numbers that begin at these indices. element: the type to read the bytes as."""
+        align = min(getattr(self.element, "width", 32) // 8, 4)
+        place = self._place(ir.VectorType(element or self.element, lanes), indices)
         return Value(self.builder, self.builder.load(place, align=align))
+
+    def prefetch(self, *indices: Any) -> None:
+        """Have the cache line of these indices read from memory meanwhile. They may lie behind the end."""
+        place = self._place(ir.IntType(8), indices)
+        form = ir.FunctionType(ir.VoidType(), [place.type, INT, INT, INT])
+        function = cgutils.get_or_insert_function(self.builder.module, form, "llvm.prefetch.p0")
+        self.builder.call(function, [place, INT(0), INT(3), INT(1)])  # to be read, into the nearest cache, as data
 
     def number(self, *indices: Any) -> Value:
         return Value(self.builder, self.builder.load(self._place(self.element, indices)))
@@ -246,10 +261,10 @@ def dot_products(
         for x, row in zip(xs, sums):
             for y, total in zip(ys, row):
                 total.add_product(x, y)
-    return [_pairwise([total.value for total in row]) for row in sums]
+    return [pairwise([total.value for total in row]) for row in sums]
 
 
-def _pairwise(vectors: list[Value]) -> Value:
+def pairwise(vectors: list[Value]) -> Value:
     """Vectors -> the vector of the sum of each."""
     n = len(vectors)
     while len(vectors) > 1 or vectors[0].lanes > n:

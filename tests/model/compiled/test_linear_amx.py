@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from llama3.model.compiled import linear_amx
+from llama3.model.compiled.aligned import aligned
 from llama3.model.compiled.linear_amx import AmxMatrix, missing
 from llama3.model.linear import fits, linear, linears
 
@@ -259,7 +260,7 @@ def test_compiled_for_sapphire_rapids_the_kernels_keep_their_tiles_in_registers(
 
 
 def test_the_simulator_refuses_what_is_wrong_or_slow() -> None:
-    x, w, y, odd = (linear_amx._aligned((16, 16), np.uint32) for _ in range(4))
+    x, w, y, odd = (aligned((16, 16), np.uint32) for _ in range(4))
 
     def refused(clause: str, *calls: tuple[Any, ...]) -> None:
         def py_func(*_: Any) -> None:

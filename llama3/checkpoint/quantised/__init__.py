@@ -1,0 +1,4 @@
+"""Reads checkpoints whose matrices are quantised: config.json names the scheme, and each scheme has a file here.
+
+Reading order: parts, compressed_tensors, fp8, gptq, awq, bitsandbytes, schemes. docs/quantised.md has the formulas.
+"""

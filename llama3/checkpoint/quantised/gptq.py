@@ -1,0 +1,81 @@
+"""GPTQ as AutoGPTQ and GPTQModel write it (quant_method "gptq"), without act-order.
+
+  qweight  I32 (n_in * bits / 32, n_out)    a word holds the codes of 8 or 4 rows below each other, lowest bits first
+  qzeros   I32 (groups, n_out * bits / 32)  the code of 0, a word for 8 or 4 columns; format "gptq" stores it minus 1
+  scales   F16 (groups, n_out)
+
+weight = (code - zero) * scale. The matrix is stored on its side, (n_in, n_out), so it is turned here. A column of words
+has the bytes of our layout already, so only words are moved.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama3.checkpoint.quantised.parts import Parts, expect, get_size, one_value, trivial_order
+from llama3.errors import CheckpointError
+from llama3.model.quantised import QuantisedMatrix
+
+CONFIG = "quantization_config"
+
+
+@dataclass(frozen=True)
+class Gptq:
+    bits: int  # 4 or 8
+    group: int  # columns that share a scale; -1: all
+    minus_1: bool  # whether zeros are stored minus 1
+    activations: str = ""  # they are not rounded
+
+    @property
+    def description(self) -> str:
+        of = "row" if self.group == -1 else f"{self.group} columns"
+        return f"GPTQ, int{self.bits}, a scale and a zero point for each {of}"
+
+    def read(self, parts: Parts) -> QuantisedMatrix:
+        (n_out, n_in), in_word = parts.shape, 32 // self.bits
+        width = n_in if self.group == -1 else self.group
+        groups = -(-n_in // width)
+        for name, n in (("outputs", n_out), ("inputs", n_in)):
+            if n % in_word:
+                raise CheckpointError(f"{parts.module} has {n} {name}; GPTQ needs a multiple of {in_word}")
+        words = parts.take("qweight", ("I32",), (n_in // in_word, n_out))
+        codes = np.ascontiguousarray(words.T).view(np.uint8)  # little-endian: the lowest bits come first
+        scale = np.ascontiguousarray(parts.take_scale("scales", (groups, n_out)).T)
+        zeros = self._zeros(parts, parts.take("qzeros", ("I32",), (groups, n_out // in_word)))
+        if "g_idx" in parts:
+            trivial_order(parts, "g_idx", width)
+        parts.take_zero("bias", (n_out,))  # AutoGPTQ writes one even where the model has none
+        return QuantisedMatrix(parts.shape, self.bits, codes, (1, width), scale, zeros)
+
+    def _zeros(self, parts: Parts, words: np.ndarray) -> np.ndarray | int:
+        """(groups, n_out * bits / 32) int32 -> the code of 0, (n_out, groups) uint8; one number if they are equal."""
+        highest = (1 << self.bits) - 1
+        stored = (words[:, :, None] >> np.arange(0, 32, self.bits, dtype=np.int32) & highest).reshape(len(words), -1)
+        if self.minus_1 and stored.max() == highest:
+            # Some programs read this as 0 and some as 16.
+            raise CheckpointError(
+                f"tensor {parts.module + '.qzeros'!r} holds {highest}, which plus 1 is no code of {self.bits} bits"
+            )
+        return one_value(np.ascontiguousarray(stored.T.astype(np.uint8)) + np.uint8(self.minus_1))
+
+
+def from_config(fields: Mapping[str, Any]) -> Gptq:
+    """fields: the contents of quantization_config. Raises CheckpointError, naming the field that is wrong.
+
+    desc_act may be true: what counts is the order in each matrix's g_idx.
+    """
+    expect(fields, CONFIG, bits=(4, 8), pack_dtype=("int32", None), is_marlin_format=(False, None))
+    if "bits" not in fields:
+        raise CheckpointError(f"{CONFIG}.bits is missing; expected 4 or 8")
+    # GPTQModel calls it format, AutoGPTQ checkpoint_format. Older files have neither.
+    expect(fields, CONFIG, format=("gptq", "gptq_v2"), checkpoint_format=("gptq", "gptq_v2"))
+    form = fields.get("checkpoint_format", fields.get("format", "gptq"))
+    if fields.get("format", form) != form:
+        raise CheckpointError(f"{CONFIG}.format is {fields['format']!r}, but checkpoint_format {form!r}: expected one")
+    for name in ("dynamic", "rotation", "adapter"):  # rules by module; a rotation of activations; a LoRA inside
+        if fields.get(name):
+            raise CheckpointError(f"{CONFIG}.{name} is {repr(fields[name])[:60]}; expected null: it is not read")
+    group = -1 if fields.get("group_size", 128) == -1 else get_size(fields, "group_size", CONFIG, 128)
+    return Gptq(fields["bits"], group, form == "gptq")
