@@ -142,5 +142,6 @@ __device__ __forceinline__ float entry(const Int4* row, int column, int width) {
     int i = column % GROUP / 32, t = column % 32 / 8, c = column % 8;
     unsigned word = reinterpret_cast<const unsigned*>(row)[column / GROUP * 16 + t * 4 + i];
     unsigned group = reinterpret_cast<const unsigned*>(scales_of(row, width))[column / GROUP];
-    return unpack(eighth(Int4(), make_uint4(word, 0, 0, 0), 0, zero_of<Int4>(group))).v[c] * scale_of<Int4>(group);
+    unsigned code = word >> 4 * (c / 2 + c % 2 * 4) & 15;
+    return unpack(eighth(Int4(), make_uint4(code, 0, 0, 0), 0, zero_of<Int4>(group))).v[0] * scale_of<Int4>(group);
 }

@@ -11,6 +11,7 @@ from llama3.cuda.cublas import load_library
 from llama3.cuda.device import open_device
 from llama3.cuda.memory import check_memory, check_shape, gigabytes, needed_bytes
 from llama3.cuda.source import kernel_source
+from llama3.cuda.weights import described, uploaded_bytes
 from llama3.errors import DeviceError
 
 
@@ -33,6 +34,7 @@ def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> lis
     """Run every check, even after one has failed, so that one report names all that is missing. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("shape", lambda: shape(checkpoint)),
+        *([("weights", lambda: quantised)] if (quantised := described(checkpoint.weights)) else []),
         ("CuPy", cupy_wheel),
         ("compiler", compiler),
         ("cuBLAS", cublas),
@@ -118,11 +120,11 @@ def gpu(device: str) -> str:
 
 
 def memory(checkpoint: Checkpoint, device: str, slots: int) -> str:
-    config = checkpoint.config
-    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len))
+    config, weights = checkpoint.config, uploaded_bytes(checkpoint.weights)
+    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len, weights))
     try:
         free, total = open_device(device).memory()
     except DeviceError:
         raise Missing(f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, and no GPU", "") from None
-    check_memory(config, slots, config.max_seq_len, free)
+    check_memory(config, slots, config.max_seq_len, free, weights)
     return f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, {gigabytes(free)} of {gigabytes(total)} free"

@@ -100,7 +100,7 @@ def scratch_entries(weights: numpy_weights.Weights) -> int:
     return max(sizes, default=0)
 
 
-def weight_bytes(weights: numpy_weights.Weights) -> int:
+def uploaded_bytes(weights: numpy_weights.Weights) -> int:
     """Bytes of all weights on the GPU, and of the scratch memory."""
     matrices = 0
     for parts in products(weights):
@@ -109,6 +109,19 @@ def weight_bytes(weights: numpy_weights.Weights) -> int:
     norms = weights.norm.size + sum(layer.attention_norm.size + layer.ffn_norm.size for layer in weights.layers)
     tied = weights.output is weights.tok_embeddings
     return matrices + 2 * (norms + scratch_entries(weights) + (0 if tied else weights.tok_embeddings.size))
+
+
+def described(weights: numpy_weights.Weights) -> str:
+    """What becomes of quantised matrices, in one line; empty if there are none."""
+    kinds: dict[str | None, int] = {}
+    for parts in products(weights):
+        for part in parts:
+            if isinstance(part, QuantisedMatrix):
+                kinds[joint_kind(parts)] = kinds.get(joint_kind(parts), 0) + 1
+    return ", ".join(
+        f"{n} quantised matrices become bfloat16" if kind is None else f"{n} matrices stay {kind}"
+        for kind, n in sorted(kinds.items(), key=str)
+    )
 
 
 def _upload_bf16(device: Device, part: np.ndarray | QuantisedMatrix, into: Array) -> None:

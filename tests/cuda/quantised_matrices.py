@@ -37,3 +37,22 @@ def uploaded(device, kind, w):
     rows = device.alloc((len(w), row_bytes(kind, w.shape[1])), np.uint8)
     upload_rows(device, kind, w, rows)
     return QuantisedArray(kind, w.shape, rows, device.alloc((SCRATCH_ROWS * w.shape[1],), bfloat16))
+
+
+def rounded(kind, matrix):
+    """A matrix rounded to this kind, each row or group with the scale that its largest entry needs."""
+    matrix = matrix.astype(np.float32)
+    n_out, width = matrix.shape
+    if kind == "Int4":
+        groups = matrix.reshape(n_out, -1, 128)
+        low, high = groups.min(axis=2), groups.max(axis=2)
+        scale = ((high - low) / 15).astype(np.float16)
+        zero = np.rint(-low / scale.astype(np.float32)).astype(np.uint8)
+        codes = np.rint(groups / scale[..., None].astype(np.float32) + zero[..., None]).clip(0, 15).astype(np.uint8)
+        codes = codes.reshape(n_out, -1)
+        return QuantisedMatrix((n_out, width), 4, codes[:, ::2] | codes[:, 1::2] << 4, (1, 128), scale, zero)
+    dtype, largest = (np.int8, 127) if kind == "Int8" else (ml_dtypes.float8_e4m3fn, 448)
+    scale = np.abs(matrix).max(axis=1, keepdims=True) / largest
+    codes = matrix / scale
+    codes = (np.rint(codes) if kind == "Int8" else codes).astype(dtype)
+    return QuantisedMatrix((n_out, width), 8, codes, (1, width), scale)

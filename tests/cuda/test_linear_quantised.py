@@ -1,5 +1,7 @@
 """Products with quantised matrices, and what is fused with them, agree with float64 of the dequantised weights."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -38,25 +40,26 @@ def test_one_row_agrees_with_float64(device, in_every_order, kind, dtype):
     for n_out, width in SHAPES[kind]:
         w, x = quantised(kind, 1, n_out, width, zeros=True), random(2, 1, width)
         expected = x.astype(np.float64) @ dequantised(w).T
-        found = in_every_order(lambda: run(device, cuda.linear, [x], kind, w, poison(1, n_out, dtype)))
+        found = in_every_order(partial(run, device, cuda.linear, [x], kind, w, poison(1, n_out, dtype)))
         assert_close(by_output(found), by_output(expected))
-        assert_close(by_output(run(device, linear_naive, [x], kind, w, poison(1, n_out, bfloat16))), by_output(expected))
+        assert_close(
+            by_output(run(device, linear_naive, [x], kind, w, poison(1, n_out, bfloat16))), by_output(expected)
+        )
 
 
 @kinds
 @pytest.mark.parametrize("rows", [2, 9, 32, 45])
 def test_a_few_rows_agree_with_float64(device, in_every_order, kind, rows):
     """More than 32 rows, up to 64, take two launches."""
-    width = WIDTH[kind]
-    for n_out, width in [(64, width), (35, 8 * width)][: 2 if rows < 32 else 1]:
+    for n_out, width in [(64, WIDTH[kind]), (35, 8 * WIDTH[kind])][: 2 if rows < 32 else 1]:
         w, x = quantised(kind, 1, n_out, width, zeros=True), random(2, rows, width)
-        found = in_every_order(lambda: run(device, cuda.linear, [x], kind, w, poison(rows, n_out, np.float32)))
+        found = in_every_order(partial(run, device, cuda.linear, [x], kind, w, poison(rows, n_out, np.float32)))
         assert_close(by_output(found), by_output(x.astype(np.float64) @ dequantised(w).T))
 
 
 @kinds
 def test_many_rows_agree_with_float64(device, monkeypatch, kind):
-    """They are multiplied by cuBLAS, with weights that are rounded to bfloat16, a part of the matrix after the other."""
+    """cuBLAS multiplies them by weights that were rounded to bfloat16, a part of the matrix after the other."""
     monkeypatch.setattr(cuda, "SCRATCH_ROWS", 24)
     width = WIDTH[kind]
     w, x, before = quantised(kind, 1, 64, width, zeros=True), random(2, 65, width), random(3, 65, 64, dtype=np.float32)
