@@ -204,6 +204,7 @@ def test_cupys_addresses_and_stream_reach_the_library(monkeypatch, out_type, acc
     class OfCupy:
         def __init__(self, array):
             self.shape, self.dtype, self.ndim, self.flags = array.shape, array.dtype, array.ndim, array.flags
+            self.strides = array.strides
             self.array, self.data = array, SimpleNamespace(ptr=array.ctypes.data)
 
         def __len__(self):
