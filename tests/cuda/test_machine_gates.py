@@ -29,11 +29,7 @@ BROKEN = [
 
 def found(file, defines, source, architecture):
     code = machine_code(source, file, defines, architecture)
-    return [
-        f"sm_{architecture} {kernel}: {fault}"
-        for kernel in code
-        for fault in faults(file, kernel, code[kernel], defines)
-    ]
+    return [f"sm_{architecture} {kernel}: {fault}" for kernel in code for fault in faults(file, kernel, code[kernel])]
 
 
 @pytest.mark.parametrize(("file", "defines"), VARIANTS)
