@@ -103,9 +103,10 @@ def test_the_slots_are_full_in_all_but_a_few_steps():
 def test_closing_ends_the_answers_that_are_running():
     llama, model = sleeping_llama(2, 0.001)
     answers = llama.batch({"prompt": "a", "max_tokens": 1 if k == 0 else 1900} for k in range(100))
-    assert next(answers)["success"]
+    assert next(answers)["success"]  # it may have waited for a slot
+    before = model.steps
     answers.close()  # waits until the threads have ended
-    assert not llama._engine.busy and model.steps < 1900
+    assert not llama._engine.busy and model.steps - before < 1900
     assert llama.generate("a", max_tokens=3).finish_reason == "length"
 
 
