@@ -25,8 +25,10 @@ from machine import about_this_run  # the files beside this one
 from null_device import NullDevice, empty_model, launches
 
 from llama3.config import ModelConfig
-from llama3.engine import Engine, Request, Running
+from llama3.engine import Engine
+from llama3.request import Request
 from llama3.sampling_params import SamplingParams
+from llama3.step_ahead import Running
 
 CONFIG = ModelConfig(64, 32, 1, 1, 64, 64, 512, max_seq_len=8192)  # the depth of the 8B: the host's work has its size
 KINDS = {

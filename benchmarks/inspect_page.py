@@ -1,12 +1,12 @@
 """Measure the page of `llama3 inspect --html` in Chromium: its size, the time until it answers, and its requests.
 
-python benchmarks/inspect_page.py [FILE.json]        needs the extra `clients` and Chromium; a page of about 200 tokens
+python benchmarks/inspect_page.py [--out FILE.json]    needs the extra `clients` and Chromium; about 200 tokens
 """
 
+import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +25,9 @@ CLICK = "() => { choose(150); document.body.offsetHeight; return performance.now
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    out = parser.parse_args().out
     start = time.perf_counter()
     seen = inspect(Llama.load(), [{"role": "user", "content": QUESTION}], each=True, seed=1, temperature=1.2)
     seconds = time.perf_counter() - start
@@ -42,8 +45,8 @@ def main() -> None:
         "requests_besides_the_page": requests,
     }
     print(json.dumps(result, indent=1))
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def in_chromium(path: Path) -> tuple[list[float], int]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from llama3.engine import FinishReason
+from llama3.request import FinishReason
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from llama3.config import ModelConfig
 from llama3.errors import LogitsError
 from llama3.model.batch import Batch
+from llama3.model.compiled.jit import without_collections
 from llama3.model.kv_cache import KVCache
 from llama3.model.linear_choice import LinearChoice, prepare
 from llama3.model.lora import Adapter
@@ -37,15 +38,19 @@ class CpuModel(Transformer):
         rope_angles: str = "float64",
     ):
         self.linear = linear or LinearChoice("numpy", "nothing else was chosen")  # what multiplies by the weights
-        super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
-        if self.linear.kind != "numpy":
-            self.mixed_prefill_chunk = 24  # 32 rows with those 8: more cost much more, on AMX as much as 64
-            from llama3.model.compiled import attention_numba
+        with without_collections():
+            super().__init__(config, prepare(weights, self.linear), adapters, rope_angles)
+            if self.linear.kind != "numpy":
+                self._use_compiled_attention()
 
-            if config.head_dim % attention_numba.HEAD_STEP == 0:
-                kernel = attention_numba.kernel(config.n_heads // config.n_kv_heads, config.head_dim)
-                kernel.compile()  # now, and not in the first answer
-                self.attention = attention_numba.attention
+    def _use_compiled_attention(self) -> None:
+        self.mixed_prefill_chunk = 24  # 32 rows with those 8: more cost much more, on AMX as much as 64
+        from llama3.model.compiled import attention_numba
+
+        if self.config.head_dim % attention_numba.HEAD_STEP == 0:
+            kernel = attention_numba.kernel(self.config.n_heads // self.config.n_kv_heads, self.config.head_dim)
+            kernel.compile()  # now, and not in the first answer
+            self.attention = attention_numba.attention
 
     def forward(self, batch: Batch, cache: KVCache, logit_rows: np.ndarray, trace: Trace | None = None) -> np.ndarray:
         with fork_waits():

@@ -7,31 +7,21 @@ size, so that a long prompt delays the others by no more than that (chunked pref
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from llama3.config import ModelConfig
-from llama3.errors import LogitsError, RequestError
-from llama3.logit_hooks import Adjust
+from llama3.errors import RequestError
 from llama3.model.batch import Batch
 from llama3.model.transformer import Trace
-from llama3.sampler import Sample, SequenceSampler
-from llama3.sampling_params import SamplingParams, whole_number
+from llama3.request import MAX_TOKENS, Event, Request, accept, at_least_1, checked_tokens, fail
+from llama3.sampler import SequenceSampler
+from llama3.sampling_params import SamplingParams
+from llama3.step_ahead import Pending, Running, may_follow
 
-MAX_TOKENS = 256  # longest answer unless the caller sets another limit: the default of Cloudflare Workers AI
 MIN_COPY = 32  # tokens: computing fewer than this is as quick as copying their keys and values from another slot
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-class Pending(Protocol):
-    """The result of a step, which a GPU may still be computing."""
-
-    def samples(self) -> Sequence[Sample | LogitsError | None]: ...
-    def launch_next(self) -> "Pending | None": ...  # one more row of each sequence: the token that this step draws
 
 
 class Cache(Protocol):
@@ -60,61 +50,6 @@ class Model(Protocol):
     def step(self, batch: Batch, cache: Any, samplers: Sequence[SequenceSampler | None]) -> Pending: ...
 
 
-@dataclass(eq=False)
-class Request:
-    """One generation, from `submit` to its end."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    max_tokens: int | None = None  # None: MAX_TOKENS, or what the context window leaves; `submit` sets it
-    stop_ids: frozenset[int] = frozenset()
-    adapter: str | None = None  # name of its LoRA adapter
-    mask: Callable[[], np.ndarray | None] | None = None  # -> the tokens allowed next, (vocab_size,) bool; None: all
-    forced: Callable[[], Sequence[int]] | None = None  # -> the tokens that must come next; they are not drawn
-    adjust: Adjust | None = None  # changes the raw logits before the penalties; on the CPU only
-
-    samples: list[Sample] = field(default_factory=list, init=False)  # the answer so far, with its stop token
-    finish_reason: FinishReason | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)  # the cause, if finish_reason is "error"
-    prompt_done: int = field(default=0, init=False)  # how many tokens of the prompt have been read
-    slot: int | None = field(default=None, init=False)
-    number: int = field(default=0, init=False)  # counts the requests that have got a slot, in their order
-
-    @property
-    def tokens(self) -> list[int]:
-        """The answer so far, without the stop token."""
-        tokens = [sample.token for sample in self.samples]
-        return tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
-
-    @property
-    def tokens_left(self) -> int:
-        assert self.max_tokens is not None  # `submit` has set it
-        return self.max_tokens - len(self.samples)
-
-    @property
-    def needs_each_token(self) -> bool:
-        """Whether a function must see a token before the next one can be drawn."""
-        return self.mask is not None or self.forced is not None or self.adjust is not None
-
-    def update_finish_reason(self) -> None:
-        """Set finish_reason if the last sample ends the answer. A reason that is already set stays."""
-        samples = self.samples
-        if samples and self.finish_reason is None:
-            if samples[-1].token in self.stop_ids:
-                self.finish_reason = "stop"
-            elif len(samples) == self.max_tokens:
-                self.finish_reason = "length"
-
-
-@dataclass(slots=True)  # not frozen, which would take three times as long to make
-class Event:
-    """A request gained a token, or ended, or both. `sample` is None if it ended without a token."""
-
-    request: Request
-    sample: Sample | None
-    finish_reason: FinishReason | None
-
-
 class Scheduled(NamedTuple):
     """A request's part in one step."""
 
@@ -122,15 +57,6 @@ class Scheduled(NamedTuple):
     slot: int
     tokens: list[int]  # the tokens that it feeds to the model
     draws: bool  # no tokens are left to feed after these, so the step draws the next one
-
-
-@dataclass(frozen=True)
-class Running:
-    """A pass that the model has begun."""
-
-    requests: list[Request]
-    pending: Pending
-    may_follow: int  # how many passes of the same requests may begin before this one's tokens are known
 
 
 class Engine:
@@ -205,7 +131,7 @@ class Engine:
     def abandon(self, error: Exception) -> None:
         """End every request that waits or runs, with this error."""
         for request in [*self.running, *self.waiting]:
-            _fail(request, error)
+            fail(request, error)
 
     def step(self) -> list[Event]:
         """One forward pass for all running requests. If the pass fails, the requests in it end, and no others.
@@ -214,7 +140,7 @@ class Engine:
         GPU goes on while the host hands them out. What that pass draws for a request that has ended is dropped.
         """
         running, self._ahead = self._ahead, None  # Ctrl-C drops both passes: the next step runs them again
-        if running and all(request.finish_reason for request in running.requests):
+        if running and running.in_vain:
             for request in running.requests:
                 self._drop_row(request)
             running = None
@@ -227,7 +153,7 @@ class Engine:
             following = self._begin_next(running)
             samples = running.pending.samples()
         except Exception as error:
-            return [_fail(request, error) for request in requests if not request.finish_reason]
+            return [fail(request, error) for request in requests if not request.finish_reason]
         for part in scheduled:
             part.request.prompt_done = min(self.cache.lengths[part.slot], len(part.request.prompt))
         events: list[Event] = []
@@ -235,7 +161,7 @@ class Engine:
             if request.finish_reason:
                 self._drop_row(request)
             elif sample is not None:
-                _accept(request, sample, events)
+                accept(request, sample, events)
         self._ahead = following
         return events
 
@@ -251,20 +177,13 @@ class Engine:
         requests = [part.request for part in scheduled]
         batch = Batch.of([(part.slot, part.tokens) for part in scheduled], [request.adapter for request in requests])
         samplers = [self.samplers[part.slot] if part.draws else None for part in scheduled]
-        if all(part.draws and not part.request.needs_each_token for part in scheduled):
-            may_follow = min(request.tokens_left for request in requests) - 1  # none may pass its max_tokens
-        else:
-            may_follow = 0
-        return Running(requests, self.model.step(batch, self.cache, samplers), may_follow)
+        n_ahead = may_follow(requests, all_draw=all(part.draws for part in scheduled))
+        return Running(requests, self.model.step(batch, self.cache, samplers), n_ahead)
 
     def _begin_next(self, running: Running) -> Running | None:
-        """Begin the pass after a running one, with the same requests; None if it must wait for this one's tokens."""
-        ended = [request for request in running.requests if request.finish_reason]
+        """Begin the pass after a running one; None if it must wait for this one's tokens, or a request can join."""
         joins = self.waiting and any(last is None or last.finish_reason for last in self.slot_requests)
-        if not running.may_follow or ended or joins:
-            return None
-        pending = running.pending.launch_next()
-        return None if pending is None else Running(running.requests, pending, running.may_follow - 1)
+        return None if joins else running.begin_next()
 
     def _drop_row(self, request: Request) -> None:
         """A pass ran for a request that had ended: free the position, unless the slot has another owner by now."""
@@ -369,56 +288,6 @@ class Engine:
                 scheduled.append(Scheduled(request, slot, tokens, draws=len(tokens) == len(todo)))
                 budget -= 0 if samples else len(tokens)
         return scheduled
-
-
-def _accept(request: Request, sample: Sample | LogitsError, events: list[Event]) -> None:
-    """Append the token that was drawn and the tokens that must follow it. The next step feeds all of them at once."""
-    if isinstance(sample, LogitsError):
-        events.append(_fail(request, sample))
-        return
-    samples = request.samples
-    samples.append(sample)
-    if sample.token in request.stop_ids or len(samples) == request.max_tokens:
-        request.update_finish_reason()
-    events.append(Event(request, sample, request.finish_reason))
-    if request.forced is not None and not request.finish_reason:
-        try:
-            tokens = request.forced()
-        except LogitsError as error:
-            events.append(_fail(request, error))
-            return
-        for token in tokens:
-            if not request.finish_reason:
-                request.samples.append(Sample(token))
-                request.update_finish_reason()
-                events.append(Event(request, request.samples[-1], request.finish_reason))
-
-
-def _fail(request: Request, error: Exception) -> Event:
-    request.error = error
-    request.finish_reason = request.finish_reason or "error"
-    return Event(request, None, request.finish_reason)
-
-
-def checked_tokens(tokens: Sequence[int], vocab_size: int) -> list[int]:
-    """The tokens as Python ints. Raises RequestError if there are none or one, which it names, is no id."""
-    if len(tokens) == 0:
-        raise RequestError("the prompt is empty; expected at least one token")
-    ids = []
-    for i, token in enumerate(tokens):
-        id = whole_number(token)
-        if id is None or not 0 <= id < vocab_size:
-            raise RequestError(f"token {i} of the prompt is {token!r}; expected an id from 0 to {vocab_size - 1}")
-        ids.append(id)
-    return ids
-
-
-def at_least_1(name: str, value: Any) -> int:
-    """The value as an int. Raises RequestError with the parameter's name unless it is a whole number of at least 1."""
-    number = whole_number(value)
-    if number is None or number < 1:
-        raise RequestError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return number
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

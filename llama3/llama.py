@@ -1,7 +1,7 @@
 """The Python API: `Llama` loads a checkpoint, then computes logits, generates, streams and chats."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,14 +15,15 @@ from llama3.checkpoint import Checkpoint, load_adapter, load_folder, resolve
 from llama3.completion import Completion
 from llama3.constraint import Constraint, schema_grammar
 from llama3.cpu_model import CpuModel
-from llama3.cuda import check_device
-from llama3.engine import Cache, Engine, Model, Request, at_least_1, checked_tokens
+from llama3.cuda import check_device, numbers_of
+from llama3.engine import Cache, Engine, Model
 from llama3.errors import DeviceError, RequestError
 from llama3.logit_hooks import LogitsProcessor, adjustment
 from llama3.model.batch import Batch
 from llama3.model.linear_choice import choose_linear
 from llama3.model.lora import Adapter
 from llama3.model.transformer import Trace
+from llama3.request import Request, at_least_1, checked_tokens
 from llama3.sampling_params import SamplingParams
 from llama3.stream import Stream
 from llama3.text import TextStream, check_stop_ids, check_stops
@@ -95,8 +96,9 @@ class Llama:
     ) -> "Llama":
         """Load a folder, a name on the Hugging Face hub ("meta-llama/Meta-Llama-3-8B-Instruct"), or None: the demo.
 
-        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one. On the CPU,
-        weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
+        device: "cpu", "cuda", "cuda:1" for the second GPU, or "auto" for a GPU if the model can run on one;
+        "cuda:0-3" shares the model out among four GPUs, and "cpu:0-1" among two processes (docs/tensor_parallel.md). On
+        the CPU, weights are memory-mapped and read when they are first used. On a GPU, all weights are copied now, and
         `on_upload(done, total)` is called with the number of parameters. slots: how many requests run at once; each
         slot takes memory for a KV cache of its own. lora: adapters as PEFT saves them, {"name": folder}; each
         request may name one. On the CPU only, linear: what multiplies by the weights, "numpy", "numba", "amx" or "auto"
@@ -193,7 +195,7 @@ class Llama:
         stops = self.checkpoint.stop_ids | check_stop_ids(stop_ids, self.config.vocab_size)
         request = Request(self._ids(prompt), SamplingParams(**sampling), max_tokens, stops, lora)
         request.adjust = adjustment(logit_bias, logits_processor, self.config.vocab_size)
-        if request.adjust is not None and self.device != "cpu":
+        if request.adjust is not None and self.device.startswith("cuda"):
             name = "logit_bias" if logits_processor is None else "logits_processor"
             raise RequestError(f"{name} works on the device 'cpu' only, and this model is on {self.device!r}")
         if json_schema is not None:
@@ -248,6 +250,20 @@ class Llama:
         from llama3.workers_ai import run
 
         return run(self, inputs)
+
+    def batch(self, requests: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Answer many requests -> their answers, in order, while later requests are in flight.
+
+        A request is an object in the form of OpenAI's batch files, {"custom_id", "method", "url", "body"}, or an input
+        object of Workers AI; docs/batch.md has both, and the answers. What is wrong with a request stands in its
+        answer, and nothing is raised for it. Each slot has two requests in flight; requests are read when they are
+        needed. Close the iterator to end early.
+        """
+        from llama3.batch import in_order
+        from llama3.batch_request import Answerer
+
+        answerer = Answerer(self)
+        return in_order(requests, answerer.answer, len(self._engine.slot_requests), answerer.close)
 
     def save_prefix(self, path: str | Path, prompt: str | Sequence[int], lora: str | None = None) -> None:
         """Compute the keys and values of a prompt and write them to a file, for `load_prefix`.
@@ -362,11 +378,21 @@ def open_model(
 
     cpu: `linear` and `activations` of `Llama.load`, which only a model on the CPU takes.
     """
-    if device != "cpu":
+    kind, numbers = numbers_of(device)
+    if kind != "cpu":
         from llama3.cuda.load import best_device, load_model
+
+        if len(numbers) > 1:
+            from llama3.tensor_parallel.gpu import load_model as load_ranks
+
+            return device, load_ranks(device, checkpoint, slots, on_upload, adapters, rope_angles)
 
         device = best_device(checkpoint, slots) if device == "auto" else device
         if device != "cpu":
             return device, load_model(device, checkpoint, slots, on_upload, adapters, rope_angles)
     linear = choose_linear(checkpoint.weights, *cpu)
+    if len(numbers) > 1:
+        from llama3.tensor_parallel.cpu import FirstRank
+
+        return device, FirstRank(device, len(numbers), checkpoint, adapters, linear, rope_angles)
     return device, CpuModel(checkpoint.config, checkpoint.weights, adapters, linear, rope_angles)

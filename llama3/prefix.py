@@ -19,6 +19,7 @@ from llama3.checkpoint import Checkpoint
 from llama3.config import ModelConfig
 from llama3.errors import CheckpointError, RequestError
 from llama3.model.lora import Adapter
+from llama3.model.quantised import QuantisedMatrix
 
 FORMAT, VERSION = "llama3 prefix", "1"
 SAMPLES = 32  # values of each matrix in the hash of the weights
@@ -60,7 +61,9 @@ def adapter_hash(adapter: Adapter) -> str:
     return digest.hexdigest()
 
 
-def _sample(matrix: np.ndarray) -> bytes:
+def _sample(matrix: np.ndarray | QuantisedMatrix) -> bytes:
+    if isinstance(matrix, QuantisedMatrix):
+        return b"".join(map(_sample, matrix.arrays))
     places = np.linspace(0, matrix.size - 1, SAMPLES).astype(np.int64)
     return matrix.dtype.name.encode() + matrix[np.unravel_index(places, matrix.shape)].tobytes()
 

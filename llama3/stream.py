@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from llama3.completion import Completion, Piece, Usage
-from llama3.engine import FinishReason, Request
 from llama3.errors import Llama3Error
+from llama3.request import FinishReason, Request
 from llama3.text import TextStream
 
 

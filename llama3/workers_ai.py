@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from llama3.chat import Message
 from llama3.completion import Completion, Piece, Usage
 from llama3.config import ModelConfig
-from llama3.engine import MAX_TOKENS, FinishReason
 from llama3.errors import ContractError, GrammarError, RequestError
 from llama3.json_text import read_json
+from llama3.request import MAX_TOKENS, FinishReason
 from llama3.tools import prepare, read_calls
 from llama3.workers_ai_input import CONTEXT_EXCEEDED, NUMBERS, bad_input, json_mode_failed, to_contract_error
 from llama3.workers_ai_input import validate as validate  # public here

@@ -162,7 +162,7 @@ NF4_CONFIG = {
     "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_use_double_quant": False,
 }  # fmt: skip
-ODD = tiny_config(dim=54, hidden_dim=83, head_dim=10)
+ODD = tiny_config(dim=52, hidden_dim=83, head_dim=10)
 EXAMPLES = [
     Example("int4 by row", compressed("pack-quantized", weights_config("channel", 4)), packed(4, None), ODD),
     Example(

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top, as docs/architecture.md explains it. A name is a module or a package of llama3; each may
 # import what stands before it.
 LAYERS = (
-    "errors limits resources philox added_tokens lfs_pointer",
+    "errors limits resources philox added_tokens lfs_pointer batch",
     "config sampling_params byte_pair json_text",
     "activation_names",
     "model",
@@ -25,11 +25,20 @@ LAYERS = (
     "sampler",
     "cpu_model",
     "checkpoint",
+    "quantize",
     "cuda",
+    "tensor_parallel",
+    "request",
+    "step_ahead",
     "engine",
     "completion",
     "workers_ai_input",
     "workers_ai",
+    "api_format",
+    "model_names",
+    "openai_api",
+    "batch_request",
+    "batch_file",
     "prefix stream turns trace",
     "llama",
     "llama3",  # the public names

@@ -20,7 +20,9 @@ from llama3 import Llama, SamplingParams, plain
 from llama3.config import RopeScaling
 from llama3.cpu_model import CpuModel
 from llama3.model.batch import Batch
+from llama3.model.linear import linear
 from llama3.model.lora import LoraPair
+from llama3.model.quantised import QuantisedMatrix
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,8 @@ def run_everything(tmp_path: Path) -> Checker:
         batch = Batch.of([(0, tokens), (1, tokens[:3])], adapters=["a", None])
         model.forward(batch, cache, batch.last_rows)
         model.forward(Batch.of([(0, [1]), (1, [2])]), cache, np.array([1]))
+        codes = np.zeros((64, 32), np.uint8)
+        linear(np.ones((2, 64), np.float32), QuantisedMatrix((64, 64), 4, codes, (1, 32), np.ones((64, 2), np.float32)))
     return checker
 
 

@@ -109,10 +109,12 @@ def test_a_long_run_of_white_space_is_encoded_as_by_tiktoken(fast: bool) -> None
     assert_as_tiktoken("a " + " " * LONGEST_SPACE + "b\n", fast)
 
 
-def test_more_white_space_than_tiktoken_can_split() -> None:
+@pytest.mark.parametrize("n", [LONGEST_SPACE + 50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_more_white_space_than_tiktoken_can_split(n: int) -> None:
+    """It panics on a million. It gets none of these texts, and its merges of a single piece are what is expected."""
     oracle = real.meta().model
-    ids = real.tokenizer(fast=True).encode(" " * 1_000_000 + "x")
-    assert ids == [*oracle._encode_single_piece(" " * 999_999), *oracle.encode_ordinary(" x")]
+    ids = real.tokenizer(fast=True).encode(" " * n + "x")
+    assert ids == [*oracle._encode_single_piece(" " * (n - 1)), *oracle.encode_ordinary(" x")]
 
 
 @both

@@ -225,10 +225,10 @@ def test_with_tools_the_answer_is_text_or_calls_that_fit(long_context_llama):
     for seed in range(1, 400):
         try:
             found = long_context_llama.run(inputs_with_tools(seed=seed, top_p=1, max_tokens=40))
-        except ContractError as error:
+        except ContractError as error:  # a call had begun
             assert error.code == 5024
             kinds["cut"] += 1
-            continue
+            break
         if not found["tool_calls"]:
             assert not found["response"].startswith("{")
             kinds["text"] += 1
@@ -238,8 +238,7 @@ def test_with_tools_the_answer_is_text_or_calls_that_fit(long_context_llama):
         for call in found["tool_calls"]:
             tool = WEATHER if call["name"] == "get_weather" else NESTED["function"]
             jsonschema_rs.validator_for({"type": "object", **tool["parameters"]}).validate(call["arguments"])
-        if kinds["call"] == 3:
-            break
+        break
     assert kinds["text"] and kinds["call"] + kinds["cut"], kinds
 
 

@@ -151,7 +151,7 @@ class Chat:
 
     def set(self, name: str | None = None, value: str | None = None) -> None:
         """Change a parameter if there is a value, then show it; without a name, show all parameters."""
-        from llama3.engine import MAX_TOKENS
+        from llama3.request import MAX_TOKENS
         from llama3.sampling_params import SamplingParams
 
         names = ["max_tokens", "stop", *SAMPLING]

@@ -14,8 +14,10 @@ EXAMPLES = [
 COMMANDS = {
     "generate": "answer one prompt; the default if the first word is not a command",
     "chat": "hold a conversation; type /help there for a list of commands",
+    "batch": "answer a file of requests, one on each line",
     "serve": "answer over HTTP, like the model that Cloudflare Workers AI hosts",
     "download": "fetch a checkpoint into the Hugging Face hub's cache or into a folder",
+    "quantize": "write a checkpoint with 8 or 4 bits a weight, for less memory",
     "tokenize": "show the tokens of a text, or the text of tokens",
     "info": "describe a checkpoint: shape, parameters, sizes, special tokens",
     "doctor": "check whether this machine can run the model on its GPU, and how to fix what is missing",

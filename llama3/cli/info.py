@@ -46,18 +46,16 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     from llama3.model.linear_choice import choose_linear
 
     config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
-    parts = {
-        "tok_embeddings": weights.tok_embeddings.size,
-        "attention": 0,
-        "feed_forward": 0,
-        "norms": weights.norm.size,
+    layers = weights.layers
+    arrays = {
+        "tok_embeddings": [weights.tok_embeddings],
+        "attention": [w for layer in layers for w in (layer.wq, layer.wk, layer.wv, layer.wo)],
+        "feed_forward": [w for layer in layers for w in (layer.w1, layer.w2, layer.w3)],
+        "norms": [weights.norm, *(w for layer in layers for w in (layer.attention_norm, layer.ffn_norm))],
+        "output": [] if config.tied_embeddings else [weights.output],
     }
-    for layer in weights.layers:
-        parts["attention"] += layer.wq.size + layer.wk.size + layer.wv.size + layer.wo.size
-        parts["feed_forward"] += layer.w1.size + layer.w2.size + layer.w3.size
-        parts["norms"] += layer.attention_norm.size + layer.ffn_norm.size
-    if not config.tied_embeddings:
-        parts["output"] = weights.output.size
+    parts = {name: sum(w.size for w in part) for name, part in arrays.items() if part}
+    scheme = checkpoint.scheme
     template = tokenizer.chat_template if tokenizer else None
     one_token = KVCache(config, slots=1, max_len=1)
     cache_bytes = one_token.k.nbytes + one_token.v.nbytes
@@ -68,6 +66,8 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "bytes": checkpoint.size,
         "dtypes": checkpoint.dtypes,
         "parameters": {"total": checkpoint.parameters, **parts},
+        "bytes_of": {name: sum(w.nbytes for w in part) for name, part in arrays.items() if part},
+        "quantised": scheme and {"scheme": scheme.description, "others_round_activations_to": scheme.activations},
         "config": asdict(config),
         "kv_cache_bytes": {"per_token": cache_bytes, "full_context": cache_bytes * config.max_seq_len},
         "vocabulary": {
@@ -97,8 +97,9 @@ def as_text(facts: dict[str, Any]) -> str:
             f"{plural(len(facts['files']), 'file')}, {in_bytes(facts['bytes'])}, {facts['layout']} tensor names",
         ),
         ("dtype", ", ".join(dtypes)),
+        *show_scheme(facts["quantised"]),
         ("parameters", f"{total:,}"),
-        *((f"  {part}", f"{n:>14,}  {n / total:6.1%}") for part, n in facts["parameters"].items() if part != "total"),
+        *((f"  {part}", show_part(facts, part)) for part in facts["parameters"] if part != "total"),
         ("shape", ", ".join(f"{name} {c[name]}" for name in shape)),
         ("output", "the embedding matrix (tied)" if c["tied_embeddings"] else "a separate matrix"),
         ("norm_eps", f"{c['norm_eps']:g}"),
@@ -117,6 +118,22 @@ def as_text(facts: dict[str, Any]) -> str:
             rows.append(("added", ", ".join(f"{i} {name}" for name, i in added.items()) + "; found in any text"))
         rows.append(("chat", show_chat(facts["chat_template"])))
     return columns(rows)
+
+
+def show_part(facts: dict[str, Any], part: str) -> str:
+    """Parameters and their share; of a quantised model also bytes, and bits a parameter, scales included."""
+    n, size = facts["parameters"][part], facts["bytes_of"][part]
+    bits = f"  {in_bytes(size)}, {8 * size / n:.2f} bits each" if facts["quantised"] else ""
+    return f"{n:>14,}  {n / facts['parameters']['total']:6.1%}{bits}"
+
+
+def show_scheme(quantised: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not quantised:
+        return []
+    rows = [("quantised", quantised["scheme"])]
+    if rounded := quantised["others_round_activations_to"]:
+        rows.append(("activations", f"float32; programs that compute in 8 bits round them, too ({rounded})"))
+    return rows
 
 
 def show_vocabulary(vocabulary: dict[str, Any]) -> str:

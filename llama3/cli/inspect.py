@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         from llama3.inspect.as_json import as_dict
 
         print_json(as_dict(seen, heads))
-    elif not (args.html or args.png or args.svg):
+    elif args.lens or not (args.html or args.png or args.svg):
         show(seen, args, heads)
     return 0
 

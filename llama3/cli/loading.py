@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama3.cli.terminal import in_bytes, note, prepare_hub, progress
 from llama3.errors import RequestError
@@ -51,7 +51,7 @@ def load(args: argparse.Namespace) -> "Llama":
             f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.model (or "
             "tokenizer.json) of the same model there, or give it token ids in Python: Llama.load(...).generate([1, 2])"
         )
-    if llama.device != "cpu":
+    if llama.device.startswith("cuda"):
         return llama
     arrays = read_by_each_token(llama.checkpoint.weights)
     size, memory = sum(array.nbytes for array in arrays), physical_memory()
@@ -79,10 +79,13 @@ def read_by_each_token(weights: "Weights") -> "list[np.ndarray]":
     A token reads one row of the embedding, so the embedding is left out, which is 1 GB with the 8B. If it is tied, it
     is the output matrix.
     """
-    arrays: list[np.ndarray] = []
+    from llama3.model.quantised import QuantisedMatrix
+
+    arrays: list[Any] = []
     for layer in weights.layers:
         arrays += vars(layer).values()
-    return [*arrays, weights.norm, weights.output]
+    arrays += [weights.norm, weights.output]
+    return [part for array in arrays for part in (array.arrays if isinstance(array, QuantisedMatrix) else [array])]
 
 
 def read_ahead(arrays: "list[np.ndarray]", quiet: bool) -> None:

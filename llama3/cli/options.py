@@ -141,7 +141,8 @@ def common_options(parser: Parser, *, device: bool = True, json: str | None = No
             metavar="DEVICE",
             type=device_name,
             default="auto",
-            help="cpu, cuda, cuda:1 for the second GPU, or auto (default): a GPU if the model can run there",
+            help="cpu, cuda, cuda:1 for the second GPU, cuda:0-3 for four GPUs together (or cpu:0-1, "
+            "two processes: docs/tensor_parallel.md), or auto (default): a GPU if the model can run there",
         )
         option(
             "--linear",

@@ -14,6 +14,7 @@ import numpy as np
 from llama3.config import ModelConfig
 from llama3.cuda.activations import Activations
 from llama3.cuda.device import Array, Device, Graph
+from llama3.cuda.group import Group
 from llama3.cuda.kv_cache import KVCache
 from llama3.cuda.linear import MAX_GRAPH_ROWS, bucket
 from llama3.cuda.sampler import Draw, ReadSamples, SamplerState, sample
@@ -31,9 +32,12 @@ class Decoding:
     are freed together.
     """
 
-    def __init__(self, device: Device, config: ModelConfig, slots: int):
-        """slots: the number of slots of the cache. Raises DeviceError if there is not enough memory."""
-        self.device = device
+    def __init__(self, device: Device, config: ModelConfig, slots: int, group: Group | None = None):
+        """slots: the number of slots of the cache; group: see `Transformer`.
+
+        Raises DeviceError if there is not enough memory.
+        """
+        self.device, self.group = device, group
         self.max_rows = bucket(min(slots, MAX_GRAPH_ROWS))
         self._activations = Activations.alloc(device, config, self.max_rows)
         self._logits = device.alloc((self.max_rows, config.vocab_size), np.float32)
@@ -57,6 +61,8 @@ class Decoding:
         self.device.upload(np.array([*positions, *padding[1]], np.int32), into=a.positions)
         self.device.upload(np.array([*batch.slots, *padding[0]], np.int32), into=a.slots)
         draw = self.sampler.prepare(self.device, samplers, batch.slots)
+        if self.group:
+            self.group.announce("decode", cache, batch, draw.greedy)
         graph = self._run(a, cache, logits, launch_model, draw.greedy)
         return DecodingStep(self, cache, batch.slots, draw, graph, logits, room=cache.max_len - max(positions) - 1)
 
@@ -73,21 +79,35 @@ class Decoding:
         self.n_steps += 1
 
     def _run(self, a: Activations, cache: KVCache, logits: Array, launch_model: LaunchModel, greedy: bool) -> Graph:
-        """Replay the graph for this number of rows. If there is none yet, launch kernel by kernel, then capture it."""
+        """Replay the graph for this number of rows and this kind of draw."""
 
         def launch() -> None:
             launch_model(a, cache, logits)
             sample(self.device, logits, self.sampler, a.tokens, a.positions, greedy)
+            if self.group:
+                pass_on(self.group, a)
 
-        key = len(a.tokens), greedy
-        if key in self.graphs:
-            self.device.replay(self.graphs[key])
-        else:
-            launch()  # the first launch of a kernel compiles it, which a capture does not allow
-            with self.device.capture() as graph:
-                launch()
-            self.graphs[key] = graph
-        return self.graphs[key]
+        return replay_or_capture(self.device, self.graphs, (len(a.tokens), greedy), launch)
+
+
+def pass_on(group: Group, a: Activations) -> None:
+    """The tokens that rank 0 has drawn, and their positions, to the other ranks."""
+    group.broadcast(a.tokens)
+    group.broadcast(a.positions)
+
+
+def replay_or_capture(
+    device: Device, graphs: dict[tuple[int, bool], Graph], key: tuple[int, bool], launch: Callable[[], None]
+) -> Graph:
+    """Replay the graph of this key. If there is none yet, launch kernel by kernel, then capture it."""
+    if key in graphs:
+        device.replay(graphs[key])
+    else:
+        launch()  # the first launch of a kernel compiles it, which a capture does not allow
+        with device.capture() as graph:
+            launch()
+        graphs[key] = graph
+    return graphs[key]
 
 
 class DecodingStep:
@@ -126,6 +146,8 @@ class DecodingStep:
         if not self._draw.may_repeat or not self._room or self._number != decoding.n_steps:
             return None
         decoding.n_steps += 1
+        if decoding.group:
+            decoding.group.announce("next")
         decoding.sampler.repeat(self._draw)  # first: if an interrupt comes in between, the history is uploaded again
         decoding.device.replay(self.graph)
         return DecodingStep(decoding, self._cache, self._slots, self._draw, self.graph, self._logits, self._room - 1)

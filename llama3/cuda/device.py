@@ -46,6 +46,8 @@ class Device(ABC):
 
     capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
     capturing: Graph | None = None
+    gpu: Any  # a context that makes this GPU the current one
+    _plainly = False  # the last call queued a library's kernel: the next of ours waits for its end
 
     @abstractmethod
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -92,6 +94,8 @@ class Device(ABC):
         start before its predecessor has ended, since it calls `wait_for_predecessor` before it touches any memory that
         a kernel writes (programmatic dependent launch).
         """
+        # Whether a library's kernel lets its successor start early, and with which promises, is not known.
+        dependent, self._plainly = dependent and not self._plainly, False
         launch = Launch(kernel, _three(grid), _three(block), args, shared, dependent)
         self._check(launch)
         if self.capturing:
@@ -128,6 +132,15 @@ class Device(ABC):
             self.capturing.keep += [x, w, out]
         self._gemm(x, w, out, accumulate)
 
+    def queue(self, work: Callable[[int, int], None], array: Array) -> None:
+        """Queue a library's own kernel, or record it in a capture: work(address of the array, stream)."""
+        assert self._owns(array) and array.flags.c_contiguous
+        if self.capturing:
+            self.capturing.launches += 1
+            self.capturing.keep += [array, work]
+        self._plainly = True
+        self._queue(work, array)
+
     @contextmanager
     def capture(self) -> Iterator[Graph]:
         """Record the launches of a `with` block instead of running them. Only launches and products are allowed inside.
@@ -155,6 +168,8 @@ class Device(ABC):
     @abstractmethod
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None: ...
     @abstractmethod
+    def _queue(self, work: Callable[[int, int], None], array: Array) -> None: ...
+    @abstractmethod
     def _begin_capture(self, graph: Graph) -> None: ...
     @abstractmethod
     def _end_capture(self, graph: Graph) -> None: ...
@@ -178,7 +193,7 @@ class CupyDevice(Device):
         if index >= count:
             raise DeviceError(f"device cuda:{index}: this machine has {count} GPU{'s' * (count != 1)}, counted from 0")
         self._cupy, self._cupyx = cupy, cupyx
-        self._device = cupy.cuda.Device(index)
+        self._device = self.gpu = cupy.cuda.Device(index)
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
@@ -285,6 +300,10 @@ class CupyDevice(Device):
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
         self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+
+    def _queue(self, work: Callable[[int, int], None], array: Array) -> None:
+        with self._current():
+            work(array.data.ptr, self._stream.ptr)
 
     def _begin_capture(self, graph: Graph) -> None:
         with self._current():

@@ -7,11 +7,16 @@ from importlib.metadata import distributions
 from typing import Any
 
 from llama3.checkpoint import Checkpoint
+from llama3.cuda import numbers_of
 from llama3.cuda.cublas import load_library
 from llama3.cuda.device import open_device
-from llama3.cuda.memory import check_memory, check_shape, gigabytes, needed_bytes
+from llama3.cuda.memory import MULTIPLE, check_memory, check_shape, gigabytes, needed_bytes
+from llama3.cuda.nccl import MEMORY as NCCL_MEMORY
+from llama3.cuda.nccl import load_library as load_nccl
+from llama3.cuda.nccl import version as library_version
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
+from llama3.model.split import check_split, split_config
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,13 @@ INSTALL = "pip install 'llama3[cuda13-ctk]' (cuda12-ctk if the driver only suppo
 def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> list[Check]:
     """Run every check, even after one has failed, so that one report names all that is missing. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("shape", lambda: shape(checkpoint)),
+        ("shape", lambda: shape(checkpoint, device)),
         ("CuPy", cupy_wheel),
         ("compiler", compiler),
         ("cuBLAS", cublas),
         ("driver", driver),
-        ("GPU", lambda: gpu(device)),
+        *([("NCCL", nccl)] if len(numbers_of(device)[1]) > 1 else []),
+        ("GPU", lambda: "; ".join(gpu(f"cuda:{number}") for number in numbers_of(device)[1])),
         ("memory", lambda: memory(checkpoint, device, slots)),
     ]
     return [run_check(name, check) for name, check in checks]
@@ -56,8 +62,10 @@ def run_check(name: str, check: Callable[[], str]) -> Check:
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", INSTALL)
 
 
-def shape(checkpoint: Checkpoint) -> str:
-    check_shape(checkpoint.config)
+def shape(checkpoint: Checkpoint, device: str = "cuda") -> str:
+    ranks = len(numbers_of(device)[1])
+    check_split(checkpoint.config, checkpoint.weights, device, ranks, MULTIPLE)
+    check_shape(split_config(checkpoint.config, ranks))
     return f"head_dim {checkpoint.config.head_dim}, and every width a multiple of 64"
 
 
@@ -86,6 +94,11 @@ def compiler() -> str:
 def cublas() -> str:
     load_library()
     return "found"
+
+
+def nccl() -> str:
+    """The library that adds up over several GPUs."""
+    return f"NCCL {library_version(load_nccl())}"
 
 
 def backend(name: str) -> Any:
@@ -118,11 +131,17 @@ def gpu(device: str) -> str:
 
 
 def memory(checkpoint: Checkpoint, device: str, slots: int) -> str:
-    config = checkpoint.config
-    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len))
-    try:
-        free, total = open_device(device).memory()
-    except DeviceError:
-        raise Missing(f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, and no GPU", "") from None
-    check_memory(config, slots, config.max_seq_len, free)
-    return f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, {gigabytes(free)} of {gigabytes(total)} free"
+    """Of each GPU: a rank's part of the model must fit."""
+    _, numbers = numbers_of(device)
+    check_split(checkpoint.config, checkpoint.weights, device, len(numbers), MULTIPLE)
+    config, more = split_config(checkpoint.config, len(numbers)), NCCL_MEMORY if len(numbers) > 1 else 0
+    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len) + more)
+    found = []
+    for number in numbers:
+        try:
+            free, total = open_device(f"cuda:{number}").memory()
+        except DeviceError:
+            raise Missing(f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, and no GPU", "") from None
+        check_memory(config, slots, config.max_seq_len, free - more)
+        found.append(f"{gigabytes(free)} of {gigabytes(total)} free")
+    return f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, {'; '.join(found)}"

@@ -15,6 +15,7 @@ from llama3.cuda.decoding import Decoding, DecodingStep
 from llama3.cuda.device import Array, Device, bfloat16
 from llama3.cuda.embedding import embedding
 from llama3.cuda.feed_forward import swiglu
+from llama3.cuda.group import Group
 from llama3.cuda.kv_cache import KVCache
 from llama3.cuda.linear import linear, linear_add, norm_linear, norm_swiglu, norm_then_linear
 from llama3.cuda.lora import Lora, attention_widths, upload_adapters
@@ -46,10 +47,13 @@ class Transformer:
         weights: Weights,
         adapters: Mapping[str, Adapter] | None = None,
         rope_angles: str = "float64",
+        group: Group | None = None,
     ):
-        """rope_angles: see `rope_table`. Raises DeviceError for a shape that the kernels do not support."""
+        """rope_angles: see `rope_table`. group: of the ranks, if config, weights and adapters are the part of one.
+
+        Raises DeviceError for a shape that the kernels do not support."""
         check_shape(config)
-        self.device, self.config, self.weights = device, config, weights
+        self.device, self.config, self.weights, self.group = device, config, weights, group
         self.adapters = upload_adapters(device, config, adapters or {})
         cos, sin = rope_table(config, config.max_seq_len, rope_angles)
         self.rope_table = RopeTable(device.upload(cos), device.upload(sin))
@@ -64,7 +68,7 @@ class Transformer:
 
         logit_rows: which of the T rows to compute logits for -> (len(logit_rows), vocab_size) float32.
         """
-        a = self._run(batch, cache, trace)
+        a = self.run(batch, cache, trace)
         if not len(logit_rows):
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.device.download(self._logits_of_rows(a, logit_rows, trace))
@@ -79,7 +83,7 @@ class Transformer:
         if len(drawing) == len(batch.tokens) <= decoding.max_rows and not batch.adapters:  # one row each, all draw
             return decoding.step(batch, cache, used_samplers, self._launch_decoding)
         decoding.forget()
-        a = self._run(batch, cache)
+        a = self.run(batch, cache)
         if not drawing:
             return Pending(list, drawing, len(samplers))
         logits = self._logits_of_rows(a, batch.last_rows[drawing])
@@ -88,16 +92,18 @@ class Transformer:
 
     def _decoding(self, cache: KVCache) -> Decoding:
         if cache not in self._decodings:
-            self._decodings[cache] = Decoding(self.device, self.config, len(cache.lengths))
+            self._decodings[cache] = Decoding(self.device, self.config, len(cache.lengths), self.group)
         return self._decodings[cache]
 
     def _launch_decoding(self, a: Activations, cache: KVCache, logits: Array) -> None:
         self.layers(a, cache, single_rows=len(a.tokens), prompt_tiles=None)
         self.logits(a, logits)
 
-    def _run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
+    def run(self, batch: Batch, cache: KVCache, trace: Trace | None = None) -> Activations:
         """Run any batch without a graph: its first sequences have one row each, the rest are chunks of prompts."""
         T, counts = len(batch.tokens), batch.counts
+        if self.group:
+            self.group.announce("run", cache, batch)
         starts = tuple(cache.lengths[slot] for slot in batch.slots)
         for slot, start, count in zip(batch.slots, starts, counts):
             assert start + count <= cache.max_len, (
@@ -174,9 +180,7 @@ class Transformer:
         if prompt_tiles is not None:
             attention_prompt(device, a.q, layer_cache, prompt_tiles, a.attention_out)
         attention_out = a.attention_out.reshape(T, -1)
-        linear_add(device, attention_out, layer.wo, a.x)
-        if lora:
-            lora.add(i, {"wo": c.dim}, attention_out, a.x)
+        self._add(i, "wo", attention_out, layer.wo, a.x, lora)
         if tracer:
             tracer.after_attention(i, layer_cache)
 
@@ -192,11 +196,18 @@ class Transformer:
             swiglu(device, a.gate_up, a.hidden)
         else:
             norm_swiglu(device, source, layer.w13, a.h, a.gate_up, a.hidden)
-        linear_add(device, a.hidden, layer.w2, a.x)
-        if lora:
-            lora.add(i, {"w2": c.dim}, a.hidden, a.x)
+        self._add(i, "w2", a.hidden, layer.w2, a.x, lora)
         if tracer:
             tracer.after_feed_forward(i)
+
+    def _add(self, i: int, name: str, x: Array, w: Array, out: Array, lora: Lora | None) -> None:
+        """out += x @ w.T. Each rank has a part of every sum, and the residual stream counts once: in rank 0's part."""
+        add = linear_add if self.group is None or self.group.rank == 0 else linear
+        add(self.device, x, w, out)
+        if lora:
+            lora.add(i, {name: self.config.dim}, x, out)
+        if self.group:
+            self.group.all_reduce(out)
 
     def logits(self, a: Activations, out: Array) -> None:
         """The logits of every row, into out (T, vocab_size) float32."""

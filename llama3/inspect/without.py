@@ -70,7 +70,7 @@ def switch_off(weights: Weights, parts: Iterable[Part], config: ModelConfig) -> 
 
 def _switch_off(layer: LayerWeights, head: int | str, head_dim: int) -> LayerWeights:
     if head == FEED_FORWARD:
-        return replace(layer, w2=np.zeros_like(layer.w2))
+        return replace(layer, w2=np.zeros(layer.w2.shape, layer.w2.dtype))
     wo = np.array(layer.wo)  # (dim, n_heads * head_dim)
     wo[:, int(head) * head_dim : (int(head) + 1) * head_dim] = 0
     return replace(layer, wo=wo)

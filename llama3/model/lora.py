@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from llama3.model.batch import Batch
-from llama3.model.linear import linear
+from llama3.model.linear import Matrix, linear
+from llama3.model.summed import SummedMatrix
 from llama3.model.weights import LayerWeights
 
 
@@ -27,7 +28,7 @@ Adapter = Sequence[Mapping[str, LoraPair]]  # for each layer the matrices that i
 class LoraMatrix:
     """A weight matrix with the adapters of one batch. `linear` accepts it like any other matrix."""
 
-    w: np.ndarray  # (n_out, n_in)
+    w: np.ndarray | Matrix  # (n_out, n_in)
     parts: list[tuple[np.ndarray, LoraPair]]  # indices of rows, and the pair that is added to their products
 
     def product(self, x: np.ndarray) -> np.ndarray:
@@ -45,12 +46,18 @@ def with_adapters(layers: list[LayerWeights], batch: Batch, adapters: Mapping[st
         return layers
     out = []
     for i, layer in enumerate(layers):
-        changed: dict[str, Any] = {}
+        parts: dict[str, list[tuple[np.ndarray, LoraPair]]] = {}
         for name, rows in adapter_rows.items():
             for matrix, pair in adapters[name][i].items():
-                changed.setdefault(matrix, LoraMatrix(getattr(layer, matrix), [])).parts.append((rows, pair))
+                parts.setdefault(matrix, []).append((rows, pair))
+        changed: dict[str, Any] = {matrix: adapted(getattr(layer, matrix), parts[matrix]) for matrix in parts}
         out.append(replace(layer, **changed))
     return out
+
+
+def adapted(w: np.ndarray | Matrix, parts: list[tuple[np.ndarray, LoraPair]]) -> Matrix:
+    """A matrix with adapters. If processes add up its product, each adds its part of the adapters before that."""
+    return replace(w, w=LoraMatrix(w.w, parts)) if isinstance(w, SummedMatrix) else LoraMatrix(w, parts)
 
 
 def rows_by_adapter(batch: Batch) -> dict[str, np.ndarray]:

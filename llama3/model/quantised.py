@@ -7,13 +7,14 @@ turned into float32 and used up before the next (`linear.py`). Nothing is rounde
 are exact products in float32 of a small integer and a scale, nor the activations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from llama3.model.quantised_product import FEW, float8_values, middle, multiply_few
 from llama3.model.threads import share
 
 TILE = 2**18  # entries of a tile: 1 MB as float32
@@ -25,11 +26,10 @@ class QuantisedMatrix:
 
     shape: tuple[int, int]  # (n_out, n_in)
     bits: int  # of a code, 8 or 4
-    # 8 bits: (n_out, n_in) int8, uint8 or float8_e4m3fn.
-    # 4 bits: (n_out, at least n_in / 2) uint8, two codes in a byte, that of the even column in the lower half.
-    codes: np.ndarray
-    # The rows and columns that share a scale: (1, n_in), a row; (1, 128), a group; (128, 128), a block; or all.
-    group: tuple[int, int]
+    # Of 8 bits: int8, uint8 or float8_e4m3fn. Of 4 bits: uint8, two codes in a byte, that of the even column in the
+    # lower half, and perhaps more bytes than needed at the end of a row.
+    codes: np.ndarray  # (n_out, n_in), or of 4 bits (n_out, n_in / 2)
+    group: tuple[int, int]  # rows and columns that share a scale: (1, n_in), (1, 128), (128, 128), or the whole shape
     scale: np.ndarray  # (ceil(n_out / group[0]), ceil(n_in / group[1])) float32, bfloat16 or float16
     zero: np.ndarray | int = 0  # the code of 0: one for the matrix, or an array of integers in the shape of `scale`
     table: np.ndarray | None = None  # (16,) float32: the values of the codes, if they are not the codes themselves
@@ -78,7 +78,10 @@ class QuantisedMatrix:
         if self.bits == 4:
             halves = np.stack([codes & 15, codes >> 4], axis=-1)
             codes = halves.reshape(len(codes), -1)[:, :n_in]
-        values = codes.astype(np.float32) if self.table is None else self.table[codes]
+        if self.table is not None:
+            values = self.table[codes]
+        else:
+            values = float8_values(codes) if codes.dtype.kind == "V" else codes.astype(np.float32)
         if isinstance(self.zero, np.ndarray):
             values -= self._spread(self.zero, begin, end)
         else:
@@ -88,9 +91,14 @@ class QuantisedMatrix:
 
     def _spread(self, of_groups: np.ndarray, begin: int, end: int) -> np.ndarray:
         """One number for each group -> one for each entry of the rows from begin to end, or for each row."""
-        height, width = self.group
-        of_rows = of_groups[np.arange(begin, end) // height].astype(np.float32)
-        return of_rows if of_rows.shape[1] == 1 else np.repeat(of_rows, width, axis=1)[:, : self.shape[1]]
+        of_rows = self._of_rows(of_groups, begin, end)
+        return of_rows if of_rows.shape[1] == 1 else np.repeat(of_rows, self.group[1], axis=1)[:, : self.shape[1]]
+
+    def _of_rows(self, of_groups: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """(rows of groups, groups) -> (end - begin, groups) float32"""
+        height = self.group[0]
+        rows = of_groups[begin:end] if height == 1 else of_groups[np.arange(begin, end) // height]
+        return rows.astype(np.float32)
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""
@@ -98,8 +106,24 @@ class QuantisedMatrix:
         out = np.empty((len(x), len(self)), np.float32)
         if len(x):
             height = max(8, TILE // self.shape[1] // 8 * 8)
-            share(partial(self._multiply, x, out), len(self), height)
+            work = self._few(x, out) or partial(self._multiply, x, out)
+            share(work, len(self), height)
         return out
+
+    def _few(self, x: np.ndarray, out: np.ndarray) -> Callable[[Iterator[slice]], None] | None:
+        """What multiplies by a few rows of x (`quantised_product.py`); None if x has many, or groups are uneven."""
+        width, zero, at = self.group[1], self.zero, middle(self.codes, self.bits)
+        if len(x) > FEW or self.table is not None or self.shape[1] % width or width % (8 // self.bits):
+            return None
+
+        def offset(begin: int, end: int) -> np.ndarray:
+            return at - (
+                self._of_rows(zero, begin, end) if isinstance(zero, np.ndarray) else np.full((1, 1), zero, "f4")
+            )
+
+        off = isinstance(zero, np.ndarray) or zero != at
+        scale = partial(self._of_rows, self.scale)
+        return partial(multiply_few, x, out, self.codes, self.bits, scale, offset if off else None)
 
     def _multiply(self, x: np.ndarray, out: np.ndarray, tiles: Iterator[slice]) -> None:
         for rows in tiles:

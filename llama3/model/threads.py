@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -15,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 ROWS = 32  # fewer are done before another thread begins
 _lock = threading.Lock()  # the number of BLAS threads belongs to the process: one caller at a time may change it
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
+_processes = ContextVar("processes", default=1)  # how many share this machine's cores, each with its own product
 _idle = threading.Condition()  # guards _computing
 _computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it is in
 
@@ -46,15 +48,29 @@ def by_rows(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndar
     return out
 
 
+def thread_count() -> int:
+    """How many threads BLAS uses in this process."""
+    with _lock:
+        return _count(_get_workers()[0])
+
+
+def _get_workers() -> tuple[ThreadpoolController, ThreadPoolExecutor]:
+    global _workers
+    if _workers is None:
+        _workers = ThreadpoolController(), ThreadPoolExecutor(os.cpu_count(), "llama3-linear")
+    return _workers
+
+
+def _count(blas: ThreadpoolController) -> int:
+    found = [library["num_threads"] for library in blas.info() if library["user_api"] == "blas"]
+    return max(found, default=os.cpu_count() or 1)  # none found: a BLAS that threadpoolctl cannot control
+
+
 def _run_on_blas_threads(work: Callable[[], None]) -> None:
     """Call `work` on this thread and on threads of the pool."""
-    global _workers
     with _lock:
-        if _workers is None:
-            _workers = ThreadpoolController(), ThreadPoolExecutor(os.cpu_count(), "llama3-linear")
-        blas, pool = _workers
-        found = [library["num_threads"] for library in blas.info() if library["user_api"] == "blas"]
-        threads = max(found, default=os.cpu_count() or 1)  # none found: a BLAS that threadpoolctl cannot control
+        blas, pool = _get_workers()
+        threads = max(1, _count(blas) // _processes.get())
         with blas.limit(limits=1, user_api="blas"):
             others = [pool.submit(work) for _ in range(threads - 1)]
             try:
@@ -64,6 +80,16 @@ def _run_on_blas_threads(work: Callable[[], None]) -> None:
                 wait(others)  # after Ctrl-C, too: BLAS gets its threads back only when no product is running
         for other in others:
             other.result()  # raises what the thread raised
+
+
+@contextmanager
+def cores_shared(processes: int) -> Iterator[None]:
+    """In the `with` block, `share` leaves cores to the other processes that compute the same step."""
+    before = _processes.set(processes)
+    try:
+        yield
+    finally:
+        _processes.reset(before)
 
 
 @contextmanager

@@ -13,19 +13,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llama3.api_format import REST
 from llama3.errors import ContractError, RequestError
 from llama3.llama import Llama
+from llama3.model_names import ALIASES, MODELS, openai_names, unknown_model
+from llama3.openai_api.chat_completions import CHAT_COMPLETIONS
+from llama3.openai_api.completions import COMPLETIONS
+from llama3.openai_api.responses import RESPONSES
 from llama3.server import models_api, playground
 from llama3.server.access_log import AccessLog
-from llama3.server.api_formats import BINDING, REST
 from llama3.server.auth import BINDING_RUN, Auth
-from llama3.server.chat_completions import CHAT_COMPLETIONS
-from llama3.server.completions import COMPLETIONS
+from llama3.server.binding import BINDING
 from llama3.server.cors import Cors
 from llama3.server.inspect_api import inspect_object
-from llama3.server.models import ALIASES, MODELS, openai_names, unknown_model
-from llama3.server.responses import JsonResponse, binding_error, error_response, no_capacity, rest_error
-from llama3.server.responses_api import RESPONSES
+from llama3.server.responses import JsonResponse, error_response, no_capacity, refusal
 from llama3.server.service import CLIENT_CLOSED_REQUEST, SERVICE_UNAVAILABLE, Service
 from llama3.workers_ai_input import bad_input, check_type, to_contract_error
 
@@ -43,11 +44,11 @@ class Routes:
 
     async def run(self, request: Request) -> Response:
         unknown = unknown_model(request.path_params["model"])
-        return rest_error(unknown) if unknown else await self.service.answer(request, REST)
+        return refusal(unknown) if unknown else await self.service.answer(request, REST)
 
     async def run_binding(self, request: Request) -> Response:
         unknown = unknown_model(request.headers.get("cf-consn-model-id", MODELS[0]))
-        return binding_error(unknown) if unknown else await self.service.answer(request, BINDING)
+        return refusal(unknown, BINDING) if unknown else await self.service.answer(request, BINDING)
 
     async def chat_completions(self, request: Request) -> Response:
         return await self.service.answer(request, CHAT_COMPLETIONS)
@@ -67,9 +68,9 @@ class Routes:
             text = check_type("/text", body.get("text"), "string")
             return JsonResponse(await self.service.in_thread(tokens_object, self.service.llama, text))
         except ContractError as error:
-            return rest_error(error)
+            return refusal(error)
         except RequestError as error:
-            return rest_error(bad_input(str(error)))
+            return refusal(bad_input(str(error)))
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -89,7 +90,7 @@ class Routes:
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except Exception as error:
-            return rest_error(to_contract_error(error))
+            return refusal(to_contract_error(error))
 
     async def models(self, request: Request) -> Response:
         llama = self.service.llama

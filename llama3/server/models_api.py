@@ -7,8 +7,9 @@ from uuid import NAMESPACE_URL, uuid5
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llama3.server.models import MODELS, unknown_model
-from llama3.server.responses import rest_error, success_response
+from llama3.api_format import envelope
+from llama3.model_names import MODELS, unknown_model
+from llama3.server.responses import JsonResponse, refusal
 from llama3.workers_ai_input import BOOLEANS, JSON_MODES, NUMBERS, bad_input
 
 TASK = {"id": "c329a1f9-323d-4e91-b2aa-582dd4188d34", "name": "Text Generation", "description": "Text from a prompt"}
@@ -23,18 +24,18 @@ async def search(request: Request) -> Response:
     """The models whose name contains ?search= and whose task is ?task=. There is only one ?page=."""
     text, task, page = (request.query_params.get(name, "").casefold() for name in ("search", "task", "page"))
     if task not in ("", TASK["name"].casefold(), TASK["id"]) or page not in ("", "1"):
-        return success_response([])
+        return JsonResponse(envelope([]))
     found = [(id, name) for id, name in zip(MODEL_IDS, MODELS, strict=True) if text in name.casefold()]
-    return success_response([model_object(id, name) for id, name in found])
+    return JsonResponse(envelope([model_object(id, name) for id, name in found]))
 
 
 async def schema(request: Request) -> Response:
     """The JSON Schemas of the input and the output of the model ?model=."""
     name = request.query_params.get("model")
     if name is None:
-        return rest_error(bad_input("the parameter 'model' is missing: ?model=" + MODELS[0]))
+        return refusal(bad_input("the parameter 'model' is missing: ?model=" + MODELS[0]))
     unknown = unknown_model(name)
-    return rest_error(unknown) if unknown else success_response({"input": INPUT, "output": OUTPUT})
+    return refusal(unknown) if unknown else JsonResponse(envelope({"input": INPUT, "output": OUTPUT}))
 
 
 def model_object(id: str, name: str) -> dict[str, Any]:

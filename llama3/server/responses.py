@@ -1,19 +1,18 @@
-"""JSON responses: Cloudflare's envelope around results and errors, and the errors of the server itself."""
+"""JSON responses over HTTP, and the errors of the server itself."""
 
-import json
 import re
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llama3.api_format import REST, ApiFormat, error_envelope
 from llama3.errors import ContractError
+from llama3.json_text import encode_json
+from llama3.openai_api.output import openai_error
 
 NO_CAPACITY = 3040  # Cloudflare's error code
 OPENAI_PATH = re.compile(r"(/client/v4/accounts/[^/]+/ai)?/v1(/|$)")
-PARAMETER = re.compile(r"'(/[^' ]+)'")  # the path of a wrong value in Workers AI's messages
-# JSON allows these three in a string, but many readers of event streams take them for the end of a line.
-LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class JsonResponse(Response):
@@ -31,8 +30,7 @@ class ErrorResponse(Response):
     """
 
     def __init__(self, message: str, code: int, status: int, result: Any, headers: dict[str, str] | None):
-        errors = [{"message": message, "code": code}]
-        envelope = {"errors": errors, "success": False, "result": result, "messages": []}
+        envelope = error_envelope(message, code, result)
         self.plain = JsonResponse(envelope, status, headers)
         self.for_openai = JsonResponse({"error": openai_error(message, code, status), **envelope}, status, headers)
         super().__init__(self.plain.body, status, dict(self.plain.headers))
@@ -42,16 +40,6 @@ class ErrorResponse(Response):
         await response(scope, receive, send)
 
 
-def encode_json(content: Any) -> bytes:
-    """Compact JSON in UTF-8, on one line for every reader. Lone surrogates, which UTF-8 cannot encode, become "?"."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(LINE_ENDS).encode("utf-8", "replace")
-
-
-def success_response(result: Any) -> JsonResponse:
-    return JsonResponse({"result": result, "success": True, "errors": [], "messages": []})
-
-
 def error_response(
     message: str, code: int, status: int, result: Any = None, headers: dict[str, str] | None = None
 ) -> ErrorResponse:
@@ -59,25 +47,9 @@ def error_response(
     return ErrorResponse(message, code, status, result, headers)
 
 
-def openai_error(message: str, code: int, status: int) -> dict[str, Any]:
-    """The object that OpenAI's clients raise an exception for. Its "param" is the parameter that the message names."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-    named = PARAMETER.search(message)
-    param = re.sub(r"\.(\d+)", r"[\1]", named[1][1:].replace("/", ".")) if named else None  # /a/0/b -> a[0].b
-    return {"message": message, "type": kind, "code": code, "param": param}
-
-
-def rest_error(error: ContractError) -> ErrorResponse:
-    return error_response(str(error), error.code, error.status, {}, retry_after(error))
-
-
-def binding_error(error: ContractError) -> JsonResponse:
-    """An error in the form that a Worker's `env.AI.run` reads."""
-    message = str(error)
-    description = message.removeprefix("AiError: ").removeprefix("Bad input: ")
-    fields = {"internalCode": error.code, "httpCode": error.status, "name": "AiError"}
-    return JsonResponse({**fields, "message": message, "description": description}, error.status, retry_after(error))
+def refusal(error: ContractError, api_format: ApiFormat = REST) -> JsonResponse:
+    """The response to a request that cannot be answered."""
+    return JsonResponse(api_format.error_body(error), error.status, retry_after(error))
 
 
 def retry_after(error: ContractError) -> dict[str, str]:

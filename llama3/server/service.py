@@ -11,13 +11,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from llama3.api_format import ApiFormat
 from llama3.errors import ContractError
 from llama3.json_text import read_json
 from llama3.llama import Llama
-from llama3.server.api_formats import ApiFormat
 from llama3.server.body import BodyReader
 from llama3.server.metrics import Metrics
-from llama3.server.responses import error_response, no_capacity, server_stopping
+from llama3.server.responses import JsonResponse, error_response, no_capacity, refusal, server_stopping
 from llama3.server.streaming import EventStream, result_unless_disconnected
 from llama3.server.threads import in_new_thread
 from llama3.workers_ai import Stream
@@ -71,11 +71,11 @@ class Service:
         try:
             body = await self.bodies.read(request)
         except ContractError as error:
-            return api_format.error_response(error)
+            return refusal(error, api_format)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if self.in_flight >= self.capacity:
-            return api_format.error_response(no_capacity())
+            return refusal(no_capacity(), api_format)
         self.in_flight += 1
         streaming, stream = False, None
         try:
@@ -91,13 +91,13 @@ class Service:
             if result is None:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             if stream.finish_reason == "cancelled":
-                return api_format.error_response(server_stopping())
+                return refusal(server_stopping(), api_format)
             if self.parsed_json and "response_format" in parameters and "response" in result:
                 result["response"] = read_json(result["response"])
-            return api_format.response(result)
+            return JsonResponse(api_format.body(result))
         except Exception as error:  # for example a failed step: it ends the requests in it, and the server goes on
             cancelled = self.stopping and stream is not None and stream.finish_reason == "cancelled"
-            return api_format.error_response(server_stopping() if cancelled else to_contract_error(error))
+            return refusal(server_stopping() if cancelled else to_contract_error(error), api_format)
         finally:
             if not streaming:
                 self._end_request(stream)

@@ -8,8 +8,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llama3.server.api_formats import ApiFormat
-from llama3.server.responses import encode_json, server_stopping
+from llama3.api_format import ApiFormat
+from llama3.json_text import encode_json
+from llama3.server.responses import server_stopping
 from llama3.workers_ai import Stream
 
 InThread = Callable[..., Coroutine[Any, Any, Any]]

@@ -142,7 +142,6 @@ def test_head_dim_need_not_be_dim_over_heads():
             {"rope_scaling": LLAMA3_SCALING, "original_max_position_embeddings": 4096},
             "original_max_position_embeddings is 4096, but inside",
         ),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config is {'quant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

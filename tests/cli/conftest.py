@@ -11,7 +11,7 @@ from llama3.tokenizer_file import LLAMA3_SPECIAL
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 if importlib.util.find_spec("pty") is None:  # Windows: tests/cli/running.py needs a pseudo-terminal
-    collect_ignore = ["test_chat.py", "test_generate.py", "test_main.py", "test_tokenize.py"]
+    collect_ignore = ["test_batch.py", "test_chat.py", "test_generate.py", "test_main.py", "test_tokenize.py"]
 
 WORDS = ("What", " is", " Ro", "PE", "He", "ll", "o", " the")
 

@@ -10,6 +10,8 @@ import pytest
 from llama3.cli import main
 from llama3.llama import Llama
 from tests.published import LLAMA_3_8B
+from tests.quantised_files import BY_NAME
+from tests.quantised_files import write as write_quantised
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 
@@ -92,3 +94,17 @@ def test_the_published_8b_is_described_without_reading_it(tmp_path: Path) -> Non
     assert "8,030,261,248" in run.stdout
     (peak,) = (int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("VmHWM"))  # kB
     assert peak < 0.3e6
+
+
+def test_a_quantised_models_scheme_and_bits_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, tensors = write_quantised(tmp_path / "q", BY_NAME["int8 by row"])
+    found = facts(capsys, str(folder))
+    assert found["quantised"]["scheme"] == "compressed-tensors int-quantized, int8, a scale for each row"
+    assert found["quantised"]["others_round_activations_to"] == "int8, scaled at each step"
+    assert set(found["dtypes"]) == {"int8", "float32"}
+    assert found["parameters"]["total"] == sum(tensor.size for tensor in tensors.values())
+    scales = 4 * sum(len(tensor) for name, tensor in tensors.items() if ".mlp." in name)
+    assert found["bytes_of"]["feed_forward"] == found["parameters"]["feed_forward"] + scales
+    assert main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "bits each" in shown and "programs that compute in 8 bits round them, too" in shown

@@ -42,6 +42,12 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert page.startswith("<!doctype html>") and captured.out == "" and "page.html" in captured.err
 
 
+def test_a_lens_that_was_asked_for_is_shown_beside_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*ASK, "--lens", "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert "The logit lens" in out and "The prompt" not in out and (tmp_path / "page.html").is_file()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

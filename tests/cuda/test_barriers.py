@@ -3,6 +3,7 @@ the threads, or the emulation stops the kernel.
 """
 
 import copy
+import functools
 from unittest import mock
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 
 from llama3.cuda import attention as cuda_attention
 from llama3.cuda import linear as cuda_linear
-from llama3.cuda import source
 from llama3.cuda.qkv import norm_qkv_rope
 from llama3.resources import resource
 from tests.cuda import (
@@ -22,8 +22,7 @@ from tests.cuda import (
     test_rms_norm,
     test_sampler,
 )
-from tests.cuda.emulator import build
-from tests.cuda.emulator.device import ORDERS, EmulationError
+from tests.cuda.emulator.device import ORDERS, EmulatedDevice, EmulationError
 from tests.cuda.kernel_checks import random
 
 BARRIER = "__syncthreads();"
@@ -124,22 +123,34 @@ RUNS = {
 # noticed: the emulation runs one block after another, so no block sees unfinished writes of another one.
 BETWEEN_BLOCKS = {("common.cuh", 0)}
 KERNELS = resource("kernels")
+
+
+def lines_of(file):
+    """The lines with a barrier, counted from 1."""
+    return [line for line, text in enumerate((KERNELS / file).read_text().splitlines(), 1) if BARRIER in text]
+
+
 BARRIERS = [
-    (file, i)
+    pytest.param(file, line, id=f"{file}-{i}")
     for file in RUNS
-    for i in range((KERNELS / file).read_text().count(BARRIER))
+    for i, line in enumerate(lines_of(file))
     if (file, i) not in BETWEEN_BLOCKS
 ]
 
 
-def results(device, function):
-    """The result in each order; if the emulation stopped the kernel, its error is the result."""
-    for order in ORDERS:
-        with device.in_order(order):
-            try:
-                yield function(device).tobytes()
-            except EmulationError as error:
-                yield str(error)
+def result(device, function):
+    """If the emulation stopped the kernel, its error is the result."""
+    try:
+        return function(device).tobytes()
+    except EmulationError as error:
+        return str(error)
+
+
+@functools.cache
+def right_result(function):
+    right = function(EmulatedDevice())
+    assert np.isfinite(right.astype(np.float32)).all()
+    return right.tobytes()
 
 
 def test_no_file_with_a_barrier_is_left_out():
@@ -147,22 +158,12 @@ def test_no_file_with_a_barrier_is_left_out():
     assert {path.name for path in KERNELS.iterdir() if BARRIER in path.read_text()} == {*RUNS, "probes.cu"}
 
 
-@pytest.mark.parametrize(("file", "removed"), BARRIERS)
-def test_a_removed_barrier_is_noticed(emulated, monkeypatch, tmp_path, file, removed):
-    function = RUNS[file]
-    right = function(emulated)
-    assert np.isfinite(right.astype(np.float32)).all()
-
-    for path in KERNELS.iterdir():
-        pieces = path.read_text().split(BARRIER)
-        if path.name == file:
-            pieces[removed : removed + 2] = [";".join(pieces[removed : removed + 2])]
-        (tmp_path / path.name).write_text(BARRIER.join(pieces))
-    monkeypatch.setattr(source, "kernel_path", tmp_path.joinpath)
-    build.load.cache_clear()
-    build._library.cache_clear()
-    try:
-        assert set(results(emulated, function)) != {right.tobytes()}
-    finally:
-        build.load.cache_clear()
-        build._library.cache_clear()
+@pytest.mark.parametrize(("file", "line"), BARRIERS)
+def test_a_removed_barrier_is_noticed(emulated, file, line):
+    assert (KERNELS / file).read_text().splitlines()[line - 1].count("__syncthreads") == 1
+    right = right_result(RUNS[file])
+    for order in ORDERS:
+        with emulated.in_order(order), emulated.without_barrier(file, line):
+            if result(emulated, RUNS[file]) != right:
+                return
+    pytest.fail("without this barrier, the results are right in every order")

@@ -1,5 +1,6 @@
 """Which kind of product is chosen, what an error says, and that every kind computes the same model."""
 
+import gc
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from llama3 import DeviceError, Llama
 from llama3.model import linear_choice as module
 from llama3.model.compiled import linear_amx
+from llama3.model.compiled.jit import without_collections
 from llama3.model.linear_choice import LinearChoice, choose_linear, prepare
 from llama3.model.weights import Weights
 from tests import quantised_files
@@ -113,6 +115,18 @@ def test_float32_weights_stay_with_numpy(tmp_path: Path) -> None:
     folder = write_hf(tmp_path, CONFIG, random_tensors(CONFIG))
     with mock.patch.object(module, "find_spec", lambda name: True), pytest.raises(DeviceError, match="no matrix fits"):
         Llama.load(folder, linear="numba")
+
+
+def test_loading_kernels_leaves_the_garbage_collector_as_it_was() -> None:
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with pytest.raises(ValueError), without_collections():
+                assert not gc.isenabled()
+                raise ValueError
+            assert gc.isenabled() == enabled and gc.get_freeze_count() == 0
+        finally:
+            gc.enable()
 
 
 def test_numpy_leaves_the_weights_as_they_are(weights: Weights) -> None:

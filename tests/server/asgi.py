@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any, NamedTuple
 
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 
 RUN = f"/client/v4/accounts/me/ai/run/{MODELS[0]}"
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
-from llama3.server.chat_completions import plain_message
+from llama3.openai_api.chat_completions import plain_message
 from llama3.tools import read_calls
 from tests.server.served import ASK, message_of, post
 

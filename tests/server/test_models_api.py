@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3.errors import ContractError
+from llama3.model_names import MODELS
 from llama3.server.app import make_app
-from llama3.server.models import MODELS
 from llama3.server.models_api import INPUT, OUTPUT
 from llama3.server.service import Service
 from llama3.workers_ai import validate

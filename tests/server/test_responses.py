@@ -10,9 +10,10 @@ pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
 from llama3.errors import ContractError
+from llama3.json_text import encode_json
+from llama3.model_names import ALIASES, MODELS, own_name
+from llama3.openai_api.output import openai_error
 from llama3.server.app import make_app
-from llama3.server.models import ALIASES, MODELS, own_name
-from llama3.server.responses import encode_json, openai_error
 from llama3.server.service import Service
 from llama3.server.streaming import HEADERS
 from tests.server.asgi import RUN, Reply, call

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("starlette")  # the extra `server`
 
 from llama3 import Llama
-from llama3.server.responses_api_input import check_input
+from llama3.openai_api.responses_input import check_input
 from tests.server.asgi import Reply
 from tests.server.served import ASK, message_of, post
 

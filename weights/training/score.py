@@ -42,7 +42,7 @@ class Judge:
         return max(self.references, key=lambda reference: nearness(given, reference[1]))[0]
 
     def right(self, expected: str, answer: str) -> bool:
-        return expected in self.subjects(answer) and any(key in answer.lower() for key in self.keys[expected])
+        return any(key in answer.lower() for key in self.keys[expected]) and expected in self.subjects(answer)
 
 
 def with_transformers(folder: Path) -> Answerer:

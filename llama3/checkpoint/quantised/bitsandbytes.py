@@ -64,7 +64,7 @@ def _nested(parts: Parts, state: Mapping[str, Any], where: str, n: int) -> np.nd
     size = get_size(state, "nested_blocksize", where)
     numbers = parts.take_scale("weight.nested_quant_map", (256,)).astype(np.float32)
     largest = parts.take_scale("weight.nested_absmax", (-(-n // size),)).astype(np.float32)
-    offset = state.get("nested_offset")
+    offset: Any = state.get("nested_offset")
     if type(offset) not in (int, float) or not math.isfinite(offset):
         raise CheckpointError(f"{where}.nested_offset is {offset!r}; expected a number")
     return numbers[codes] * np.repeat(largest, size)[:n] + np.float32(offset)

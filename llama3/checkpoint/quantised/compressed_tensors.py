@@ -49,8 +49,8 @@ class CompressedTensors:
         sizes = {"tensor": (n_out, n_in), "channel": (1, n_in)}
         group = sizes.get(self.strategy, self.block)
         groups = -(-n_out // group[0]), -(-n_in // group[1])
-        flat = {"tensor": [(), (1,)], "channel": [(n_out,)]}.get(self.strategy, [])
-        scale = parts.take_scale("weight_scale", groups, *flat).reshape(groups)
+        flat: dict[str, list[tuple[int, ...]]] = {"tensor": [(), (1,)], "channel": [(n_out,)]}
+        scale = parts.take_scale("weight_scale", groups, *flat.get(self.strategy, [])).reshape(groups)
         if self.format == "pack-quantized":
             codes, middle = self._packed(parts), 1 << (self.bits - 1)
         else:
@@ -95,10 +95,8 @@ class CompressedTensors:
             return one_value(codes.reshape(-1, groups[1])[: groups[0]].astype(np.uint8))
         zero = found.astype(np.int16) + middle
         if zero.min() < (0 if middle else -128) or zero.max() >= (1 << self.bits if middle else 128):
-            name = f"{parts.module}.weight_zero_point"
-            raise CheckpointError(
-                f"tensor {name!r} holds {found.min()} to {found.max()}, not codes of {self.bits} bits"
-            )
+            name, values = f"{parts.module}.weight_zero_point", f"{found.min()} to {found.max()}"
+            raise CheckpointError(f"tensor {name!r} holds {values}; expected integers of {self.bits} bits")
         return one_value(zero)
 
 

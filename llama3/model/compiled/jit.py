@@ -3,10 +3,12 @@
 numba is optional and slow to import, so this module imports it only when a kernel is compiled.
 """
 
+import gc
 import inspect
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +40,22 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         return (self._compiled or self.compile())(*arguments)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """To load numba and its kernels in: these are many objects that stay, and the collector would look through them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_freeze_count() == 0:  # else the caller has frozen objects, which should stay frozen
+            gc.freeze()
+            gc.unfreeze()  # from here they are old objects, which the next collection of young ones passes over
+        gc.enable()
 
 
 def compiled(

@@ -1,5 +1,6 @@
 """Compile a kernel file with the system's g++, and load the library with ctypes."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,8 @@ class Launch(ctypes.Structure):  # as in launch.h
         ("n_hidden", ctypes.c_int),
         ("hidden", ctypes.POINTER(Range)),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("removed_file", ctypes.c_char_p),
+        ("removed_line", ctypes.c_int),
         ("message", ctypes.c_char_p),
         ("fault", ctypes.c_void_p),
     ]
@@ -67,25 +71,48 @@ def load(file: str, name: str, defines: tuple[str, ...]) -> EmulatedKernel:
 
 @functools.cache
 def _library(file: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """From the folder of earlier builds, unless the source, the emulator's headers or the options have changed."""
     source = kernel_source(file)
     for bounds, name in DEFINITION.findall(source):
         threads = bounds.split(",")[0] or "1024"  # 256 from `__launch_bounds__(256, 2)`
         source += f"KERNEL({name}, {threads})\n"
-    options = COMPILE + [f"-D{define}" for define in defines]
+    options = [*COMPILE, *(f"-D{define}" for define in defines)]
+
+    def build(work: Path) -> None:
+        include = ["-include", str(_headers() / "all.h"), f"-I{HERE}", "-x", "c++", "-"]
+        _run(["-c", *options, *include, "-o", f"{work}/object"], source)
+        # A separate link without -fsanitize: g++'s own handlers of the reports stay out.
+        _run(["-shared", "-Wl,-Bsymbolic", f"{work}/object", "-o", f"{work}/library.so"])
+
+    return ctypes.CDLL(str(_built(Path(file).stem, [*options, source], build) / "library.so"))
+
+
+@functools.cache
+def _headers() -> Path:
+    """A folder with all.h and its precompiled form: parsing the emulator's headers takes longer than most kernels."""
+
+    def build(work: Path) -> None:
+        (work / "all.h").write_text(f'#include "{HERE}/cuda_emulator.h"\n')
+        _run([*COMPILE, "-x", "c++-header", f"{work}/all.h", "-o", f"{work}/all.h.gch"])
+
+    return _built("headers", [str(HERE), *COMPILE], build)
+
+
+def _built(name: str, inputs: list[str], build: Callable[[Path], None]) -> Path:
+    """A folder that `build` has filled, now or in an earlier run; inputs: what it depends on, beside the headers."""
     headers = "".join(path.read_text() for path in sorted(HERE.glob("*.h")))
-    key = hashlib.sha256("\0".join([*options, headers, source]).encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"llama3-emulated-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    built = folder / f"{Path(file).stem}-{key}.so"
+    key = hashlib.sha256("\0".join([*inputs, headers]).encode()).hexdigest()[:24]
+    everything = Path(tempfile.gettempdir()) / f"llama3-emulated-{os.getuid()}"
+    everything.mkdir(mode=0o700, exist_ok=True)
+    built = everything / f"{name}-{key}"
     if not built.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            header = str(HERE / "cuda_emulator.h")
-            _run(["-c", *options, "-include", header, f"-I{HERE}", "-x", "c++", "-", "-o", f"{work}/o"], source)
-            # A separate link without -fsanitize: g++'s own handlers of the reports stay out.
-            _run(["-shared", "-Wl,-Bsymbolic", f"{work}/o", "-o", f"{work}/so"])
-            os.replace(f"{work}/so", built)
-    return ctypes.CDLL(str(built))
+        work = Path(tempfile.mkdtemp(dir=everything))
+        try:
+            build(work)
+            with contextlib.suppress(OSError):  # another process was faster
+                work.rename(built)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return built
 
 
 def _run(arguments: list[str], text: str = "") -> None:

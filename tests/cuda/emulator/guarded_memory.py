@@ -8,8 +8,6 @@ the array. (An array begins at a multiple of 16 and of no higher power of two; C
 import ctypes
 import mmap
 
-import numpy as np
-
 POISON = 0xFF  # NaN, as bfloat16 and as float32
 GUARD = 1 << 20  # address space costs nothing
 
@@ -18,7 +16,9 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
 PROT_NONE, NORESERVE = 0, 0x4000
+POISONED = bytes([POISON]) * 2 * mmap.PAGESIZE
 
 
 class Allocation:
@@ -45,9 +45,9 @@ class Allocation:
 
     def intact(self) -> bool:
         """Is the poison around the array unchanged?"""
-        pages = np.ctypeslib.as_array((ctypes.c_uint8 * self.mapped).from_address(self.begin))
-        start = self.address - self.begin
-        return bool((pages[:start] == POISON).all() and (pages[start + self.nbytes :] == POISON).all())
+        end = self.address + self.nbytes
+        before, after = self.address - self.begin, self.begin + self.mapped - end
+        return not libc.memcmp(self.begin, POISONED, before) and not libc.memcmp(end, POISONED, after)
 
 
 def allocation_of(array: object) -> Allocation | None:

@@ -18,6 +18,8 @@ struct Launch {  // the same fields as `Launch` in build.py
     int n_hidden;
     const Range* hidden;  // pages that a dependent launch may not touch before its griddepcontrol.wait
     void** arguments;
+    const char* removed_file;  // the barrier that stands there is not executed
+    int removed_line;          // 0: none is left out
     char* message;  // (1024,), output: the error
     char* fault;    // output: the address of a forbidden access, or null
 };
@@ -78,6 +80,8 @@ inline int start(Launch* launch, void (*body)()) {
     order = static_cast<Order>(launch->order);
     dice.seed(launch->seed);
     dynamic_size = launch->shared;
+    removed_file = launch->removed_file;
+    removed_line = launch->removed_line;
     failure[0] = 0;
 
     static char signal_stack[64 * 1024];

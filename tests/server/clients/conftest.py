@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from llama3 import Llama
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 from tests.server.node import PACKAGES, copy_project
 from tests.server.running import LONG, ROOT, RunningServer
 

@@ -6,7 +6,7 @@ import cloudflare
 import pytest
 
 from llama3 import Llama
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 from tests.server.clients.conftest import (
     MODEL,
     RESULT,

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from llama3 import Llama
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 from tests.server.running import LONG, RunningServer, post_request
 
 MODEL = MODELS[0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llama3 import Llama
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 from tests.server.clients.conftest import MODEL, SCHEMA, TOKEN, TOO_HOT, TOO_LONG, the_rest_is_not_generated
 from tests.server.node import PACKAGES, copy_project, needs_node, run_node
 

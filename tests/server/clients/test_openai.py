@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from llama3 import Llama
-from llama3.server.models import MODELS
+from llama3.model_names import MODELS
 from tests.server.clients.conftest import the_rest_is_not_generated
 from tests.server.running import LONG
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from llama3 import Llama
-from llama3.server.models import ALIASES
+from llama3.model_names import ALIASES
 
 MODEL = ALIASES[0]
 TOOL = {

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from llama3.api_format import Llama
 from llama3.errors import ContractError
-from llama3.llama import Llama
 
 NO_SUCH_MODEL = 5007  # Cloudflare's error code
 MODELS = ("@hf/meta-llama/meta-llama-3-8b-instruct", "@cf/meta/llama-3-8b-instruct")

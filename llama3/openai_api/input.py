@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama3.api_format import Llama
 from llama3.errors import ContractError, RequestError
 from llama3.limits import LIMITS
-from llama3.llama import Llama
-from llama3.server.models import MODELS, openai_names, unknown_model
+from llama3.model_names import MODELS, openai_names, unknown_model
 from llama3.workers_ai import Stream, output_limit
 from llama3.workers_ai_input import bad_input, check_number, check_response_format, check_type
 

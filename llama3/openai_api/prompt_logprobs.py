@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llama3.llama import Llama
+from llama3.api_format import Llama
 from llama3.sampler_fast import logprobs
 
 Scored = tuple[float, tuple[tuple[int, float], ...]]  # a token's log-probability; the most likely tokens with theirs

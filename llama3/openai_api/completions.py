@@ -1,6 +1,6 @@
 """OpenAI's older completions: continue one raw text, or several, each given as text or as token ids.
 
-The code that OpenAI's routes share is in `openai_input.py` and `openai_output.py`.
+The code that OpenAI's routes share is in `input.py` and `output.py`.
 """
 
 import codecs
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llama3.api_format import ApiFormat, Llama
 from llama3.completion import Usage
-from llama3.engine import FinishReason
 from llama3.errors import RequestError
-from llama3.llama import Llama
-from llama3.sampling_params import SamplingParams
-from llama3.server.api_formats import ApiFormat
-from llama3.server.openai_input import (
+from llama3.openai_api.input import (
     answer_length,
     check_body,
     check_shared,
@@ -23,9 +20,10 @@ from llama3.server.openai_input import (
     start_stream,
     to_bad_input,
 )
-from llama3.server.openai_output import error_chunk, last_chunks, object_header, token_bytes
-from llama3.server.prompt_logprobs import prompt_logprobs
-from llama3.server.responses import JsonResponse, rest_error
+from llama3.openai_api.output import error_body, error_chunk, last_chunks, object_header, token_bytes
+from llama3.openai_api.prompt_logprobs import prompt_logprobs
+from llama3.request import FinishReason
+from llama3.sampling_params import SamplingParams
 from llama3.tokenizer import BOS
 from llama3.workers_ai import Stream, output_limit
 from llama3.workers_ai_input import bad_input, check_number, check_type, json_type, to_contract_error
@@ -226,4 +224,4 @@ def chunks(stream: CompletionStream, parameters: dict[str, Any]) -> Iterator[dic
         stream.close()
 
 
-COMPLETIONS = ApiFormat(start_completion, result, chunks, error_chunk, JsonResponse, rest_error)
+COMPLETIONS = ApiFormat(start_completion, result, chunks, error_chunk, dict, error_body)

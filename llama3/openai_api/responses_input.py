@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from llama3.api_format import Llama
 from llama3.errors import ContractError, RequestError
-from llama3.llama import Llama
-from llama3.server.chat_completions import plain_message
-from llama3.server.openai_input import NUMBERS, REST_OF_WINDOW, check_body, check_shared, check_top
+from llama3.openai_api.chat_completions import plain_message
+from llama3.openai_api.input import NUMBERS, REST_OF_WINDOW, check_body, check_shared, check_top
 from llama3.tools import read_tools
 from llama3.workers_ai_input import (
     bad_input,

@@ -1,6 +1,6 @@
 """OpenAI's Responses API: write answers as its objects and its events. No response is stored.
 
-`responses_api_input.py` reads the requests. `openai_output.py` has the code that OpenAI's routes share.
+`responses_input.py` reads the requests. `output.py` has the code that OpenAI's routes share.
 """
 
 import itertools
@@ -8,14 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llama3.api_format import ApiFormat, Llama
 from llama3.completion import Piece
 from llama3.errors import ContractError, RequestError
-from llama3.llama import Llama
-from llama3.server.api_formats import ApiFormat
-from llama3.server.openai_input import start_stream, to_bad_input
-from llama3.server.openai_output import arguments_text, logprob_objects, new_id, tool_calls
-from llama3.server.responses import JsonResponse, openai_error, rest_error
-from llama3.server.responses_api_input import check_request, check_tool_choice
+from llama3.openai_api.input import start_stream, to_bad_input
+from llama3.openai_api.output import arguments_text, error_body, logprob_objects, new_id, openai_error, tool_calls
+from llama3.openai_api.responses_input import check_request, check_tool_choice
 from llama3.tools import Call
 from llama3.workers_ai import Stream, encode_prompt, may_call_tools
 from llama3.workers_ai_input import check_type, to_contract_error
@@ -164,7 +162,7 @@ def finished(response: dict[str, Any], stream: Stream, output: list[dict[str, An
         "output": output,
         "usage": {
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.total_tokens,
@@ -196,4 +194,4 @@ def logprobs_of(piece: Piece, parameters: Mapping[str, Any]) -> list[dict[str, A
     return [] if parameters["logprobs"] is None else logprob_objects(parameters, piece)
 
 
-RESPONSES = ApiFormat(start_response, result, chunks, error_event, JsonResponse, rest_error, named_events=True)
+RESPONSES = ApiFormat(start_response, result, chunks, error_event, dict, error_body, named_events=True)

@@ -1,23 +1,23 @@
 """OpenAI's chat completions: read the requests, and write the answers as OpenAI's objects.
 
-The code that OpenAI's routes share is in `openai_input.py` and `openai_output.py`.
+The code that OpenAI's routes share is in `input.py` and `output.py`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llama3.api_format import ApiFormat, Llama
 from llama3.errors import RequestError
-from llama3.llama import Llama
-from llama3.server.api_formats import ApiFormat
-from llama3.server.openai_input import (
+from llama3.openai_api.input import (
     check_body,
     check_shared,
     check_top,
     start_stream,
     to_bad_input,
 )
-from llama3.server.openai_output import (
+from llama3.openai_api.output import (
     arguments_text,
+    error_body,
     error_chunk,
     last_chunks,
     logprob_objects,
@@ -25,7 +25,6 @@ from llama3.server.openai_output import (
     object_header,
     tool_calls,
 )
-from llama3.server.responses import JsonResponse, rest_error
 from llama3.tools import Call, render_message
 from llama3.workers_ai import Stream, encode_prompt, may_call_tools
 from llama3.workers_ai_input import bad_input, check_messages, check_tools, check_type, json_type, to_contract_error
@@ -163,4 +162,4 @@ def call_object(call: Call) -> dict[str, Any]:
     return {"id": new_id("call_"), "type": "function", "function": function}
 
 
-CHAT_COMPLETIONS = ApiFormat(start_chat, result, chunks, error_chunk, JsonResponse, rest_error)
+CHAT_COMPLETIONS = ApiFormat(start_chat, result, chunks, error_chunk, dict, error_body)

@@ -1,18 +1,21 @@
 """Parts that the answers of all of OpenAI's routes share: ids, headers, usage, tool calls, logprobs and errors."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
+from llama3.api_format import rest_error_body
 from llama3.completion import Piece, Usage
 from llama3.errors import ContractError
-from llama3.server.responses import openai_error
 from llama3.tokenizer import Tokenizer
 from llama3.tools import Call, read_calls
 from llama3.workers_ai import Stream, may_call_tools
 from llama3.workers_ai_input import json_mode_failed
+
+PARAMETER = re.compile(r"'(/[^' ]+)'")  # the path of a wrong value in Workers AI's messages
 
 
 def new_id(prefix: str) -> str:
@@ -34,6 +37,20 @@ def last_chunks(
         yield {**header, "choices": [], "usage": usage.as_dict()}
     else:
         yield {**chunk, "usage": usage.as_dict(), "seed": seed}
+
+
+def openai_error(message: str, code: int, status: int) -> dict[str, Any]:
+    """The object that OpenAI's clients raise an exception for. Its "param" is the parameter that the message names."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    named = PARAMETER.search(message)
+    param = re.sub(r"\.(\d+)", r"[\1]", named[1][1:].replace("/", ".")) if named else None  # /a/0/b -> a[0].b
+    return {"message": message, "type": kind, "code": code, "param": param}
+
+
+def error_body(error: ContractError) -> dict[str, Any]:
+    """OpenAI's "error" object, the only one that its clients read, and beside it the envelope of the other routes."""
+    return {"error": openai_error(str(error), error.code, error.status), **rest_error_body(error)}
 
 
 def error_chunk(error: ContractError) -> dict[str, Any]:
