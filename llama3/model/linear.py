@@ -18,6 +18,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
 FEW = 8  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
@@ -26,6 +27,8 @@ SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kern
 # A few rows of x use each tile once, so it should stay in a core's own cache (L2): entries of a tile, 1 MB as float32.
 # BLAS repacks x for every tile, so with more rows fewer and larger tiles pay off: rows of w in a tile.
 SMALL_TILE, TILE_ROWS, MANY_TILE_ROWS = 2**18, 256, 512
+
+CODES = ("int8", "uint8", "float8_e4m3fn")  # of 8 bits, which a compiled kernel takes
 
 
 class Matrix(Protocol):
@@ -45,6 +48,25 @@ def fits(w: np.ndarray, rows: int, columns: int) -> bool:
         and w.shape[0] % rows == w.shape[1] % columns == 0
         and w.flags.c_contiguous
         and w.flags.aligned  # a file may hold it at an odd address
+    )
+
+
+def fits_quantised(w: QuantisedMatrix) -> bool:
+    """Whether the compiled kernels take w: rows in multiples of 4, columns of 16 (4 bits: 128), and whole groups.
+
+    A group has all columns, or a multiple of 16. With 4 bits it has all, 16, 32, 64, or a multiple of 128.
+    """
+    (n_out, n_in), width = w.shape, w.group[1]
+    if w.bits == 4:
+        known, whole = w.codes.dtype == np.uint8, width in (16, 32, 64) or width % 128 == 0
+    else:
+        known, whole = w.codes.dtype.name in CODES and w.table is None, width % 16 == 0
+    return bool(
+        known
+        and n_out * n_in
+        and n_out % 4 == n_in % (128 if w.bits == 4 else 16) == 0
+        and w.codes.flags.c_contiguous
+        and (width >= n_in or (whole and n_in % width == 0))
     )
 
 

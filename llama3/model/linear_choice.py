@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.linear import fits
+from llama3.model.linear import fits, fits_quantised
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
@@ -94,9 +94,7 @@ def missing(kind: str, weights: Weights) -> str | None:
 def takes(kind: str, w: np.ndarray | QuantisedMatrix) -> bool:
     """Whether the kernels of a kind multiply by this matrix. NumPy multiplies by those that they do not take."""
     if isinstance(w, QuantisedMatrix):
-        from llama3.model.compiled.linear_quantised import fits as quantised_fits
-
-        return quantised_fits(w)
+        return fits_quantised(w)
     return fits(w, *MULTIPLES[kind])
 
 

@@ -4,7 +4,7 @@ NumPy turns a tile of codes into float32 in several passes over memory, and then
 and becomes a float32 in a register. So decoding is faster than in bfloat16 as far as there are fewer bytes to read.
 
 A row's bits do not depend on the other rows of x, as long as they are at most MOST_ROWS, which is 32. More rows are
-multiplied by the matrix's own product, in which BLAS adds in an order of its own.
+multiplied by BLAS, in an order of its own, after a compiled loop has turned a tile of codes into float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,43 +12,24 @@ from functools import partial
 
 import numpy as np
 
+from llama3.model.compiled import quantised_kernels as kernels
 from llama3.model.compiled.aligned import aligned
+from llama3.model.compiled.linear_numba import MOST_ROWS
+from llama3.model.linear import MANY, MANY_TILE_ROWS, TILE_ROWS, fits_quantised
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
 STEP = 2**19  # bytes of codes that a thread takes at a time
-COLUMNS = {8: 16, 4: 128}  # by the bits of a code: the columns are a multiple
-CODES = ("int8", "uint8", "float8_e4m3fn")  # of 8 bits, in the order of the kernels' numbers for them
-
-
-def fits(w: QuantisedMatrix) -> bool:
-    """Whether the kernels take w: rows and columns in multiples of 4 and 16 (4 bits: 4 and 128), and whole groups.
-
-    The columns of a group are all, or a multiple of 16. With 4 bits they are all, 16, 32, 64, or a multiple of 128.
-    """
-    (n_out, n_in), width = w.shape, w.group[1]
-    if w.bits == 4:
-        known, whole = w.codes.dtype == np.uint8, width in (16, 32, 64) or width % 128 == 0
-    else:
-        known, whole = w.codes.dtype.name in CODES and w.table is None, width % 16 == 0
-    return bool(
-        known
-        and n_out * n_in
-        and n_out % 4 == n_in % COLUMNS[w.bits] == 0
-        and w.codes.flags.c_contiguous
-        and (width >= n_in or (whole and n_in % width == 0))
-    )
+CODES = {"int8": kernels.SIGNED, "uint8": kernels.UNSIGNED, "float8_e4m3fn": kernels.FLOAT8}  # those of 8 bits
 
 
 class NumbaQuantisedMatrix:
     """A quantised matrix that `linear` multiplies with few rows of x by compiled kernels."""
 
     def __init__(self, w: QuantisedMatrix) -> None:
-        assert fits(w), (w.shape, w.bits, w.codes.dtype, w.group)
-        from llama3.model.compiled import quantised_kernels as kernels
-
+        assert fits_quantised(w), (w.shape, w.bits, w.codes.dtype, w.group)
         self.w, self.shape = w, w.shape
-        kind = kernels.HALF_BYTES if w.bits == 4 else CODES.index(w.codes.dtype.name)
+        kind = kernels.HALF_BYTES if w.bits == 4 else CODES[w.codes.dtype.name]
         scale = w.scale if w.scale.dtype != np.float16 or kernels.HALVES else w.scale.astype(np.float32)
         table = np.arange(16, dtype=np.float32) if w.bits == 4 else np.zeros(16, np.float32)
         if w.table is not None:
@@ -66,7 +47,9 @@ class NumbaQuantisedMatrix:
         self._kernel = None
         if kernels.runs(kind, w.table is not None):
             self._kernel = kernels.kernel(kind, scales, zeros, scale.dtype.name)
+            self._unpack = kernels.unpacking(kind, scales, zeros, scale.dtype.name)
             self._kernel.compile()  # now, and not in the first answer
+            self._unpack.compile()
 
     def _by_row(self, of_groups: np.ndarray) -> np.ndarray:
         """Scales or zeros with as many rows as w, aligned."""
@@ -91,23 +74,31 @@ class NumbaQuantisedMatrix:
         """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. x is put in order once for all of them."""
         assert x.dtype == np.float32, x.dtype
         assert all(x.shape[1] == w.shape[1] for w in matrices), [x.shape, *(w.shape for w in matrices)]
-        from llama3.model.compiled.quantised_kernels import MOST_ROWS, in_order
-
-        if not 0 < len(x) <= MOST_ROWS:
-            return [w.w.product(x) for w in matrices]
         copies = {}  # x as it is, and in order
         for ordered in {w._ordered for w in matrices}:
             copies[ordered] = aligned(x.shape, np.float32)
-            copies[ordered][:] = in_order(x) if ordered else x
-        return [w._few(copies[w._ordered]) if w._kernel else w.w.product(x) for w in matrices]
+            copies[ordered][:] = kernels.in_order(x) if ordered else x
+        return [w._product(copies[w._ordered]) if w._kernel else w.w.product(x) for w in matrices]
 
-    def _few(self, x: np.ndarray) -> np.ndarray:
+    def _product(self, x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), len(self)), np.float32)
-        step = max(4, STEP // self._arrays[0].shape[1] // 4 * 4)  # rows of w
-        share(partial(self._multiply, x, out), len(self), step)
+        if 0 < len(x) <= MOST_ROWS:
+            step = max(4, STEP // self._arrays[0].shape[1] // 4 * 4)  # rows of w
+            share(partial(self._few, x, out), len(self), step)
+        elif len(x):
+            step = MANY_TILE_ROWS if len(x) >= MANY else TILE_ROWS
+            share(partial(self._many, x, out, step), len(self), step)
         return out
 
-    def _multiply(self, x: np.ndarray, out: np.ndarray, blocks: Iterator[slice]) -> None:
+    def _few(self, x: np.ndarray, out: np.ndarray, blocks: Iterator[slice]) -> None:
         assert self._kernel is not None
         for rows in blocks:
             self._kernel(x, *self._arrays, out, rows.start, rows.stop)
+
+    def _many(self, x: np.ndarray, out: np.ndarray, height: int, blocks: Iterator[slice]) -> None:
+        """The way of `linear.py`, but for the step from codes to float32, which is compiled."""
+        buffer = np.empty((min(height, len(self)), x.shape[1]), np.float32)
+        for rows in blocks:
+            tile = buffer[: rows.stop - rows.start]
+            self._unpack(*self._arrays, tile, rows.start)
+            out[:, rows] = (tile @ x.T).T

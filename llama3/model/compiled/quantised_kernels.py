@@ -28,7 +28,6 @@ from llvmlite import ir
 
 from llama3.model.compiled import vectors
 from llama3.model.compiled.jit import Kernel, compiled
-from llama3.model.compiled.linear_numba import MOST_ROWS as MOST_ROWS
 from llama3.model.compiled.linear_numba import widen
 from llama3.model.compiled.vectors import (
     AVX512,
@@ -54,12 +53,18 @@ ARRAY = "Array({}, 2, 'C', readonly=True)"
 
 def in_order(x: np.ndarray) -> np.ndarray:
     """x (T, n_in) -> the same numbers in the order in which the kernel for 4 bits meets their columns."""
-    return x.reshape(len(x), -1, LANES, 8).swapaxes(2, 3).reshape(x.shape)
+    return x.reshape(len(x), x.shape[1] // BLOCK, LANES, 8).swapaxes(2, 3).reshape(x.shape)
 
 
 def runs(codes: int, table: bool) -> bool:
     """Whether this CPU has the instructions for a kind of codes, and for a table of values of its own."""
     return (HALVES or codes != FLOAT8) and (AVX512 or not table)
+
+
+def _matrix(scale_type: str) -> str:
+    """The types of codes, scale, zero, table and group."""
+    scale = "float32" if scale_type == "float32" else "uint16"
+    return ", ".join([*map(ARRAY.format, ("uint8", scale, "int16")), "float32[::1]", "int64"])
 
 
 @functools.cache
@@ -71,10 +76,11 @@ def kernel(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
     """
     form = codes, scales, zeros, int(scale_type == "float16")
     four, three, two, one = ((height, *form) for height in (4, 3, 2, 1))
-    scale_array = ARRAY.format("float32" if scale_type == "float32" else "uint16")
-    arrays = [ARRAY.format("float32"), ARRAY.format("uint8"), scale_array, ARRAY.format("int16"), "float32[::1]"]
+    x_type = ARRAY.format("float32")
 
-    @compiled(f"void({', '.join(arrays)}, int64, float32[:, ::1], int64, int64)", uses=vectors, error_model="numpy")
+    @compiled(
+        f"void({x_type}, {_matrix(scale_type)}, float32[:, ::1], int64, int64)", uses=vectors, error_model="numpy"
+    )
     def multiply(x, codes, scale, zero, table, group, out, begin, end):
         """out[:, begin:end] = x @ w[begin:end].T. A block of w stays in the cache while x passes by.
 
@@ -94,6 +100,20 @@ def kernel(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
                 tile(one, out, x, codes, scale, zero, table, group, fours, n)
 
     return multiply
+
+
+@functools.cache
+def unpacking(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
+    """The kernel that makes float32 of a matrix of this kind, for BLAS."""
+    form = codes, max(1, scales), zeros, int(scale_type == "float16")
+
+    @compiled(f"void({_matrix(scale_type)}, float32[:, ::1], int64)", uses=vectors, error_model="numpy")
+    def unpack(codes, scale, zero, table, group, out, begin):
+        """out = w[begin : begin + len(out)], (rows, n_in) float32; for 4 bits, the columns are `in_order`."""
+        for row in range(len(out)):
+            entries(form, out, codes, scale, zero, table, group, row, begin + row)
+
+    return unpack
 
 
 @instruction
@@ -118,10 +138,7 @@ def tile(
         decode = [decoder(form, scale, zero, table, n + j, g) for j in range(4)]
         with loop(group * max(1, scales), step) as k:
             column = g * group + k
-            byte, element = (column >> 1, INT) if kind == HALF_BYTES else (column, None)
-            bits = [codes.load(LANES, n + j, byte, element=element) for j in range(4)]
-            for j in range(4):
-                codes.prefetch(n + j + 4, byte)
+            bits = [load(kind, codes, n + j, column) for j in range(4)]
             for part in range(parts):
                 xs = [x.load(LANES, t + i, column + part * LANES) for i in range(height)]
                 for j in range(4):
@@ -133,6 +150,27 @@ def tile(
         if not scales:
             products *= factor_of(scale.load(4, n, 0), kind, half)
         out.store(products, t + i, n)
+
+
+@instruction
+def entries(form, out, codes, scale, zero, table, group, to, row):
+    """out[to] = w[row]"""
+    kind, scales, *_ = form
+    step, parts = (BLOCK, 8) if kind == HALF_BYTES else (LANES, 1)
+    with loop(scale.shape[1], scales) as g:
+        decode = decoder((0, *form), scale, zero, table, row, g)
+        with loop(group * scales, step) as k:
+            column = g * group + k
+            bits = load(kind, codes, row, column)
+            for part in range(parts):
+                out.store(decode(bits, part), to, column + part * LANES)
+
+
+def load(kind: int, codes: Array, row: Value, column: Value) -> Value:
+    """A vector of codes from a column on. Those of the row four below are read from memory meanwhile."""
+    byte, element = (column >> 1, INT) if kind == HALF_BYTES else (column, None)
+    codes.prefetch(row + 4, byte)
+    return codes.load(LANES, row, byte, element=element)
 
 
 def decoder(

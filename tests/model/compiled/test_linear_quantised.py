@@ -17,16 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from llama3.model.linear import linear, linears
+from llama3.model.compiled import linear_quantised as module
+from llama3.model.compiled import quantised_kernels as kernels
+from llama3.model.compiled.linear_numba import MOST_ROWS
+from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix
+from llama3.model.linear import MANY, fits_quantised, linear, linears
 from llama3.model.lora import LoraMatrix, LoraPair
 from llama3.model.quantised import QuantisedMatrix
 from tests.model.test_linear import draw, worst_error
-
-pytest.importorskip("numba", reason="numba is not installed")
-from llama3.model.compiled import linear_quantised as module
-from llama3.model.compiled import quantised_kernels as kernels
-from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix, fits
-from llama3.model.compiled.quantised_kernels import MOST_ROWS
 
 BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
 small_steps = mock.patch.object(module, "STEP", 512)  # so that small matrices have many
@@ -85,7 +83,7 @@ def matrix(kind: str, out: int, columns: int, seed: int = 0, height: int = 1) ->
 @by_kind
 @settings(deadline=None, max_examples=20)
 @given(
-    rows=st.integers(0, MOST_ROWS + 1),
+    rows=st.sampled_from([*range(MOST_ROWS + 2), MANY]),
     out=st.sampled_from([4, 8, 68, 100]),
     columns=st.sampled_from([256, 512, 768]),
     seed=st.integers(0, 2**32 - 2),
@@ -221,6 +219,6 @@ def test_what_does_not_fit_is_refused() -> None:
         QuantisedMatrix((8, 256), 4, four.codes, (1, 24), four.scale, 8),
         QuantisedMatrix((8, 256), 8, eight.codes.astype(np.int16), (1, 256), eight.scale),
     ):
-        assert not fits(w)
+        assert not fits_quantised(w)
         with pytest.raises(AssertionError):
             NumbaQuantisedMatrix(w)
