@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, BinaryIO
 
 from llama3.cli.loading import load, which
-from llama3.cli.options import Parser, adapter, common_options, positive
+from llama3.cli.options import Parser, common_options, lora_option, positive
 from llama3.cli.terminal import check_output, is_terminal, note, per_second
 from llama3.errors import RequestError
 
@@ -33,13 +33,7 @@ def parser() -> Parser:
     option = parser.group("batch")
     option("--to", metavar="FILE", help="the file of answers; - for standard output (FILE - is standard input)")
     option("--slots", metavar="N", type=positive, default=4, help="requests that run at once, in one batch (default 4)")
-    option(
-        "--lora",
-        metavar="NAME=FOLDER",
-        type=adapter,
-        repeat=True,
-        help="load a LoRA adapter that requests may name; repeatable",
-    )
+    lora_option(option)
     common_options(parser)
     return parser
 

@@ -127,6 +127,17 @@ def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:end]), list(argv[end + 1 :])
 
 
+def lora_option(option: Callable[..., None]) -> None:
+    """Add --lora for a command whose requests name their adapters. option: of a parser's group."""
+    option(
+        "--lora",
+        metavar="NAME=FOLDER",
+        type=adapter,
+        repeat=True,
+        help="load a LoRA adapter that requests may name; repeatable",
+    )
+
+
 def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> Callable[..., None]:
     """Add --model, --device if the command computes, and `output_options`, whose function is returned."""
     option = parser.group("model")

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict
 
 from llama3.cli.loading import load
-from llama3.cli.options import Parser, adapter, common_options, positive, whole_number
+from llama3.cli.options import Parser, common_options, lora_option, positive, whole_number
 from llama3.cli.terminal import note
 from llama3.errors import RequestError
 from llama3.limits import LIMITS, Limits
@@ -123,13 +123,7 @@ def parser() -> Parser:
         help=f"change a limit; repeatable. The defaults: {LIMIT_NAMES}",
     )
     option("--parsed-json", help="in JSON mode, answer with the parsed object instead of its text")
-    option(
-        "--lora",
-        metavar="NAME=FOLDER",
-        type=adapter,
-        repeat=True,
-        help="load a LoRA adapter that requests may name; repeatable",
-    )
+    lora_option(option)
     common_options(parser)
     return parser
 
