@@ -3,9 +3,9 @@
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,24 @@ from llama3.config import ModelConfig
 from tests.tiny import hf_config, random_tensors, tiny_config, write_hf
 
 PROGRAM = """
-import sys
+import os, signal, sys
+from llama3.cli import main
 from llama3.quantize import plan
 plan.SHARD = 2_000_000
-from llama3.cli import main
-sys.exit(main(sys.argv[1:]))
+last, calls = int(sys.argv[1]), 0
+files = tuple(os.path.join("quantize", name) for name in ("write.py", "shard_file.py", "target.py"))
+def count(frame, event, arg):  # of what the files that write call and return
+    global calls
+    if not frame.f_code.co_filename.endswith(files):
+        return
+    calls += 1
+    if calls == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.setprofile(count)
+code = main(sys.argv[2:])
+sys.setprofile(None)
+print(calls)
+sys.exit(code)
 """
 MEASURED = """
 import re, sys
@@ -29,34 +42,27 @@ sys.exit(code)
 """
 
 
-def start(program: str, *argv: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", program, "quantize", *argv], stdout=subprocess.PIPE, text=True)
+def run(program: str, *argv: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", program, *argv], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal 9")
 @pytest.mark.parametrize("bits", ["8", "4"])
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, bits: str):
+    """The process kills itself at a drawn call, in the first third of the calls of a whole run."""
     config = tiny_config(dim=512, head_dim=128, hidden_dim=1536, n_layers=6, vocab_size=2000)
     model = write_hf(tmp_path / "model", config, random_tensors(config, dtype="bf16"))
-    options = (str(model), "--bits", bits, "--to")
-    begin = time.monotonic()
-    process = start(PROGRAM, *options, str(tmp_path / "whole"))
-    while process.poll() is None and not (tmp_path / "whole.partial").exists():
-        time.sleep(0.001)
-    startup = time.monotonic() - begin
-    assert process.wait() == 0
-    work, draws, kills = time.monotonic() - begin - startup, random.Random(0), 0
-    while not (tmp_path / "new").exists():
-        process = start(PROGRAM, *options, str(tmp_path / "new"))
-        time.sleep(startup + work * draws.uniform(-0.1, 0.5) if kills < 12 else 2 * (startup + work) + 10)
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
-    assert kills >= 3
-    start(PROGRAM, *options, str(tmp_path / "new")).wait()  # removes the note, if it was killed just before that
-    whole, new = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "new"))
-    assert len(whole) > 4 and whole == new and not (tmp_path / "new.partial").exists()
+    options = ("quantize", str(model), "--bits", bits, "--to")
+    whole = run(PROGRAM, "0", *options, str(tmp_path / "whole"))
+    assert whole.returncode == 0
+    calls, draws, kills = int(whole.stdout.split()[-1]), random.Random(0), 0
+    while (killed := run(PROGRAM, str(draws.randrange(1, calls // 3)), *options, str(tmp_path / "new"))).returncode:
+        assert killed.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 3 and not (tmp_path / "new.partial").exists()
+    old, new = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "new"))
+    assert len(old) > 4 and old == new
 
 
 @pytest.mark.slow
@@ -65,10 +71,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path):
     config = ModelConfig(2048, 6, 16, 8, 128, 8192, 64_000)
     model = write_sparse(tmp_path / "model", config)
     size = (model / "model.safetensors").stat().st_size
-    process = start(MEASURED, str(model), "--to", str(tmp_path / "new"), "--quiet")
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    peak = int(re.findall(r"^\d+$", out, re.MULTILINE)[-1]) * 1024
+    done = run(MEASURED, "quantize", str(model), "--to", str(tmp_path / "new"), "--quiet")
+    assert done.returncode == 0
+    peak = int(re.findall(r"^\d+$", done.stdout, re.MULTILINE)[-1]) * 1024
     assert size > 900e6 and peak < 400e6
 
 
