@@ -53,6 +53,10 @@ def cluster(address: str | None = None) -> Iterator[None]:
             folder = tempfile.TemporaryDirectory(prefix="llama3-", dir=ray_files(), ignore_cleanup_errors=True)
             settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
             settings["_temp_dir"] = stack.enter_context(folder)
+        # Ray would write what it says of lost processes to standard output, among the answers.
+        worker = ray._private.worker
+        stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+        worker.print_to_stdstream = lambda *args, **settings: None
         try:
             with without_ray_s_log():
                 ray.init(found or "local", **settings)
