@@ -147,7 +147,7 @@ def explain(error: Exception, address: str | None) -> Llama3Error:
     """What went wrong in `ray.init`, as one line."""
     import ray
 
-    text = " ".join(str(error).split())
+    text, cause = " ".join(str(error).split()), error.__cause__
     if address is None:
         return Llama3Error(f"Ray did not start on this machine: {text}")
     if "Version mismatch" in text:
@@ -157,7 +157,7 @@ def explain(error: Exception, address: str | None) -> Llama3Error:
             f"the cluster at {address} runs {theirs}, and this program Ray {ray.__version__} and Python "
             f"{platform.python_version()}; expected the same versions on all machines"
         )
-    if isinstance(error, ray.exceptions.AuthenticationError):
+    if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(cause):
         return RequestError(
             f"the cluster at {address} wants a token, or another one: set RAY_AUTH_MODE=token, and copy the head's "
             f"~/.ray/auth_token to this machine ({TOKENS})"

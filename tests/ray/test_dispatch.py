@@ -86,10 +86,17 @@ def answers(texts: list[bytes], replicas: int, slots: int) -> list[Line]:
 
 @pytest.mark.parametrize(("replicas", "slots"), [(1, 1), (3, 2)])
 def test_the_requests_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch, replicas: int, slots: int) -> None:
-    cluster = Cluster(monkeypatch)
-    texts = lines(60)
+    """The first answers come when each replica has as many requests in flight as it may have."""
+    most = IN_FLIGHT * slots
+    full = threading.Barrier(replicas * most)
+
+    def answer(text: bytes, actor: Actor) -> None:
+        if text in texts[: replicas * most]:
+            full.wait(60)
+
+    cluster, texts = Cluster(monkeypatch, answer), lines(60)
     assert [line.text for line in answers(texts, replicas, slots)] == [b"answer to " + text for text in texts]
-    assert [actor.most for actor in cluster.actors] == [IN_FLIGHT * slots] * replicas
+    assert [actor.most for actor in cluster.actors] == [most] * replicas
 
 
 @settings(max_examples=30)
