@@ -59,7 +59,9 @@ def cluster(address: str | None = None) -> Iterator[None]:
         worker.print_to_stdstream = lambda *args, **settings: None
         try:
             with without_ray_s_log():
-                ray.init(found or "local", **settings)
+                # "auto" finds the same cluster, and lets Ray use the token of ~/.ray/auth_token.
+                here = found == current_cluster() and "RAY_ADDRESS" not in os.environ
+                ray.init("local" if found is None else "auto" if here else found, **settings)
         except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and errors of its own
             ray.shutdown()
             raise explain(error, found) from error
@@ -70,14 +72,16 @@ def cluster(address: str | None = None) -> Iterator[None]:
 @contextmanager
 def without_ray_s_log() -> Iterator[None]:
     """Drop what Ray's C++ part writes to standard error before it has a file to write to."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
