@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.linear import fits, fits_quantised
+from llama3.model.compiled.fits import fits, fits_quantised
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
