@@ -20,12 +20,12 @@ from llama3.model.linear import linear
 
 FEW = 8  # rows of x; with more of them and of groups, entries pay off
 TWO_120 = np.float32(2.0**120)
-OfRows = Callable[[int, int], np.ndarray]  # of the rows from begin to end: (end - begin, groups) or (1, 1), float32
+OfRows = Callable[[int, int], np.ndarray]
 
 
 def multiply_by_row(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
     """x (T, n_in) float32, codes (n_out, n_in) integers, scale and zero (n_out, 1) or (1, 1) float32 -> (T, n_out)"""
-    y = linear(x, codes)  # (T, n_out)
+    y = linear(x, codes)  # (T, len(codes))
     y -= x.sum(axis=1, keepdims=True) * zero.T
     y *= scale.T
     return y
@@ -36,7 +36,8 @@ def multiply_few(
 ) -> None:
     """x (T, n_in) float32, out (T, n_out): compute the columns of out that `tiles` names.
 
-    codes: as in `QuantisedMatrix`. The groups are all equally wide: an even number of columns, if there are 4 bits.
+    codes: as in `QuantisedMatrix`. scale(begin, end): of these rows, (end - begin, groups) float32; zero: the same, or
+    (1, 1) if it is one for all. The groups are all equally wide: an even number of columns, if there are 4 bits.
     """
     (T, n_in), groups = x.shape, scale(0, 1).shape[1]
     by_group = x.reshape(T, groups, n_in // groups).transpose(1, 2, 0)  # (groups, n_in // groups, T)
@@ -45,17 +46,18 @@ def multiply_few(
     if bits == 4:
         whole = by_group[:, 1::2] / 16
         lower = by_group[:, ::2] - whole
-    values = halves = np.empty((0, 0))  # a tile's, used again: new memory costs more than what is done there
+    values = halves = sums = more = np.empty((0, 0))  # used again: new memory costs more than what is done there
     for rows in tiles:
         tile = codes[rows, : n_in * bits // 8]  # (rows.stop - rows.start, n_in * bits // 8)
         if values.shape != tile.shape:
             values, halves = np.empty(tile.shape, np.float32), np.empty(tile.shape, np.uint8)
+            sums, more = np.empty((2, groups, len(tile), T), np.float32)
         of_groups = values.reshape(len(tile), groups, -1).transpose(1, 0, 2)
         to_float32(tile, values)
-        sums = of_groups @ whole  # (groups, len(tile), T)
+        np.matmul(of_groups, whole, out=sums)
         if lower is not None:
             values[:] = np.bitwise_and(tile, 15, out=halves)
-            sums += of_groups @ lower
+            sums += np.matmul(of_groups, lower, out=more)
         sums -= zero(rows.start, rows.stop).T[:, :, None] * sums_of_x
         out[:, rows] = np.einsum("git,gi->ti", sums, scale(rows.start, rows.stop).T)
 
