@@ -77,6 +77,28 @@ def ours(folder: Path, prompt: int, tokens: int) -> Result:
     return {"import_s": imported - start, "load_s": loaded - imported} | timed(times) | {"logits": logits[0].tolist()}
 
 
+def filled(folder: Path, context: int, tokens: int) -> Result:
+    """Decode `tokens` after `context` positions that are random numbers: what reading a prompt leaves, in no time."""
+    from llama3 import Llama
+    from llama3.cli.loading import read_ahead, read_by_each_token
+    from llama3.model.batch import Batch
+
+    llama = Llama.load(folder, device="cpu")
+    read_ahead(read_by_each_token(llama.checkpoint.weights), quiet=True)
+    c, model, rng = llama.config, llama.model, np.random.default_rng(0)
+    cache = model.new_cache(1, context + tokens)
+    cache.allocate()
+    one = rng.standard_normal((2, 1, c.n_kv_heads, context, c.head_dim), np.float32)
+    cache.restore(0, *(np.broadcast_to(a, (c.n_layers, *a.shape[1:])) for a in one))  # each layer has the same
+
+    def times() -> Iterator[float]:
+        for token in token_ids(tokens):
+            model.forward(Batch.of([(0, [token])]), cache, np.array([0]))
+            yield time.perf_counter()
+
+    return timed(times)
+
+
 def transformers(folder: Path, prompt: int, tokens: int) -> Result:
     start = time.perf_counter()
     import torch
@@ -109,7 +131,7 @@ def timed(times: Callable[[], Iterator[float]]) -> Result:
 
 def work(args: argparse.Namespace) -> None:
     side, prompt, tokens = args.worker.split(",")
-    measure = {"ours": ours, "transformers": transformers}[side]
+    measure = {"ours": ours, "filled": filled, "transformers": transformers}[side]
     result = measure(args.checkpoint, int(prompt), int(tokens))
     print(json.dumps(result | {"peak_gb": peak_memory() / 1e9}))
 
@@ -162,15 +184,14 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def report_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The report so far. Raises ValueError if the file holds measurements of another commit, machine or model."""
-    new = about(args)
-    if not (args.out and args.out.exists()):
+def report_of(out: Path | None, new: dict[str, Any], same: tuple[str, ...]) -> dict[str, Any]:
+    """The report so far, or a new one. Raises ValueError if the file's values of the names in `same` are others."""
+    if not (out and out.exists()):
         return new | {"measured": {}}
-    report = json.loads(args.out.read_text())
-    for name in ("commit", "machine", "linear", "layers"):
+    report = json.loads(out.read_text())
+    for name in same:
         if report.get(name) != new[name]:
-            raise ValueError(f"{args.out}: its {name} is {report.get(name)}, this run's {new[name]}: name another file")
+            raise ValueError(f"{out}: its {name} is {report.get(name)}, this run's {new[name]}: name another file")
     return report
 
 
@@ -224,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         work(args)
         return 0
     try:
-        report = report_of(args)
+        report = report_of(args.out, about(args), ("commit", "machine", "linear", "layers"))
     except (OSError, ValueError, KeyError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -132,6 +132,7 @@ def run_everything(tmp_path: Path) -> Checker:
         model.forward(Batch.of([(0, [1]), (1, [2])]), cache, np.array([1]))
         codes = np.zeros((64, 32), np.uint8)
         linear(np.ones((2, 64), np.float32), QuantisedMatrix((64, 64), 4, codes, (1, 32), np.ones((64, 2), np.float32)))
+        linear(np.ones((2, 32), np.float32), QuantisedMatrix((64, 32), 8, codes, (1, 32), np.ones((64, 1), np.float32)))
     return checker
 
 

@@ -15,10 +15,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 
-from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
 FEW = 8  # up to this many rows of x, BLAS's kernel for small matrices is faster than its general one
@@ -28,8 +26,6 @@ SMALL_PRODUCT = 10**6  # multiply-adds; up to this many, OpenBLAS takes its kern
 # BLAS repacks x for every tile, so with more rows fewer and larger tiles pay off: rows of w in a tile.
 SMALL_TILE, TILE_ROWS, MANY_TILE_ROWS = 2**18, 256, 512
 
-CODES = ("int8", "uint8", "float8_e4m3fn")  # of 8 bits, which a compiled kernel takes
-
 
 class Matrix(Protocol):
     """A matrix that brings its own `product`, such as `lora.LoraMatrix` or `compiled.linear_numba.NumbaMatrix`."""
@@ -37,41 +33,11 @@ class Matrix(Protocol):
     def product(self, x: np.ndarray) -> np.ndarray: ...
 
 
-def fits(w: np.ndarray, rows: int, columns: int) -> bool:
-    """Whether w (n_out, n_in) is what a compiled kernel takes: bfloat16, C-contiguous, not empty, aligned, and n_out
-    and n_in are multiples of `rows` and `columns`.
-    """
-    return bool(
-        w.dtype == ml_dtypes.bfloat16
-        and w.ndim == 2
-        and w.size
-        and w.shape[0] % rows == w.shape[1] % columns == 0
-        and w.flags.c_contiguous
-        and w.flags.aligned  # a file may hold it at an odd address
-    )
-
-
-def fits_quantised(w: QuantisedMatrix) -> bool:
-    """Whether the compiled kernels take w: rows in multiples of 4, columns of 16 (4 bits: 128), and whole groups.
-
-    A group has all columns, or a multiple of 16. With 4 bits it has all, 16, 32, 64, or a multiple of 128.
-    """
-    (n_out, n_in), width = w.shape, w.group[1]
-    if w.bits == 4:
-        known, whole = w.codes.dtype == np.uint8, width in (16, 32, 64) or width % 128 == 0
-    else:
-        known, whole = w.codes.dtype.name in CODES and w.table is None, width % 16 == 0
-    return bool(
-        known
-        and n_out * n_in
-        and n_out % 4 == n_in % (128 if w.bits == 4 else 16) == 0
-        and w.codes.flags.c_contiguous
-        and (width >= n_in or (whole and n_in % width == 0))
-    )
-
-
 def linear(x: np.ndarray, w: np.ndarray | Matrix) -> np.ndarray:
-    """x (T, n_in) float32; w (n_out, n_in) bfloat16, float16 or float32, any strides -> x @ w.T, (T, n_out) float32."""
+    """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32.
+
+    w (n_out, n_in): bfloat16, float16, float32, or integers of 8 bits; any strides.
+    """
     if not isinstance(w, np.ndarray):
         return w.product(x)
     assert x.dtype == np.float32 and x.shape[1] == w.shape[1], (x.dtype, x.shape, w.shape)

@@ -1,8 +1,8 @@
 """Chooses what multiplies by the weights on the CPU: NumPy, numba's float32 kernels, or AMX tiles.
 
 "auto" takes the fastest that is there. NumPy needs nothing. The others need the extra `numba`, and weights in bfloat16
-or in 8 or 4 bits. AMX needs a CPU that has it, too. For a small model NumPy stays: loading the compiled kernels would
-take longer than an answer.
+or, not for AMX, in 8 or 4 bits. AMX needs a CPU that has it, too. For a small model NumPy stays: loading the compiled
+kernels would take longer than an answer.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.linear import fits, fits_quantised
+from llama3.model.compiled.fits import fits, fits_quantised
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
@@ -82,12 +82,11 @@ def missing(kind: str, weights: Weights) -> str | None:
 
         if lack := linear_amx.missing():
             return lack
-    if not any(takes(kind, w) for w in matrices(weights)):
+    # Where AMX is chosen, numba's kernels multiply by the quantised matrices. It needs one in bfloat16 to be of use.
+    if not any(takes(kind, w) for w in matrices(weights) if kind == "numba" or isinstance(w, np.ndarray)):
         rows, columns = MULTIPLES[kind]
-        return (
-            f"no matrix fits: bfloat16 in multiples of {rows} rows and {columns} columns, or 8 or 4 bits in multiples "
-            "of 4 rows and 16 or 128 columns"
-        )
+        quantised = ", or 8 or 4 bits in multiples of 4 rows and 16 or 128 columns" if kind == "numba" else ""
+        return f"no matrix fits: bfloat16 in multiples of {rows} rows and {columns} columns{quantised}"
     return None
 
 

@@ -3,18 +3,19 @@
     entry (i, j) = (code (i, j) - zero) * scale          zero and scale of the group that (i, j) belongs to
 
 The codes stay as they are in memory. `linear` multiplies by such a matrix as by any other: a tile of rows at a time is
-turned into float32 and used up before the next (`linear.py`). Nothing is rounded on the way, neither the entries, which
-are exact products in float32 of a small integer and a scale, nor the activations.
+turned into float32 and used up before the next, as in `linear.py`. `quantised_product.py` has faster ways for most of
+them. Nothing is rounded on the way, neither the entries, which are exact products in float32 of a small integer and a
+scale, nor the activations.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llama3.model.quantised_product import FEW, float8_values, middle, multiply_few
+from llama3.model.quantised_product import FEW, float8_values, multiply_by_row, multiply_few
 from llama3.model.threads import share
 
 TILE = 2**18  # entries of a tile: 1 MB as float32
@@ -82,20 +83,19 @@ class QuantisedMatrix:
             values = self.table[codes]
         else:
             values = float8_values(codes) if codes.dtype.kind == "V" else codes.astype(np.float32)
-        if isinstance(self.zero, np.ndarray):
-            values -= self._spread(self.zero, begin, end)
-        else:
-            values -= np.float32(self.zero)
+        values -= self._spread(self.zero, begin, end)
         values *= self._spread(self.scale, begin, end)
         return values
 
-    def _spread(self, of_groups: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """One number for each group -> one for each entry of the rows from begin to end, or for each row."""
+    def _spread(self, of_groups: np.ndarray | int, begin: int, end: int) -> np.ndarray:
+        """One number for each group -> one for each entry of the rows from begin to end, or for each row, or one."""
         of_rows = self._of_rows(of_groups, begin, end)
         return of_rows if of_rows.shape[1] == 1 else np.repeat(of_rows, self.group[1], axis=1)[:, : self.shape[1]]
 
-    def _of_rows(self, of_groups: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """(rows of groups, groups) -> (end - begin, groups) float32"""
+    def _of_rows(self, of_groups: np.ndarray | int, begin: int, end: int) -> np.ndarray:
+        """(rows of groups, groups) -> (end - begin, groups) float32; one number -> (1, 1)"""
+        if not isinstance(of_groups, np.ndarray):
+            return np.full((1, 1), of_groups, np.float32)
         height = self.group[0]
         rows = of_groups[begin:end] if height == 1 else of_groups[np.arange(begin, end) // height]
         return rows.astype(np.float32)
@@ -103,27 +103,17 @@ class QuantisedMatrix:
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""
         assert x.dtype == np.float32 and x.shape[1] == self.shape[1], (x.dtype, x.shape, self.shape)
-        out = np.empty((len(x), len(self)), np.float32)
+        (n_out, n_in), width = self.shape, self.group[1]
+        scale, zero = (partial(self._of_rows, of_groups) for of_groups in (self.scale, self.zero))
+        if width >= n_in and self.codes.dtype.kind in "iu" and self.bits == 8:
+            return multiply_by_row(x, self.codes, scale(0, n_out), zero(0, n_out))
+        out = np.empty((len(x), n_out), np.float32)
+        work = partial(self._multiply, x, out)
+        if len(x) <= FEW and self.table is None and n_in % width == width % (8 // self.bits) == 0:
+            work = partial(multiply_few, x, out, self.codes, self.bits, scale, zero)
         if len(x):
-            height = max(8, TILE // self.shape[1] // 8 * 8)
-            work = self._few(x, out) or partial(self._multiply, x, out)
-            share(work, len(self), height)
+            share(work, n_out, max(8, TILE // n_in // 8 * 8))
         return out
-
-    def _few(self, x: np.ndarray, out: np.ndarray) -> Callable[[Iterator[slice]], None] | None:
-        """What multiplies by a few rows of x (`quantised_product.py`); None if x has many, or groups are uneven."""
-        width, zero, at = self.group[1], self.zero, middle(self.codes, self.bits)
-        if len(x) > FEW or self.table is not None or self.shape[1] % width or width % (8 // self.bits):
-            return None
-
-        def offset(begin: int, end: int) -> np.ndarray:
-            return at - (
-                self._of_rows(zero, begin, end) if isinstance(zero, np.ndarray) else np.full((1, 1), zero, "f4")
-            )
-
-        off = isinstance(zero, np.ndarray) or zero != at
-        scale = partial(self._of_rows, self.scale)
-        return partial(multiply_few, x, out, self.codes, self.bits, scale, offset if off else None)
 
     def _multiply(self, x: np.ndarray, out: np.ndarray, tiles: Iterator[slice]) -> None:
         for rows in tiles:

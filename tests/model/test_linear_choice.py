@@ -175,6 +175,27 @@ def test_each_matrix_of_a_mixed_model_gets_the_class_for_it(tmp_path: Path) -> N
     assert kinds["wk"] == "ndarray" and type(prepared.output).__name__ == "NumbaMatrix"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+@pytest.mark.parametrize("name", ["GPTQ 8 bits by row", "int4 with zeros"])
+def test_with_amx_numba_s_loops_multiply_by_quantised_matrices(name: str, tmp_path: Path) -> None:
+    """AMX is chosen only if it has a matrix in bfloat16 to multiply by, as the output matrix usually is."""
+    amx = mock.patch.object(linear_amx, "missing", lambda: None), mock.patch.object(linear_amx, "AmxMatrix")
+    folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME[name])
+    weights = Llama.load(folder, linear="numpy").checkpoint.weights
+    mixed = replace(weights, output=np.zeros((64, 128), ml_dtypes.bfloat16))
+    all_quantised = replace(weights, output=weights.layers[0].w1)
+    with mock.patch.object(module, "SMALL", 0), amx[0], amx[1] as amx_matrix:
+        choice = choose_linear(mixed)
+        assert choice.kind == "amx"
+        prepared = prepare(mixed, choice)
+        assert type(prepared.layers[0].wq).__name__ == "NumbaQuantisedMatrix"
+        assert prepared.output is amx_matrix.return_value and amx_matrix.call_count == 1
+        lack = "no matrix fits: bfloat16 in multiples of 32 rows and 32 columns"
+        assert choose_linear(all_quantised) == LinearChoice("numba", lack)
+        with pytest.raises(DeviceError, match=f"activations bfloat16 needs AMX, but {lack}"):
+            choose_linear(all_quantised, activations="bfloat16")
+
+
 def test_quantised_weights_of_other_shapes_stay_with_numpy(tmp_path: Path) -> None:
     folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME["int8 by row"])  # 54 and 83 columns
     with mock.patch.object(module, "find_spec", lambda name: True), pytest.raises(DeviceError) as error:

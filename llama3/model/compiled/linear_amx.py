@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 
 from llama3.model.compiled.aligned import aligned
-from llama3.model.linear import fits
+from llama3.model.compiled.fits import fits
 from llama3.model.threads import share
 
 FEW = 16  # up to this many rows of x, they are one tile and `few` multiplies

@@ -16,9 +16,10 @@ from functools import partial
 import numpy as np
 
 from llama3.model.compiled import vectors
+from llama3.model.compiled.fits import fits
 from llama3.model.compiled.jit import compiled
 from llama3.model.compiled.vectors import FLOAT, INT, LANES, dot_products, instruction
-from llama3.model.linear import fits, linear
+from llama3.model.linear import linear
 from llama3.model.threads import share
 
 MOST_ROWS = 32  # of x. Above, NumPy's tiles are faster: BLAS uses every entry that it loads more often

@@ -14,8 +14,9 @@ import numpy as np
 
 from llama3.model.compiled import quantised_kernels as kernels
 from llama3.model.compiled.aligned import aligned
+from llama3.model.compiled.fits import fits_quantised
 from llama3.model.compiled.linear_numba import MOST_ROWS
-from llama3.model.linear import MANY, MANY_TILE_ROWS, TILE_ROWS, fits_quantised
+from llama3.model.linear import MANY, MANY_TILE_ROWS, TILE_ROWS
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 

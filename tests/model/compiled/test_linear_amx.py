@@ -24,8 +24,9 @@ from threadpoolctl import threadpool_limits
 
 from llama3.model.compiled import linear_amx
 from llama3.model.compiled.aligned import aligned
+from llama3.model.compiled.fits import fits
 from llama3.model.compiled.linear_amx import AmxMatrix, missing
-from llama3.model.linear import fits, linear, linears
+from llama3.model.linear import linear, linears
 
 pytest.importorskip("numba", reason="numba is not installed")
 

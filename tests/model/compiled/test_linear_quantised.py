@@ -19,9 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from llama3.model.compiled import linear_quantised as module
 from llama3.model.compiled import quantised_kernels as kernels
+from llama3.model.compiled.fits import fits_quantised
 from llama3.model.compiled.linear_numba import MOST_ROWS
 from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix
-from llama3.model.linear import MANY, fits_quantised, linear, linears
+from llama3.model.linear import MANY, linear, linears
 from llama3.model.lora import LoraMatrix, LoraPair
 from llama3.model.quantised import QuantisedMatrix
 from tests.model.test_linear import draw, worst_error

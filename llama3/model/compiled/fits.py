@@ -1,0 +1,41 @@
+"""Which matrices the compiled kernels take; NumPy multiplies by the others. To ask needs no numba."""
+
+import ml_dtypes
+import numpy as np
+
+from llama3.model.quantised import QuantisedMatrix
+
+CODES = ("int8", "uint8", "float8_e4m3fn")  # of 8 bits
+
+
+def fits(w: np.ndarray, rows: int, columns: int) -> bool:
+    """Whether w (n_out, n_in) is what a compiled kernel takes: bfloat16, C-contiguous, not empty, aligned, and n_out
+    and n_in are multiples of `rows` and `columns`.
+    """
+    return bool(
+        w.dtype == ml_dtypes.bfloat16
+        and w.ndim == 2
+        and w.size
+        and w.shape[0] % rows == w.shape[1] % columns == 0
+        and w.flags.c_contiguous
+        and w.flags.aligned  # a file may hold it at an odd address
+    )
+
+
+def fits_quantised(w: QuantisedMatrix) -> bool:
+    """Whether the compiled kernels take w: rows in multiples of 4, columns of 16 (4 bits: 128), and whole groups.
+
+    A group has all columns, or a multiple of 16. With 4 bits it has all, 16, 32, 64, or a multiple of 128.
+    """
+    (n_out, n_in), width = w.shape, w.group[1]
+    if w.bits == 4:
+        known, whole = w.codes.dtype == np.uint8, width in (16, 32, 64) or width % 128 == 0
+    else:
+        known, whole = w.codes.dtype.name in CODES and w.table is None, width % 16 == 0
+    return bool(
+        known
+        and n_out * n_in
+        and n_out % 4 == n_in % (128 if w.bits == 4 else 16) == 0
+        and w.codes.flags.c_contiguous
+        and (width >= n_in or (whole and n_in % width == 0))
+    )
