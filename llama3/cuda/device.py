@@ -120,13 +120,14 @@ class Device(ABC):
     def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
         """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
 
-        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. A capture records it; the first
-        product of a device must be outside of one, because it allocates cuBLAS's workspace.
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32, perhaps some columns of wider rows.
+        A capture records it; the first product of a device must be outside of one, because it allocates cuBLAS's
+        workspace.
         """
         assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
         assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
         assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
-        assert all(array.flags.c_contiguous for array in (x, w, out))
+        assert x.flags.c_contiguous and w.flags.c_contiguous and out.strides[1] == out.dtype.itemsize
         if self.capturing:
             self.capturing.launches += 1
             self.capturing.keep += [x, w, out]
@@ -299,7 +300,8 @@ class CupyDevice(Device):
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
-        self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+        stride = out.strides[0] // out.dtype.itemsize
+        self._cublas.gemm(addresses, sizes, stride, out.dtype == np.float32, accumulate)
 
     def _queue(self, work: Callable[[int, int], None], array: Array) -> None:
         with self._current():

@@ -29,7 +29,11 @@ BROKEN = [
 
 def found(file, defines, source, architecture):
     code = machine_code(source, file, defines, architecture)
-    return [f"sm_{architecture} {kernel}: {fault}" for kernel in code for fault in faults(file, kernel, code[kernel])]
+    return [
+        f"sm_{architecture} {kernel}: {fault}"
+        for kernel in code
+        for fault in faults(file, kernel, code[kernel], defines)
+    ]
 
 
 @pytest.mark.parametrize(("file", "defines"), VARIANTS)
