@@ -1,15 +1,18 @@
 // Products of the weight matrices with one row: out = w x. (2 to 32 rows: linear_few.cu. More rows: cuBLAS.)
-//   w (n_out, width) bf16, x (width) bf16, out (n_out); width is a multiple of 8 (the model's: of 64), any n_out
+//   w (n_out, width) bf16, or rows of codes (weights.cuh: WEIGHT); x (width) bf16; out (n_out); any n_out
+//   width is a multiple of 8 with bf16 (the model's: of 64), of 64 with codes of 8 bits, and of 128 with codes of 4
 // Five kernels (a sixth is in qkv.cu). They differ in where x comes from and in what they do with a sum:
 //   linear, linear_float     x is given; store the sum as bf16, or as float
 //   linear_add               add the sum to a float of the residual stream: the products with wo and w2
 //   norm_linear              x is the RMSNorm of the residual stream; store the sum as float: logits
 //   norm_swiglu              the same x; store silu(gate sum) * up sum: two matrices in one kernel
 //
-// Launch: n_out / 8 blocks of 256 threads, rounded up, a warp for each output (linear.cuh). Kernels that normalise
-//         take 2 width bytes of dynamic shared memory.
+// Launch: n_out / 8 blocks of 256 threads, rounded up, a warp for each output (linear.cuh; linear_codes.cuh for codes).
+//         Kernels that normalise take 2 width bytes of dynamic shared memory. With codes all kernels do, for width
+//         rounded up to what a warp multiplies in one pass: 2,048 columns of 8 bits, 4,096 of 4 bits.
 // Bytes:  2 n_out width. At 4.3 TB/s the matrices of the 8B model take: wo (4,096 x 4,096) 33.6 MB, 7.8 microseconds;
-//         gate and up 234.9 MB, 54.6; down 117.4 MB, 27.3; the output matrix 1,050.7 MB, 244.
+//         gate and up 234.9 MB, 54.6; down 117.4 MB, 27.3; the output matrix 1,050.7 MB, 244. Codes of 8 bits have half
+//         as many bytes, codes of 4 bits and their scales 0.266 times as many.
 #include "linear_codes.cuh"
 
 // The naive kernel: a thread for each output of a row; x (T, width), out (T, n_out). Next: linear_steps.cu.

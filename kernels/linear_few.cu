@@ -1,6 +1,7 @@
 // Products of the weight matrices with a few rows, by tensor cores: out = x w^T. w is read once for all rows.
-//   w (n_out, width) bf16, x (T, width) bf16, out (T, n_out); T up to ROWS = 8, 16 or 32; width is a multiple of
-//   64, any n_out. linear.cu holds the naive kernel, linear_steps.cu the steps between it and these.
+//   w (n_out, width) bf16, or rows of codes (weights.cuh: WEIGHT); x (T, width) bf16; out (T, n_out), any n_out
+//   T up to ROWS = 8, 16 or 32; width is a multiple of 64, and of 128 with codes of 4 bits
+//   linear.cu holds the naive kernel, linear_steps.cu the steps between it and these.
 // Four kernels. As in linear.cu, they differ in what they do with a sum:
 //   linear_few, linear_few_float     store it as bf16, or as float (logits)
 //   linear_few_add                   add it to a float: the residual stream
@@ -9,13 +10,15 @@
 // 16 rows. Padding wastes arithmetic, which is idle anyway, but no bandwidth for reading weights, which is scarce.
 //
 // Launch: a block of 256 threads for 32 outputs (swiglu_few: for 16, each with a gate and an up sum). All warps of a
-//         block compute the same outputs; each takes every eighth chunk of 32 channels. Their sums are added in shared
-//         memory in the order of the warps, so a row's bits do not depend on other rows.
-// Bytes:  2 n_out width for w, as in linear.cu. For x, each block reads 2 ROWS width from the L2 cache: ROWS / 32 times
-//         as much as it reads for w. Work: 2 n_out width ROWS.
+//         block compute the same outputs; each takes every eighth chunk of 32 channels (64 of codes of 8 bits, 128 of
+//         4 bits). Their sums are added in shared memory in the order of the warps, so a row's bits do not depend on
+//         other rows.
+// Bytes:  2 n_out width for w, as in linear.cu; a half of that for codes of 8 bits, 0.266 times that for 4 bits. For x,
+//         each block reads 2 ROWS width from the L2 cache: with bf16, ROWS / 32 times as much as it reads for w.
+//         Work: 2 n_out width ROWS.
 //
-// What limits it, computed (not measured) for an H200, which reads 4.3 TB/s from memory, that is 33 GB/s for each of
-// its 132 SMs, and about 6 TB/s from L2:
+// What limits it with bf16, computed (not measured) for an H200, which reads 4.3 TB/s from memory, that is 33 GB/s
+// for each of its 132 SMs, and about 6 TB/s from L2:
 //   In flight   A warp has 4 KB in flight, and still 2 KB while it waits for the other 2. A block has 8 warps. At 0.6
 //               microseconds a load, an SM needs 20 KB in flight: one block an SM is enough, as wo and w2 have it.
 //   L2 cache    It passes on 1 + ROWS / 32 times the bytes of w: 5.4 TB/s for 8 rows, 6.5 for 16, 8.6 for 32. So 16
@@ -24,6 +27,8 @@
 //               would be read less often. But wo and w2 have 4,096 outputs: with 64 a block, half of the SMs had none.
 //   Arithmetic  At 32 rows of the 8B model 0.48 TFLOP a step, 0.6 ms of tensor cores during 3.5 ms of reading. For 4 KB
 //               of weights, a warp issues 74 instructions at 8 rows and 119 at 32 (sm_90). An SM has time for 880.
+// With codes, x has as many bytes as before, and w fewer. So on an H200 the L2 cache limits from 8 rows on, and the gain
+// over bf16 shrinks with each row.
 #include "weights.cuh"
 
 #ifndef ROWS
@@ -203,7 +208,8 @@ __device__ __forceinline__ void multiply(Sums& sums, WeightRows rows, const bf16
             if (GROUPED<WEIGHT>) {
 #pragma unroll
                 for (int group = 0; group < GROUPS; group++) {
-                    zero[group] = zero_of<WEIGHT>(__shfl_sync(ALL_LANES, weights[i].scale, threadIdx.x % 32 / 4 * 4 + group));
+                    int holder = threadIdx.x % 32 / 4 * 4 + group;
+                    zero[group] = zero_of<WEIGHT>(__shfl_sync(ALL_LANES, weights[i].scale, holder));
                 }
             }
 #pragma unroll
@@ -264,7 +270,8 @@ __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& s
 
 // Calls store(index, sum) for each result of this block's two tiles; index is the element of out (T, n_out).
 template <class Store>
-__device__ __forceinline__ void product(const WEIGHT* w, const bf16* x, int n_out, int width, int n_tokens, Store store) {
+__device__ __forceinline__ void product(const WEIGHT* w, const bf16* x, int n_out, int width, int n_tokens,
+                                        Store store) {
     __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * 2 * TILE;
     const float scales[2] = {row_scale(w, first, n_out, width), row_scale(w, first + TILE, n_out, width)};

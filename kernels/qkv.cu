@@ -21,7 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ float sums[WARPS];
     int warp = threadIdx.x / 32, half = head_dim / 2, n_out = (n_heads + 2 * n_kv_heads) * head_dim;
     int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // a block has pairs of one head only
-    WeightRow<WEIGHT> row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
+    int output = head * head_dim + first + warp % PAIRS + warp / PAIRS * half;
+    WeightRow<WEIGHT> row = begin_load(wqkv, output, n_out, width);
     NormWeight norm_weight = begin_norm(norm, width);
     wait_for_predecessor();
     let_successor_start();

@@ -5,16 +5,16 @@
 //   Fp8    code * scale, a number of 8 bits (e4m3: sign, 4 bits of exponent, 3 of mantissa); a scale for each row
 //   Int4   (code - zero) * scale, a code from 0 to 15; zero and scale for each group of 128 columns of a row
 //
-// A row of codes is followed by its scales, and padded to a multiple of 64 bytes. So rows can be joined and cut as those
-// of bf16 are.
+// A row of codes is followed by its scales, and padded to a multiple of 64 bytes. So rows can be joined and cut as
+// those of bf16 are.
 //   Int8   width bytes; 64 times the scale, as float; 60 bytes of padding
 //   Fp8    width bytes; the scale, as float; 60 bytes of padding
 //   Int4   width / 2 bytes; for each group 64 times the scale, as float16, and -zero / 64, as bf16; padding
 // A file has codes of 8 bits in this order already. The order of the codes of 4 bits is in quantised.cu.
 //
 // All codes are exact as bf16, so tensor cores can multiply them. It takes few instructions to make bf16 of them, which
-// matters: an H200 reads 18.6 bytes a cycle for each SM, which issues four instructions in it, each for 32 lanes. For 16
-// bytes of codes a lane has 27 cycles, 110 instructions of its warp.
+// matters: an H200 reads 18.6 bytes a cycle for each SM, which issues four instructions in it, each for 32 lanes. For
+// 16 bytes of codes a lane has 27 cycles, 110 instructions of its warp.
 #pragma once
 #include "common.cuh"
 
@@ -81,8 +81,8 @@ __device__ __forceinline__ const W* scales_of(const W* row, int width) {
 // The i-th eight of a piece; the first argument only says of which kind. `zero` holds -zero / 64 twice, for Int4.
 __device__ __forceinline__ uint4 eighth(bf16, uint4 piece, int, unsigned) { return piece; }
 
-// A whole number n from 0 to 255 in the lower half of the bits of a bf16 stands for n 2^-133, because the exponent's two
-// smallest values mean the same. One multiply-add makes (n - zero) / 64 of it, which is exact.
+// A whole number n from 0 to 255 in the lower half of the bits of a bf16 stands for n 2^-133, because the exponent's
+// two smallest values mean the same. One multiply-add makes (n - zero) / 64 of it, which is exact.
 constexpr unsigned TIMES_2_127 = 0x7f007f00, TIMES_2_123 = 0x7d007d00;
 
 // Two codes, as bytes from 0 to 255 instead of -128 to 127
@@ -95,8 +95,8 @@ __device__ __forceinline__ uint4 eighth(Int8, uint4 piece, int i, unsigned) {
     return make_uint4(two_int8(low, 0x4140), two_int8(low, 0x4342), two_int8(high, 0x4140), two_int8(high, 0x4342));
 }
 
-// e4m3 has 7 as the exponent's bias, bf16 127. So the bits, moved to their places, are the number times 2^-120. This also
-// holds for the smallest numbers, which have no leading one in either format. NaN (0x7f) becomes 480.
+// e4m3 has 7 as the exponent's bias, bf16 127. So the bits, moved to their places, are the number times 2^-120. This
+// also holds for the smallest numbers, which have no leading one in either format. NaN (0x7f) becomes 480.
 __device__ __forceinline__ unsigned two_fp8(unsigned codes, unsigned which) {
     unsigned pair = __byte_perm(codes, 0, which);
     return fma_pairs((pair & 0x80008000) | (pair >> 4 & 0x07f007f0), 0x7b807b80, 0x80008000);  // 0x7b80: 2^120
@@ -110,7 +110,8 @@ __device__ __forceinline__ uint4 eighth(Fp8, uint4 piece, int i, unsigned) {
 // Of each half of `codes`, the lowest four bits, and the next four, which stand for a number 16 times as large
 __device__ __forceinline__ uint4 eighth(Int4, uint4 piece, int i, unsigned zero) {
     unsigned codes = i == 0 ? piece.x : i == 1 ? piece.y : i == 2 ? piece.z : piece.w;
-    return make_uint4(fma_pairs(codes & 0x000f000f, TIMES_2_127, zero), fma_pairs(codes & 0x00f000f0, TIMES_2_123, zero),
+    return make_uint4(fma_pairs(codes & 0x000f000f, TIMES_2_127, zero),
+                      fma_pairs(codes & 0x00f000f0, TIMES_2_123, zero),
                       fma_pairs(codes >> 8 & 0x000f000f, TIMES_2_127, zero),
                       fma_pairs(codes >> 8 & 0x00f000f0, TIMES_2_123, zero));
 }

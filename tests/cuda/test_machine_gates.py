@@ -12,7 +12,7 @@ from tests.cuda.compile_gates import VARIANTS, architectures_of
 from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, UNDER_WAY, faults, machine_code
 
 WAIT = "    wait_for_predecessor();\n"
-LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + channel"
+LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + elements(channel)"
 # For each rule: a kernel file, a text in it, what replaces the text, and the fault that the rule must then find.
 BROKEN = [
     # Read-only loads of weights, as they once were
