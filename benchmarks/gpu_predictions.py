@@ -29,6 +29,7 @@ CHANGES = {  # what it is called, and the code without it
 MATMUL = 790e12  # FLOP a second of a large product, for a short time: what the report measures
 SHARES = (((1, 128), 0.93), ((1, 8192), 0.91))  # (batch, context), the least share of reading
 GAINS = ((8, 6.5), (32, 20), (64, 34))
+KINDS = {"bf16": None, "int8": "Int8", "float8_e4m3": "Fp8", "int4, groups of 128": "Int4"}  # of the matrices
 
 
 def page() -> str:
@@ -40,6 +41,7 @@ def page() -> str:
         sampler=sum(launch.name.startswith("sampler") for launch in one),
         steps="\n".join(step_table(card) for card in CARDS),
         l2=l2_table(),
+        quantised="\n".join(quantised_table(card) for card in CARDS),
         changes=change_table(),
         prompts=prompt_table(),
         ceilings=ceiling_table(),
@@ -105,6 +107,28 @@ def l2_table() -> str:
             ]
         )
     head = ["rows", "GB through L2 by our kernels", "ms at 6 TB/s", "ms of reading, H100", "H200", "chosen"]
+    return table(head, rows)
+
+
+def quantised_table(card: Card) -> str:
+    """Steps with matrices of each kind: reading, the prediction, and how many times as fast as bf16 that is."""
+    batches = (1, 8, 32, 64)
+
+    def cell(kind: str | None, batch: int) -> str:
+        step, plain = (decode(card, AFTER, batch, 1024, k) for k in (kind, None))
+        return f"{ms(step.reading)}, **{ms(step.seconds)}**, {plain.seconds / step.seconds:.2f} x"
+
+    rows = [
+        [
+            name,
+            f"{weights_read(LLAMA3_8B, kind) / 1e9:.2f}",
+            ms(weights_read(LLAMA3_8B, kind) / card.read),
+            *(cell(kind, batch) for batch in batches),
+            "not measured",
+        ]
+        for name, kind in KINDS.items()
+    ]
+    head = [f"matrices, {card.name}", "GB", "ms of reading", *(f"batch {batch}" for batch in batches), "measured"]
     return table(head, rows)
 
 

@@ -27,8 +27,9 @@
 //               would be read less often. But wo and w2 have 4,096 outputs: with 64 a block, half of the SMs had none.
 //   Arithmetic  At 32 rows of the 8B model 0.48 TFLOP a step, 0.6 ms of tensor cores during 3.5 ms of reading. For 4 KB
 //               of weights, a warp issues 74 instructions at 8 rows and 119 at 32 (sm_90). An SM has time for 880.
-// With codes, x has as many bytes as before, and w fewer. So on an H200 the L2 cache limits from 8 rows on, and the gain
-// over bf16 shrinks with each row.
+// With codes, x has as many bytes as before, and w fewer. So on an H200 the L2 cache limits from 8 rows on, and the
+// gain over bf16 shrinks with each row. For 4 KB of codes, a warp issues 289 instructions at 8 rows and 351 at 32 with
+// Int8, 431 and 510 with Fp8, 602 and 788 with Int4.
 #include "weights.cuh"
 
 #ifndef ROWS
