@@ -115,9 +115,9 @@ def described(weights: numpy_weights.Weights) -> str:
     """What becomes of quantised matrices, in one line; empty if there are none."""
     kinds: dict[str | None, int] = {}
     for parts in products(weights):
-        for part in parts:
-            if isinstance(part, QuantisedMatrix):
-                kinds[joint_kind(parts)] = kinds.get(joint_kind(parts), 0) + 1
+        if quantised := sum(isinstance(part, QuantisedMatrix) for part in parts):
+            kind = joint_kind(parts)
+            kinds[kind] = kinds.get(kind, 0) + quantised
     return ", ".join(
         f"{n} quantised matrices become bfloat16" if kind is None else f"{n} matrices stay {kind}"
         for kind, n in sorted(kinds.items(), key=str)
