@@ -200,6 +200,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
     ("docs/gpu.md", "more than 32 rows", [equals(linear.MAX_FEW)]),
     ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_GRAPH_ROWS)]),
+    ("docs/gpu.md", "(64 with codes)", [equals(linear.MAX_GRAPH_ROWS)]),
     ("docs/gpu.md", "the products with up to 32 rows", [equals(linear.MAX_FEW)]),
     (
         "docs/gpu.md",
