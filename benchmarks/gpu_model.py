@@ -66,7 +66,7 @@ def decode(card: Card, code: Code, batch: int, context: int, kind: str | None = 
     attention = [launch for launch in found if launch.name.startswith("attention")]
     matrices = [launch for launch in found if is_product(launch)]
     small = len(found) - len(sampler) - len(attention) - len(matrices)
-    by_cublas = kind is None and batch > 1 and code.cublas_from is not None and batch >= code.cublas_from
+    by_cublas = kind is None and code.own_rows is not None and batch > code.own_rows(card.memory_rate)
     small += C.n_layers * by_cublas - sum(launch.name == "swiglu" for launch in found)  # cuBLAS computes no SwiGLU
     count = small + len(attention) + len(matrices) + code.sampler_launches
     logits = batch * C.vocab_size * 4

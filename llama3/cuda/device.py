@@ -45,6 +45,7 @@ class Device(ABC):
     """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
     capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
+    memory_rate: float = 0  # bytes a second that its memory can move, by its clock; 0: not known
     capturing: Graph | None = None
     gpu: Any  # a context that makes this GPU the current one
     _plainly = False  # the last call queued a library's kernel: the next of ours waits for its end
@@ -176,6 +177,13 @@ class Device(ABC):
     def _end_capture(self, graph: Graph) -> None: ...
 
 
+def memory_rate(runtime: Any, index: int) -> float:
+    """Bytes a second: two transfers in each cycle of the memory's clock. runtime: CuPy's."""
+    kilohertz = runtime.deviceGetAttribute(runtime.cudaDevAttrMemoryClockRate, index)
+    bits = runtime.deviceGetAttribute(runtime.cudaDevAttrGlobalMemoryBusWidth, index)
+    return 2e3 * kilohertz * bits / 8
+
+
 class CupyDevice(Device):
     """One GPU, one stream."""
 
@@ -198,7 +206,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
-        self.capability = capability
+        self.capability, self.memory_rate = capability, memory_rate(cupy.cuda.runtime, index)
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)

@@ -1,8 +1,8 @@
 """Products with the weight matrices, for any number of rows, and the operations that are fused with them.
 
-One row goes through kernels/linear.cu, up to 32 rows through kernels/linear_few.cu, more rows through cuBLAS. A CUDA
-graph can hold all of them. Why 32: microseconds for a matrix, computed (not measured), on an H100 that reads 3.0 TB/s
-and an H200 that reads 4.3.
+One row goes through kernels/linear.cu, up to 32 rows through kernels/linear_few.cu (up to 16 on a GPU whose memory is
+as fast as an H200's), more rows through cuBLAS. A CUDA graph can hold all of them. Why 32 and 16: microseconds for a
+matrix, computed (not measured), on an H100 that reads 3.0 TB/s and an H200 that reads 4.3.
 
                    linear_few, H100     cuBLAS,    linear_few, H200     cuBLAS,
                    16    32    64 rows    H100     16    32    64 rows    H200
@@ -17,8 +17,8 @@ linear_few.cu reads w once from memory, and x again for every 32 outputs, from t
 of w. The two together pass through L2, at about 6 TB/s. So its time is that of reading w until L2 limits it, from 32
 rows on, and grows with the rows from there. cuBLAS's tiles are larger, so that x hardly counts. But it reads at about
 90 % of the memory's rate, and each of its kernels waits for its predecessor before it loads a first weight: 3
-microseconds. SwiGLU is a launch of its own then, another 3, counted with w13. At 32 rows an H200 would gain from
-cuBLAS, and an H100 would lose more.
+microseconds. SwiGLU is a launch of its own then, another 3, counted with w13. So from 17 rows on, an H200 gains from
+cuBLAS, and an H100 would lose.
 """
 
 from collections.abc import Iterator
@@ -33,6 +33,8 @@ from llama3.cuda.quantised import PER_PIECE, SCRATCH_ROWS, Matrix, QuantisedArra
 from llama3.cuda.rms_norm import rms_norm
 
 MAX_FEW = 32  # rows that our own kernels take
+MAX_FEW_FAST_MEMORY = 16  # rows that they get if the memory is faster than this:
+FAST_MEMORY = 4e12  # bytes a second by its clock: 3.35e12 on an H100, 4.8e12 on an H200
 MAX_GRAPH_ROWS = 64  # rows of a step that runs as a graph; our own kernels take as many with a quantised matrix
 THREADS = 256
 OUTPUTS = THREADS // 32  # of a block of linear.cu: each warp computes one
@@ -45,9 +47,14 @@ def bucket(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def by_cublas(w: Matrix, rows: int) -> bool:
+def max_few(memory_rate: float) -> int:
+    """The most rows that our own kernels multiply by bfloat16 on a GPU of this `Device.memory_rate`."""
+    return MAX_FEW_FAST_MEMORY if memory_rate > FAST_MEMORY else MAX_FEW
+
+
+def by_cublas(device: Device, w: Matrix, rows: int) -> bool:
     """A quantised matrix must become bfloat16 before cuBLAS can multiply by it. That pays off for prompts only."""
-    return rows > (MAX_GRAPH_ROWS if isinstance(w, QuantisedArray) else MAX_FEW)
+    return rows > (MAX_GRAPH_ROWS if isinstance(w, QuantisedArray) else max_few(device.memory_rate))
 
 
 def linear(device: Device, x: Array, w: Matrix, out: Array) -> None:
@@ -55,7 +62,7 @@ def linear(device: Device, x: Array, w: Matrix, out: Array) -> None:
 
     `in` is a multiple of 64.
     """
-    if by_cublas(w, len(x)):
+    if by_cublas(device, w, len(x)):
         _gemm(device, x, w, out)
     else:
         _launch(device, "linear", w, x, out)
@@ -64,7 +71,7 @@ def linear(device: Device, x: Array, w: Matrix, out: Array) -> None:
 def linear_add(device: Device, x: Array, w: Matrix, out: Array) -> None:
     """out (T, out) float32 += x @ w.T: adds the output of a block to the residual stream."""
     assert out.dtype == np.float32, out.dtype
-    if by_cublas(w, len(x)):
+    if by_cublas(device, w, len(x)):
         _gemm(device, x, w, out, accumulate=True)
     else:
         _launch(device, "linear", w, x, out, suffix="_add")
@@ -95,7 +102,7 @@ def norm_swiglu(device: Device, source: NormInput, w13: Matrix, h: Array, gate_u
         _launch_norm(device, "norm_swiglu", w13, source, out, matrices=2)
         return
     rms_norm(device, source, h)
-    if by_cublas(w13, len(h)):
+    if by_cublas(device, w13, len(h)):
         _gemm(device, h, w13, gate_up)
         swiglu(device, gate_up, out)
     else:

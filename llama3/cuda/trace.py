@@ -45,7 +45,7 @@ class Tracer:
 
     def before_feed_forward(self, source: NormInput, w13: Matrix, lora: bool) -> None:
         """lora: whether there are adapters, which have kernels of their own."""
-        if not by_cublas(w13, len(source.x)) and not lora:
+        if not by_cublas(self.device, w13, len(source.x)) and not lora:
             norm_then_linear(self.device, source, w13, self.a.h, self.a.gate_up)
 
     def after_feed_forward(self, i: int) -> None:
