@@ -10,6 +10,7 @@ import pytest
 from llama3.cuda.source import kernel_source
 from tests.cuda.compile_gates import VARIANTS, architectures_of
 from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, UNDER_WAY, faults, machine_code
+from tests.cuda.test_compile_gates import slow
 
 WAIT = "    wait_for_predecessor();\n"
 LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + elements(channel)"
@@ -36,7 +37,9 @@ def found(file, defines, source, architecture):
     ]
 
 
-@pytest.mark.parametrize(("file", "defines"), VARIANTS)
+@pytest.mark.parametrize(
+    ("file", "defines"), [pytest.param(file, defines, marks=slow(defines)) for file, defines in VARIANTS]
+)
 def test_every_kernel_keeps_every_rule(file, defines):
     architectures = [sm for sm in architectures_of(file) if sm in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
