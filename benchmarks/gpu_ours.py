@@ -64,7 +64,9 @@ def quantised_weights(c: ModelConfig, model: Any, kind: str) -> Weights:
     """The embedding and the norms of `weights_of`, and matrices of random codes."""
     plain = weights_of(model)
     where, widest = model.lm_head.weight.device, max(c.dim, c.hidden_dim)
-    scratch = array_of(torch.empty(SCRATCH_ROWS * widest, dtype=torch.bfloat16, device=where))
+    scratch_memory = torch.empty(SCRATCH_ROWS * widest, dtype=torch.bfloat16, device=where)
+    torch.cuda.synchronize()  # the two libraries use different streams
+    scratch = array_of(scratch_memory)
 
     def matrix(n_out: int, width: int) -> QuantisedArray:
         shape = n_out, row_bytes(kind, width)
