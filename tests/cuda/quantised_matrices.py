@@ -2,12 +2,14 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from llama3.cuda.quantised import SCRATCH_ROWS, QuantisedArray, row_bytes, upload_rows
 from llama3.model.quantised import QuantisedMatrix
 from tests.cuda.kernel_checks import bfloat16
 
-KINDS = ("Int8", "Fp8", "Int4")
+# The unmarked tests run one kind: each kind of each kernel takes two seconds to compile.
+KINDS = (pytest.param("Int8", marks=pytest.mark.slow), pytest.param("Fp8", marks=pytest.mark.slow), "Int4")
 
 
 def quantised(kind, seed, n_out, width, zeros=False):

@@ -59,13 +59,13 @@ def linear(device):
 
 
 def linear_codes(device):
-    """With the norm in front, and with rows that are given; two passes of a warp over a row."""
-    x, norm, w = random(1, 1, 2112, dtype=np.float32), random(2, 2112), quantised("Int8", 3, 9, 2112)
+    """With the norm in front, and with a row that is given."""
+    x, norm, w = random(1, 1, 2176, dtype=np.float32), random(2, 2176), quantised("Int4", 3, 9, 2176)
     run, out = test_linear_quantised.run, test_linear.poison(1, 9, np.float32)
     return np.stack(
         [
-            run(device, test_linear.norm_linear, [x, norm], "Int8", w, out),
-            run(device, cuda_linear.linear, [x.astype(norm.dtype)], "Int8", w, out),
+            run(device, test_linear.norm_linear, [x, norm], "Int4", w, out),
+            run(device, cuda_linear.linear, [x.astype(norm.dtype)], "Int4", w, out),
         ]
     )
 

@@ -48,7 +48,7 @@ def test_one_row_agrees_with_float64(device, in_every_order, kind, dtype):
 
 
 @kinds
-@pytest.mark.parametrize("rows", [2, 9, 32, 45])
+@pytest.mark.parametrize("rows", [2, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (9, 32, 45))])
 def test_a_few_rows_agree_with_float64(device, in_every_order, kind, rows):
     """More than 32 rows, up to 64, take two launches."""
     for n_out, width in [(64, WIDTH[kind]), (35, 8 * WIDTH[kind])][: 2 if rows < 32 else 1]:
