@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many of these run as there are cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch
+
 settings.register_profile("llama3", settings(), deadline=None)  # machines that run tests are shared and noisy
 settings.load_profile("llama3")
 

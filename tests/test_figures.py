@@ -358,7 +358,7 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ),
     (
         "docs/evidence.md",
-        "SciPy is not installed | 1.19 s and 0.43 s",
+        "SciPy is not installed | 1.11 s and 0.38 s",
         [result(NUMBA, "first_use_of_numba/compiles"), result(NUMBA, "first_use_of_numba/from its cache")],
     ),
     (
