@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama3 import Llama
-from llama3.batch_request import BEGINNINGS, FORMATS, Answerer, may_answer
+from llama3.batch_request import BEGINNINGS, FORMATS, Answerer, failure_line, may_answer
 from llama3.errors import Llama3Error
 from llama3.limits import LIMITS
 
@@ -113,6 +113,15 @@ def test_a_model_that_fails_is_told_apart_from_a_request_that_is_wrong(
     line = answerer.answer_line(json.dumps(openai(CHAT)).encode())
     assert line.failed and line.error == "AiError: the device is gone"
     assert json.loads(line.text)["response"]["status_code"] == 500
+
+
+def test_a_failure_elsewhere_is_answered_in_the_request_s_form():
+    for request in (openai(CHAT), {"custom_id": "b", **CHAT}, openai(CHAT, url="/v1/none"), 5):
+        text = json.dumps(request).encode()
+        line = failure_line(text, "the process was lost")
+        wrong = request == 5 or request.get("url") == "/v1/none"  # then that is the error
+        assert line.failed is not wrong and line.error and ("the process was lost" in line.error) is not wrong
+        assert may_answer(line.text, text)
 
 
 def test_an_answer_belongs_to_requests_of_its_form_and_its_custom_id(answerer: Answerer):

@@ -46,6 +46,7 @@ LAYERS = (
     "inspect",
     "tour",
     "server",
+    "ray",
     "cli",
     "__main__",
 )

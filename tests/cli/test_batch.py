@@ -84,6 +84,9 @@ def test_pipes_give_the_same_answers(tmp_path: Path) -> None:
         (["requests.jsonl", "--to", "./requests.jsonl"], 2, "is the file of requests; expected another one"),
         (["requests.jsonl", "--to", "notes.txt"], 2, "notes.txt: line 1 is no answer of a batch; nothing was changed"),
         (["requests.jsonl", "--to", "a.jsonl", "--slots", "0"], 2, "--slots: 0 is too small"),
+        (["requests.jsonl", "--to", "a.jsonl", "--replicas", "2"], 2, "--replicas is the number of copies on a Ray"),
+        (["--ray", "requests.jsonl", "--to", "a.jsonl"], 2, "--ray: 'requests.jsonl' is no address of a Ray cluster"),
+        (["requests.jsonl", "--to", "a.jsonl", "--ray", "ray://head:1"], 2, "expected HOST:PORT of its head"),
         (
             ["requests.jsonl", "--to", "/dev/full", "--slots", "1"],
             1,

@@ -15,6 +15,7 @@ OTHERS = {
     "device": "cuda",
     "lora": "y=folder",
     "allow_origin": "https://b.example",
+    "ray": "head:2",
 }  # second values of options that do not take "2"
 VALUES = {
     "lora": "x=folder",
@@ -26,6 +27,7 @@ VALUES = {
     "rtol": "0.5",
     "max_kl": "0.5",
     "min_top1": "0.5",
+    "ray": "head:1",
 }
 
 
