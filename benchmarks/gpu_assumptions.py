@@ -1,11 +1,12 @@
 """What the predictions assume about two GPUs and about the code, each with its source. None of it is measured here."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from llama3.cuda.linear import MAX_FEW
+from llama3.cuda.linear import max_few
 
 MICRO = 1e-6
 
@@ -14,6 +15,7 @@ MICRO = 1e-6
 class Card:
     name: str
     read: float  # bytes a second of reading
+    memory_rate: float  # the same by its datasheet
     l2: float = 6.0e12  # bytes a second between the L2 cache and the SMs
     sms: int = 132
     clock: float = 1.755e9  # Hz under load
@@ -21,8 +23,8 @@ class Card:
     tensor_peak: float = 989e12
 
 
-H100 = Card("H100", 3.0e12)
-H200 = Card("H200", 4.3e12)
+H100 = Card("H100", 3.0e12, 3.35e12)
+H200 = Card("H200", 4.3e12, 4.8e12)
 
 GAP = 0.9 * MICRO  # between two kernels of a graph that overlap
 APART = 2.3 * MICRO  # between two kernels of ours, if they do not overlap
@@ -85,7 +87,7 @@ class Code:
     """A state of the code: `BEFORE`, or with all the changes."""
 
     few_early: bool = True  # linear_few asks for its first weights before the wait, all at once
-    cublas_from: int | None = MAX_FEW + 1  # rows from which products in a graph are cuBLAS's
+    own_rows: Callable[[float], int] | None = max_few  # up to which products are ours, by `memory_rate`; None: all
     ahead: bool = True  # the next step is launched before the tokens of this one are read
     sampler_launches: int = 2
     attention_early: bool = True  # keys and values are prefetched, loops end at the row's position, V comes early

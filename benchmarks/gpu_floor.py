@@ -10,16 +10,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama3.config import ModelConfig
+from llama3.cuda.quantised import row_bytes
 
 LLAMA3_8B = ModelConfig(4096, 32, 32, 8, 128, 14336, 128_256)
 TINY = ModelConfig(128, 2, 4, 1, 64, 192, 515, max_seq_len=320)
 
 
-def weights_read(c: ModelConfig) -> int:
-    """Bytes of bf16 weights that a step reads: all of them, norms too, but only a few rows of the embedding."""
-    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    layer = (2 * q + 2 * kv) * c.dim + 3 * c.hidden_dim * c.dim + 2 * c.dim
-    return 2 * (c.n_layers * layer + c.dim + c.vocab_size * c.dim)
+def weights_read(c: ModelConfig, kind: str | None = None) -> int:
+    """Bytes of weights that a step reads: all of them, norms too, but only a few rows of the embedding.
+
+    kind: of the matrices, with the padding of their rows (kernels/weights.cuh); None: bf16.
+    """
+    *of_layer, head = shapes(c).values()
+    norms = 2 * c.dim * (2 * c.n_layers + 1)
+    return c.n_layers * sum(matrix_bytes(shape, kind) for shape in of_layer) + matrix_bytes(head, kind) + norms
+
+
+def matrix_bytes(shape: tuple[int, int], kind: str | None) -> int:
+    n_out, width = shape
+    return n_out * (row_bytes(kind, width) if kind else 2 * width)
 
 
 def cache_read(c: ModelConfig, context: int) -> int:
@@ -27,8 +36,8 @@ def cache_read(c: ModelConfig, context: int) -> int:
     return 2 * 2 * c.n_layers * c.n_kv_heads * c.head_dim * context
 
 
-def decode_bytes(c: ModelConfig, batch: int, context: int) -> int:
-    return weights_read(c) + batch * cache_read(c, context)
+def decode_bytes(c: ModelConfig, batch: int, context: int, kind: str | None = None) -> int:
+    return weights_read(c, kind) + batch * cache_read(c, context)
 
 
 def prefill_flops(c: ModelConfig, T: int) -> float:

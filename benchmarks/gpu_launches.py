@@ -79,12 +79,12 @@ class Recorder(EmulatedDevice):
         super().replay(graph)
 
 
-def decoding_launches(c: ModelConfig, batch: int, max_len: int, params: SamplingParams | None = None) -> list[Launched]:
-    """The launches of one replay of the graph that decodes `batch` sequences; greedily, unless params say otherwise."""
+def decoding_launches(c: ModelConfig, batch: int, max_len: int, kind: str | None = None) -> list[Launched]:
+    """The launches of one replay of the graph that decodes `batch` sequences greedily. kind: see `empty_model`."""
     device = Recorder()
-    model = empty_model(device, c)
+    model = empty_model(device, c, kind)
     cache = model.new_cache(batch, max_len)
-    samplers = [SequenceSampler(params or SamplingParams(temperature=0), [0], c.vocab_size) for _ in range(batch)]
+    samplers = [SequenceSampler(SamplingParams(temperature=0), [0], c.vocab_size) for _ in range(batch)]
     rows = Batch.of([(slot, [0]) for slot in range(batch)])
     for _ in range(2):  # the first step captures the graph
         device.launched.clear()

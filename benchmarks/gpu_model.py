@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gpu_assumptions as given  # the files beside this one
 from gpu_assumptions import Card, Code
-from gpu_floor import LLAMA3_8B, attention_flops, cache_read, prefill_flops, weights_read
+from gpu_floor import LLAMA3_8B, attention_flops, cache_read, decode_bytes, prefill_flops, weights_read
 from gpu_launches import Launched, decoding_launches, prompt_launches
 
 from llama3.cuda.attention import SPLIT
@@ -50,8 +50,8 @@ class Step:
 
 
 @cache
-def launches(batch: int, max_len: int) -> tuple[Launched, ...]:
-    return tuple(decoding_launches(C, batch, max_len))
+def launches(batch: int, max_len: int, kind: str | None = None) -> tuple[Launched, ...]:
+    return tuple(decoding_launches(C, batch, max_len, kind))
 
 
 @cache
@@ -59,25 +59,28 @@ def chunk_launches(rows: int) -> tuple[Launched, ...]:
     return tuple(prompt_launches(C, rows))
 
 
-def decode(card: Card, code: Code, batch: int, context: int) -> Step:
-    found = launches(batch, -(-(context + 256) // 256) * 256)
+def decode(card: Card, code: Code, batch: int, context: int, kind: str | None = None) -> Step:
+    """kind: of the matrices, as in `weights_read`. cuBLAS multiplies by bf16 only."""
+    found = launches(batch, -(-(context + 256) // 256) * 256, kind)
     sampler = [launch for launch in found if launch.name.startswith("sampler")]
     attention = [launch for launch in found if launch.name.startswith("attention")]
     matrices = [launch for launch in found if is_product(launch)]
     small = len(found) - len(sampler) - len(attention) - len(matrices)
-    by_cublas = batch > 1 and code.cublas_from is not None and batch >= code.cublas_from
+    by_cublas = kind is None and code.own_rows is not None and batch > code.own_rows(card.memory_rate)
     small += C.n_layers * by_cublas - sum(launch.name == "swiglu" for launch in found)  # cuBLAS computes no SwiGLU
     count = small + len(attention) + len(matrices) + code.sampler_launches
     logits = batch * C.vocab_size * 4
     gap = given.GAP if code.overlap else given.APART
     gaps = gap * count + (given.FULL_GAP - gap) * len(matrices) * by_cublas
+    nbytes, norms = decode_bytes(C, batch, context, kind), 2 * C.dim * (2 * C.n_layers + 1)
+    ideal = (weights_read(C, kind) - norms) / card.read  # of the products
     return Step(
         batch=batch,
-        bytes=weights_read(C) + batch * cache_read(C, context),
+        bytes=nbytes,
         l2_bytes=sum(launch.weights if by_cublas else l2_bytes(launch) for launch in matrices),
         launches=count,
-        reading=(weights_read(C) + batch * cache_read(C, context)) / card.read,
-        products=sum(product_loss(card, code, launch, by_cublas) for launch in matrices),
+        reading=nbytes / card.read,
+        products=sum(product_seconds(card, code, launch, by_cublas) for launch in matrices) - ideal,
         gaps=gaps,
         attention=sum(attention_loss(card, code, launch, batch, context) for launch in attention),
         small=given.SMALL_KERNEL * (small + code.sampler_launches) + 2 * logits / card.l2,
@@ -95,18 +98,17 @@ def l2_bytes(launch: Launched) -> int:
     return launch.weights + blocks * launch.x
 
 
-def product_loss(card: Card, code: Code, launch: Launched, by_cublas: bool) -> float:
-    """Seconds beyond reading the matrix."""
+def product_seconds(card: Card, code: Code, launch: Launched, by_cublas: bool) -> float:
     ideal = launch.weights / card.read
     if by_cublas:
-        return ideal / given.CUBLAS_SHARE - ideal
+        return ideal / given.CUBLAS_SHARE
     if launch.name in PRODUCTS:
-        return ideal / given.PRODUCT_SHARE - ideal
+        return ideal / given.PRODUCT_SHARE
     resident = min(launch.blocks or card.sms, blocks_per_sm(launch) * card.sms)
     in_flight = resident * 8 * 2048 * (2 if code.few_early else 1)  # 8 warps, each with chunks of 2 KB
     rate = min(card.read * given.PRODUCT_SHARE, in_flight / given.LATENCY)
     late = 0 if code.few_early else 4.5 * given.LATENCY  # the first loads come one after the other, after the wait
-    return max(launch.weights / rate, l2_bytes(launch) / card.l2) - ideal + late
+    return max(launch.weights / rate, l2_bytes(launch) / card.l2) + late
 
 
 @cache
@@ -114,10 +116,14 @@ def blocks_per_sm(launch: Launched) -> int:
     """Of 256 threads, as many as registers and shared memory allow, by the table of the compiled kernels."""
     for row in RESOURCES.read_text().splitlines():
         file, defines, name, architecture, registers, shared, *_ = row.split()
-        if (file, name, architecture) == ("linear_few.cu", launch.name, "sm_90") and (defines,) == launch.defines:
+        if (file, name, architecture) == ("linear_few.cu", launch.name, "sm_90") and same(defines, launch):
             per_warp = -(-int(registers) * 32 // 256) * 256
             return min(8, REGISTERS // (8 * per_warp), SHARED // (int(shared) + 1024))
     return 1  # for 64 rows, where cuBLAS was recorded
+
+
+def same(defines: str, launch: Launched) -> bool:
+    return tuple(defines.split(",")) == launch.defines
 
 
 def attention_loss(card: Card, code: Code, launch: Launched, batch: int, context: int) -> float:

@@ -1,13 +1,15 @@
 """This project's CUDA path, timed for gpu.py."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from gpu_timing import cache_length, decoded_tokens, prompt_length, timed, timed_delivery, timed_graph  # beside this
+from gpu_floor import shapes  # the files beside this one
+from gpu_timing import cache_length, decoded_tokens, prompt_length, timed, timed_delivery, timed_graph
 from gpu_torch import REPLAYS
 
 from llama3.config import ModelConfig
@@ -16,6 +18,7 @@ from llama3.cuda.arrays import LayerCache
 from llama3.cuda.attention_prompt import attention_prompt, tiles
 from llama3.cuda.device import Array, Device, Graph, bfloat16
 from llama3.cuda.linear import linear
+from llama3.cuda.quantised import GROUP, PER_PIECE, SCRATCH_ROWS, QuantisedArray, row_bytes
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
 from llama3.engine import Engine, Request
@@ -57,12 +60,49 @@ def weights_of(model: Any) -> Weights:
     )
 
 
+def quantised_weights(c: ModelConfig, model: Any, kind: str) -> Weights:
+    """The embedding and the norms of `weights_of`, and matrices of random codes."""
+    plain = weights_of(model)
+    where, widest = model.lm_head.weight.device, max(c.dim, c.hidden_dim)
+    scratch_memory = torch.empty(SCRATCH_ROWS * widest, dtype=torch.bfloat16, device=where)
+    torch.cuda.synchronize()  # the two libraries use different streams
+    scratch = array_of(scratch_memory)
+
+    def matrix(n_out: int, width: int) -> QuantisedArray:
+        shape = n_out, row_bytes(kind, width)
+        rows = torch.randint(0, 256, shape, dtype=torch.uint8, device=where)
+        scales = torch.from_numpy(scales_of(kind, width))
+        rows[:, -len(scales) :] = scales.to(where)
+        torch.cuda.synchronize()
+        return QuantisedArray(kind, (n_out, width), array_of(rows), scratch)
+
+    wqkv, wo, w13, w2, output = (lambda shape=shape: matrix(*shape) for shape in shapes(c).values())
+    layers = [replace(layer, wqkv=wqkv(), wo=wo(), w13=w13(), w2=w2()) for layer in plain.layers]
+    return replace(plain, layers=layers, output=output())
+
+
+def scales_of(kind: str, width: int) -> np.ndarray:
+    """The last bytes of a row (kernels/weights.cuh), with one scale for all, so that entries are about width^-0.5."""
+    out = np.zeros(row_bytes(kind, width) - width * 16 // PER_PIECE[kind], np.uint8)
+    size = width**-0.5 / {"Int8": 74, "Fp8": 150, "Int4": 4.6}[kind]
+    if kind == "Int4":
+        groups = np.zeros((width // GROUP, 2), np.uint16)
+        groups[:, 0] = np.float16(64 * size).view(np.uint16)
+        groups[:, 1] = np.array(-8 / 64, bfloat16).view(np.uint16)
+        out[: groups.nbytes] = groups.view(np.uint8).ravel()
+    else:
+        out[:4] = np.array([size * (64 if kind == "Int8" else 1)], np.float32).view(np.uint8)
+    return out
+
+
 class Ours:
-    def __init__(self, device: Device, c: ModelConfig, model: Any):
+    def __init__(self, device: Device, c: ModelConfig, model: Any, kind: str | None = None):
+        """kind: of the matrices, as in `QuantisedArray`; None: bf16, in the memory of the model's."""
         self.device, self.config = device, c
         self.torch_device = model.lm_head.weight.device
         torch.cuda.synchronize()
-        self.transformer = Transformer(device, c, weights_of(model))
+        weights = quantised_weights(c, model, kind) if kind else weights_of(model)
+        self.transformer = Transformer(device, c, weights)
         device.sync()
 
     def decode(self, batch: int, context: int, params: SamplingParams = GREEDY) -> dict[str, Any]:

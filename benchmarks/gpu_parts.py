@@ -17,7 +17,7 @@ from torch import Tensor
 from llama3.config import ModelConfig
 from llama3.cuda.device import Device
 
-PARTS = ("first", "prompt", "batches", "products", "prompts", "others", "start")
+PARTS = ("first", "prompt", "batches", "products", "quantised", "prompts", "others", "start")
 ALL_PARAMETERS = ", every parameter set"
 SECONDS = {"ours": 20, "compiled": 120, "other": 30}  # guesses for a row; what is not started in time waits
 
@@ -35,6 +35,9 @@ class Sides:
     @cached_property
     def ours(self) -> Ours:
         return Ours(self.device, self.config, self.model)
+
+    def with_codes(self, kind: str) -> Ours:
+        return Ours(self.device, self.config, self.model, kind)
 
 
 def seconds_for(name: str) -> float:
@@ -109,6 +112,19 @@ def matrices(sides: Sides, name: str) -> list[Tensor]:
     }[name]
 
 
+def quantised(sides: Sides) -> Iterator[Row]:
+    """Matrices of 8 and 4 bits. The model is made anew for each row, so that only one is in memory beside the bf16."""
+    c, T = sides.config, 8192
+    steps = [(kind, 1, 128) for kind in ("Int8", "Int4", "Fp8")]
+    for kind, batch, context in (*steps, *((kind, batch, 1024) for batch in (8, 32, 64) for kind in ("Int8", "Int4"))):
+        measure = lambda args=(kind, batch, context): sides.with_codes(args[0]).decode(*args[1:])  # noqa: E731
+        figure = Figure(tokens=batch, read=decode_bytes(c, batch, mean_context(context, c.max_seq_len), kind))
+        yield Row(f"decode, batch {batch}, context {context}: ours, {kind}", measure, figure, SECONDS["ours"])
+    figure = Figure(tokens=T, flops=prefill_flops(c, T))
+    measure = lambda: sides.with_codes("Int4").prefill(T)  # noqa: E731
+    yield Row(f"with Int4, prefill of {T}: ours", measure, figure, SECONDS["ours"])
+
+
 def prompts(sides: Sides) -> Iterator[Row]:
     for T in (128, 512, 2048):
         yield from prefill(sides, T)
@@ -125,6 +141,6 @@ def others(sides: Sides) -> Iterator[Row]:
 
 def rows(parts: list[str], sides: Sides, starts: gpu_start.Starts) -> Iterator[Row]:
     functions = {"first": first, "prompt": prompt, "batches": batches, "products": products}
-    functions |= {"prompts": prompts, "others": others}
+    functions |= {"quantised": quantised, "prompts": prompts, "others": others}
     for part in parts:
         yield from gpu_start.rows(starts) if part == "start" else functions[part](sides)

@@ -14,13 +14,16 @@ from gpu_assumptions import AFTER, BEFORE, H100, H200, TILES_64, TILES_128, WGMM
 from gpu_floor import LLAMA3_8B, decode_bytes, weights_read
 from gpu_model import decode, launches, prefill
 
+from llama3.cuda.linear import MAX_FEW
+
 PAGE = Path(__file__).parent / "results" / "gpu-predictions.md"
 STEPS = ((1, 128), (1, 2048), (1, 8192), (8, 1024), (32, 1024), (64, 1024))
 PROMPTS = (128, 512, 2048, 8192)
 CARDS = (H100, H200)
 CHANGES = {  # what it is called, and the code without it
     "few rows: weights are asked for before the wait, all at once": replace(AFTER, few_early=False),
-    "many rows: cuBLAS in the graph": replace(AFTER, cublas_from=None),
+    "many rows: cuBLAS in the graph": replace(AFTER, own_rows=None),
+    "on an H200, cuBLAS from 17 rows on, not from 33": replace(AFTER, own_rows=lambda _: MAX_FEW),
     "the next step is launched before the tokens are read": replace(AFTER, ahead=False, python_us=BEFORE.python_us),
     "a greedy draw is two launches, not 13": replace(AFTER, sampler_launches=BEFORE.sampler_launches),
     "kernels overlap (dependent launch; not new)": replace(AFTER, overlap=False),
@@ -29,6 +32,7 @@ CHANGES = {  # what it is called, and the code without it
 MATMUL = 790e12  # FLOP a second of a large product, for a short time: what the report measures
 SHARES = (((1, 128), 0.93), ((1, 8192), 0.91))  # (batch, context), the least share of reading
 GAINS = ((8, 6.5), (32, 20), (64, 34))
+KINDS = {"bf16": None, "int8": "Int8", "float8_e4m3": "Fp8", "int4, groups of 128": "Int4"}  # of the matrices
 
 
 def page() -> str:
@@ -40,6 +44,7 @@ def page() -> str:
         sampler=sum(launch.name.startswith("sampler") for launch in one),
         steps="\n".join(step_table(card) for card in CARDS),
         l2=l2_table(),
+        quantised="\n".join(quantised_table(card) for card in CARDS),
         changes=change_table(),
         prompts=prompt_table(),
         ceilings=ceiling_table(),
@@ -94,7 +99,7 @@ def l2_table() -> str:
     """GB that products take from the L2 cache in a step, by our kernels and by cuBLAS, and how long that takes."""
     rows = []
     for batch in (1, 8, 32, 64):
-        own, chosen = (decode(H200, code, batch, 1024) for code in (replace(AFTER, cublas_from=None), AFTER))
+        own, chosen = (decode(H200, code, batch, 1024) for code in (replace(AFTER, own_rows=None), AFTER))
         rows.append(
             [
                 f"{batch}",
@@ -104,7 +109,29 @@ def l2_table() -> str:
                 "cuBLAS" if chosen.l2_bytes != own.l2_bytes else "ours",
             ]
         )
-    head = ["rows", "GB through L2 by our kernels", "ms at 6 TB/s", "ms of reading, H100", "H200", "chosen"]
+    head = ["rows", "GB through L2 by our kernels", "ms at 6 TB/s", "ms of reading, H100", "H200", "chosen on an H200"]
+    return table(head, rows)
+
+
+def quantised_table(card: Card) -> str:
+    """Steps with matrices of each kind: reading, the prediction, and how many times as fast as bf16 that is."""
+    batches = (1, 8, 32, 64)
+
+    def cell(kind: str | None, batch: int) -> str:
+        step, plain = (decode(card, AFTER, batch, 1024, k) for k in (kind, None))
+        return f"{ms(step.reading)}, **{ms(step.seconds)}**, {plain.seconds / step.seconds:.2f} x"
+
+    rows = [
+        [
+            name,
+            f"{weights_read(LLAMA3_8B, kind) / 1e9:.2f}",
+            ms(weights_read(LLAMA3_8B, kind) / card.read),
+            *(cell(kind, batch) for batch in batches),
+            "not measured",
+        ]
+        for name, kind in KINDS.items()
+    ]
+    head = [f"matrices, {card.name}", "GB", "ms of reading", *(f"batch {batch}" for batch in batches), "measured"]
     return table(head, rows)
 
 

@@ -15,6 +15,7 @@ from llama3.config import ModelConfig
 from llama3.cuda.device import Array, Device, Graph, bfloat16
 from llama3.cuda.launch import Launch
 from llama3.cuda.pinned import HostCopy
+from llama3.cuda.quantised import SCRATCH_ROWS, Matrix, QuantisedArray, row_bytes
 from llama3.cuda.transformer import Transformer
 from llama3.cuda.weights import LayerWeights, Weights
 from llama3.model.batch import Batch
@@ -64,22 +65,29 @@ class NullDevice(Device):
     def _end_capture(self, graph: Graph) -> None: ...
 
 
-def empty_model(device: Device, c: ModelConfig) -> Transformer:
-    """A model whose weights have shapes and no contents."""
+def empty_model(device: Device, c: ModelConfig, kind: str | None = None) -> Transformer:
+    """A model whose weights have shapes and no contents. kind: of its matrices, as in `QuantisedArray`; None: bf16."""
 
     def array(*shape: int) -> Array:
         return device.alloc(shape, bfloat16)
 
+    scratch = array(min(SCRATCH_ROWS, c.vocab_size) * max(c.dim, c.hidden_dim) if kind else 0)
+
+    def matrix(n_out: int, n_in: int) -> Matrix:
+        if kind is None:
+            return array(n_out, n_in)
+        return QuantisedArray(kind, (n_out, n_in), device.alloc((n_out, row_bytes(kind, n_in)), np.uint8), scratch)
+
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layers = [
         LayerWeights(
-            attention_norm=array(c.dim), wqkv=array(q + 2 * kv, c.dim), wo=array(c.dim, q),
-            ffn_norm=array(c.dim), w13=array(2 * c.hidden_dim, c.dim), w2=array(c.dim, c.hidden_dim),
+            attention_norm=array(c.dim), wqkv=matrix(q + 2 * kv, c.dim), wo=matrix(c.dim, q),
+            ffn_norm=array(c.dim), w13=matrix(2 * c.hidden_dim, c.dim), w2=matrix(c.dim, c.hidden_dim),
         )
         for _ in range(c.n_layers)
     ]  # fmt: skip
     table = array(c.vocab_size, c.dim)
-    return Transformer(device, c, Weights(table, layers, array(c.dim), array(c.vocab_size, c.dim)))
+    return Transformer(device, c, Weights(table, layers, array(c.dim), matrix(c.vocab_size, c.dim)))
 
 
 def launches(c: ModelConfig, rows: int, params: SamplingParams) -> int:

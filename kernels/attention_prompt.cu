@@ -96,12 +96,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     bf16* values = keys + 2 * KEYS * STRIDE;                    // (2, 64, STRIDE)
     wait_for_predecessor();
     let_successor_start();
-    const int* tile = tiles + 4 * blockIdx.y;
-    int first_row = tile[0], n_rows = tile[1], first_position = tile[2], slot = tile[3], head = blockIdx.x;
-    size_t row_stride = (size_t)n_heads * HEAD_DIM, rows_at = ((size_t)first_row * n_heads + head) * HEAD_DIM;
-    size_t cache = ((size_t)slot * n_kv_heads + head / (n_heads / n_kv_heads)) * max_len * HEAD_DIM;
-    k_cache += cache;
-    v_cache += cache;
+    const auto [n_rows, first_position, row_stride, rows_at, keys_at] =
+        tile_of_block(tiles, n_heads, n_kv_heads, max_len);
+    k_cache += keys_at;
+    v_cache += keys_at;
     int n_keys = first_position + n_rows;
 
     int warp_row = threadIdx.x / 32 * 16 * BANDS, lane = threadIdx.x % 32;

@@ -1,4 +1,5 @@
-// Online softmax in registers: what the two kernels for prompts share, attention_prompt.cu and attention_wgmma.cu.
+// What the two kernels for prompts share, attention_prompt.cu and attention_wgmma.cu: which rows a block computes, and
+// online softmax in registers.
 //
 // Which lane holds what. A warp has a band of 16 rows, and their scores in blocks of 8 keys. In each block j, lane
 // 4 g + t holds four scores, weights[j][0 .. 3]: two neighbouring keys for row g, then for row g + 8.
@@ -33,6 +34,22 @@ constexpr float MASKED = -1e30f;  // the score of a key after the row's own posi
 // exp(score / sqrt(head_dim)) = exp2(score * SCALE). A GPU has an instruction for exp2, and multiplies by SCALE in the
 // instruction that subtracts the maximum.
 constexpr float SCALE = 1.44269504f * (HEAD_DIM == 128 ? 0.0883883476f : 0.125f);
+
+// What a block computes: one head of a tile of rows
+struct Tile {
+    int n_rows, first_position;
+    size_t row_stride, rows_at;  // elements of q and out: from one row to the next, and in front of the first row
+    size_t keys_at;              // elements of the cache in front of this head's keys
+};
+
+// tiles (n_tiles, 4): first row, number of rows, position of the first row, slot
+__device__ __forceinline__ Tile tile_of_block(const int* tiles, int n_heads, int n_kv_heads, int max_len) {
+    const int* tile = tiles + 4 * blockIdx.y;
+    int first_row = tile[0], slot = tile[3], head = blockIdx.x;
+    size_t row_stride = (size_t)n_heads * HEAD_DIM, rows_at = ((size_t)first_row * n_heads + head) * HEAD_DIM;
+    size_t keys_at = ((size_t)slot * n_kv_heads + head / (n_heads / n_kv_heads)) * max_len * HEAD_DIM;
+    return {tile[1], tile[2], row_stride, rows_at, keys_at};
+}
 
 // first_key: this lane's first key of block 0; position: the position of this lane's first row.
 template <int BLOCKS>

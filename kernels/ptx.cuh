@@ -58,6 +58,27 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
+// The scale of a row of weights
+__device__ __forceinline__ float load_once(const float* p) {
+#ifdef __CUDACC__
+    float v;
+    asm volatile("ld.global.L1::no_allocate.f32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
+__device__ __forceinline__ unsigned load_once(const unsigned* p) {
+#ifdef __CUDACC__
+    unsigned v;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
 // For weights that every block reads: they stay in the L1 cache for the blocks that follow.
 __device__ __forceinline__ uint4 load_kept(const uint4* p) {
 #ifdef __CUDACC__
@@ -80,6 +101,30 @@ __device__ __forceinline__ void prefetch_range(const void* p, unsigned bytes) {
     if (uintptr_t(p) % 16 || bytes % 16) emulator::fail("prefetch of %u bytes at %p: no multiples of 16", bytes, p);
 #elif __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#endif
+}
+
+// ---- arithmetic with small numbers --------------------------------------------------------------------------
+
+// a b + c for two bf16 in each register (fma.rn.bf16x2). Numbers below 2^-126 are not taken for 0.
+__device__ __forceinline__ unsigned fma_pairs(unsigned a, unsigned b, unsigned c) {
+#ifdef __CUDACC__
+    unsigned d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#else
+    return emulator::fma_pairs(a, b, c);
+#endif
+}
+
+// The float16 with these 16 bits
+__device__ __forceinline__ float half_as_float(unsigned bits) {
+#ifdef __CUDACC__
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((unsigned short)bits));
+    return f;
+#else
+    return emulator::half_as_float(bits);
 #endif
 }
 

@@ -9,19 +9,20 @@
 // Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp for each channel of a head (linear.cuh),
 //         with 2 width bytes of dynamic shared memory.
 // Bytes:  2 (n_heads + 2 n_kv_heads) head_dim width: 50.3 MB for the 8B model, 11.7 microseconds at 4.3 TB/s.
-#include "linear.cuh"
+#include "linear_codes.cuh"
 
 constexpr int PAIRS = WARPS / 2;  // of channels in a block
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_qkv_rope(const bf16* wqkv, const float* x, const bf16* norm,
+    norm_qkv_rope(const WEIGHT* wqkv, const float* x, const bf16* norm,
                   const float* cos, const float* sin, const int* position, const int* slot,
                   bf16* q, bf16* k_cache, bf16* v_cache, int n_heads, int n_kv_heads, int head_dim, int max_len,
                   int width, float eps) {
     __shared__ float sums[WARPS];
     int warp = threadIdx.x / 32, half = head_dim / 2, n_out = (n_heads + 2 * n_kv_heads) * head_dim;
     int head = blockIdx.x * PAIRS / half, first = blockIdx.x * PAIRS % half;  // a block has pairs of one head only
-    WeightRow row = begin_load(wqkv, head * head_dim + first + warp % PAIRS + warp / PAIRS * half, n_out, width);
+    int output = head * head_dim + first + warp % PAIRS + warp / PAIRS * half;
+    WeightRow<WEIGHT> row = begin_load(wqkv, output, n_out, width);
     NormWeight norm_weight = begin_norm(norm, width);
     wait_for_predecessor();
     let_successor_start();
@@ -31,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float c = rotates ? cos[(size_t)at * half + i] : 1, s = rotates ? sin[(size_t)at * half + i] : 0;
     size_t kv_row = ((size_t)*slot * n_kv_heads + (head - n_heads) % n_kv_heads) * max_len + at;
 
-    float sum = dot(row, normed(x, norm_weight, width, eps));
+    float sum = dot(row, normed(WEIGHT(), x, norm_weight, width, eps));
     if (threadIdx.x % 32 == 0) sums[warp] = __bfloat162float(__float2bfloat16(sum));  // rounded, as a product is stored
     __syncthreads();
     if (threadIdx.x >= PAIRS || at < 0) return;  // a padding row

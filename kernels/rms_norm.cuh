@@ -30,8 +30,12 @@ __device__ __forceinline__ Eight scaled(Eight x, float scale, uint4 weight) {
     return x;
 }
 
+// Where channels i to i + 7 are stored
+__device__ __forceinline__ int in_order(int i) { return i; }
+
 // out = x / sqrt(mean(x^2) + eps) * weight. All 256 threads of the block call it. Each thread can read what the others
 // have written only after another barrier.
+template <int (*place)(int) = in_order>
 __device__ __forceinline__ void normalise(const float* x_row, const NormWeight& w, bf16* out_row, int dim, float eps) {
     __shared__ float part[WARPS];
     int first = threadIdx.x * 8;
@@ -52,10 +56,10 @@ __device__ __forceinline__ void normalise(const float* x_row, const NormWeight& 
 #pragma unroll
     for (int j = 0; j < EARLY; j++) {
         int i = first + j * THREADS * 8;
-        if (i < dim) store_eight(out_row + i, scaled(load_eight(x_row + i), scale, w.loaded[j]));
+        if (i < dim) store_eight(out_row + place(i), scaled(load_eight(x_row + i), scale, w.loaded[j]));
     }
     for (int i = first + EARLY * THREADS * 8; i < dim; i += THREADS * 8) {
         uint4 weight = load_kept(reinterpret_cast<const uint4*>(w.weight + i));
-        store_eight(out_row + i, scaled(load_eight(x_row + i), scale, weight));
+        store_eight(out_row + place(i), scaled(load_eight(x_row + i), scale, weight));
     }
 }

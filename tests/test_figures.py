@@ -200,6 +200,11 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
     ("docs/gpu.md", "more than 32 rows", [equals(linear.MAX_FEW)]),
     ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_GRAPH_ROWS)]),
+    (
+        "docs/gpu.md",
+        "(with codes more than 64; with memory of more than 4 TB/s, as an `H200` has, more than 16)",
+        [equals(linear.MAX_GRAPH_ROWS), equals(linear.FAST_MEMORY / 1e12), equals(linear.MAX_FEW_FAST_MEMORY)],
+    ),
     ("docs/gpu.md", "the products with up to 32 rows", [equals(linear.MAX_FEW)]),
     (
         "docs/gpu.md",

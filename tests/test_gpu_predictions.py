@@ -7,7 +7,7 @@ from gpu_assumptions import AFTER, BEFORE, H100, H200, TILES_128, WGMMA
 from gpu_floor import LLAMA3_8B, attention_flops, cache_read, prefill_flops, weights_read
 from gpu_host import CONFIG, KINDS
 from gpu_launches import decoding_launches
-from gpu_model import decode, prefill
+from gpu_model import decode, is_product, prefill
 from gpu_predictions import CHANGES, PAGE, STEPS, page
 from null_device import launches
 
@@ -33,6 +33,27 @@ def test_the_recorded_launches_read_every_weight_once():
         read = sum(launch.weights for launch in found if launch.name in matrices or "_few" in launch.name)
         norms = 2 * LLAMA3_8B.dim * (2 * LLAMA3_8B.n_layers + 1)
         assert read + norms == weights_read(LLAMA3_8B)
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_h100", "on_h200"), [("Int8", 2.50, 1.75), ("Fp8", 2.50, 1.75), ("Int4", 1.33, 0.93)]
+)
+def test_the_floors_of_quantised_matrices_are_those_of_their_bits(kind, on_h100, on_h200):
+    """8 bits; 4 bits and for 128 columns 32 of scale and zero. Padding and the scales of rows are 1.5 % at most."""
+    for card, floor in ((H100, on_h100), (H200, on_h200)):
+        assert floor - 0.005 <= 1e3 * weights_read(LLAMA3_8B, kind) / card.read <= 1.015 * floor + 0.005
+
+
+@pytest.mark.parametrize("kind", ["Int8", "Int4"])
+def test_a_step_reads_each_quantised_matrix_once(kind):
+    """More than 32 rows read them twice."""
+    norms = 2 * LLAMA3_8B.dim * (2 * LLAMA3_8B.n_layers + 1)
+    for batch, times in ((1, 1), (8, 1), (64, 2)):
+        found = decoding_launches(LLAMA3_8B, batch, 512, kind)
+        assert sum(launch.weights for launch in found if is_product(launch)) == times * (
+            weights_read(LLAMA3_8B, kind) - norms
+        )
+        assert decode(H200, AFTER, batch, 128, kind).share < 1
 
 
 def test_a_predicted_step_has_the_launches_of_the_code():

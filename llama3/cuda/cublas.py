@@ -74,11 +74,17 @@ class Cublas:
         self._call("cublasSetMathMode", self._handle, SUMS_STAY_FLOAT)
 
     def gemm(
-        self, addresses: tuple[int, int, int], sizes: tuple[int, int, int], out_is_float: bool, accumulate: bool
+        self,
+        addresses: tuple[int, int, int],
+        sizes: tuple[int, int, int],
+        out_stride: int,
+        out_is_float: bool,
+        accumulate: bool,
     ) -> None:
         """out (rows, n_out) = x w.T, or += x w.T; x (rows, width), w (n_out, width). Nothing waits for the product.
 
         addresses: of x and w, both bfloat16, and of out, float32 or bfloat16. sizes: rows, n_out, width.
+        out_stride: elements from one row of out to the next.
         """
         (x, w, out), (rows, n_out, width) = addresses, sizes
         one, beta = ctypes.c_float(1), ctypes.c_float(accumulate)
@@ -93,7 +99,7 @@ class Cublas:
             *(w, BF16, width),
             *(x, BF16, width),
             ctypes.addressof(beta),
-            *(out, FLOAT if out_is_float else BF16, n_out),
+            *(out, FLOAT if out_is_float else BF16, out_stride),
             *(COMPUTE_FLOAT, ALGORITHM),
         )
 

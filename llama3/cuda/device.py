@@ -45,6 +45,7 @@ class Device(ABC):
     """A device queues work in the order of the calls; `download` and `sync` wait until the work is done."""
 
     capability: int = MIN_CAPABILITY  # compute capability times 10: 90 is 9.0
+    memory_rate: float = 0  # bytes a second that its memory can move, by its clock; 0: not known
     capturing: Graph | None = None
     gpu: Any  # a context that makes this GPU the current one
     _plainly = False  # the last call queued a library's kernel: the next of ours waits for its end
@@ -120,13 +121,14 @@ class Device(ABC):
     def gemm(self, x: Array, w: Array, out: Array, accumulate: bool = False) -> None:
         """out = x @ w.T, or out += x @ w.T, with float32 accumulators.
 
-        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32. A capture records it; the first
-        product of a device must be outside of one, because it allocates cuBLAS's workspace.
+        x (T, in) bfloat16, w (out, in) bfloat16, out (T, out) bfloat16 or float32, perhaps some columns of wider rows.
+        A capture records it; the first product of a device must be outside of one, because it allocates cuBLAS's
+        workspace.
         """
         assert x.ndim == w.ndim == out.ndim == 2, (x.shape, w.shape, out.shape)
         assert x.shape[1] == w.shape[1] and out.shape == (x.shape[0], w.shape[0]), (x.shape, w.shape, out.shape)
         assert x.dtype == w.dtype == bfloat16 and out.dtype in (bfloat16, np.float32), (x.dtype, w.dtype, out.dtype)
-        assert all(array.flags.c_contiguous for array in (x, w, out))
+        assert x.flags.c_contiguous and w.flags.c_contiguous and out.strides[1] == out.dtype.itemsize
         if self.capturing:
             self.capturing.launches += 1
             self.capturing.keep += [x, w, out]
@@ -175,6 +177,13 @@ class Device(ABC):
     def _end_capture(self, graph: Graph) -> None: ...
 
 
+def memory_rate(runtime: Any, index: int) -> float:
+    """Bytes a second: two transfers in each cycle of the memory's clock. runtime: CuPy's."""
+    kilohertz = runtime.deviceGetAttribute(runtime.cudaDevAttrMemoryClockRate, index)
+    bits = runtime.deviceGetAttribute(runtime.cudaDevAttrGlobalMemoryBusWidth, index)
+    return 2e3 * kilohertz * bits / 8
+
+
 class CupyDevice(Device):
     """One GPU, one stream."""
 
@@ -197,7 +206,7 @@ class CupyDevice(Device):
         capability = int(self._device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise DeviceError(f"device cuda:{index} has compute capability {capability / 10}; 8.0 or more is needed")
-        self.capability = capability
+        self.capability, self.memory_rate = capability, memory_rate(cupy.cuda.runtime, index)
         self._driver = driver_for(capability)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
@@ -299,7 +308,8 @@ class CupyDevice(Device):
 
     def _gemm(self, x: Array, w: Array, out: Array, accumulate: bool) -> None:
         addresses, sizes = (x.data.ptr, w.data.ptr, out.data.ptr), (len(x), *w.shape)
-        self._cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+        stride = out.strides[0] // out.dtype.itemsize
+        self._cublas.gemm(addresses, sizes, stride, out.dtype == np.float32, accumulate)
 
     def _queue(self, work: Callable[[int, int], None], array: Array) -> None:
         with self._current():

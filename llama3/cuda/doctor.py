@@ -10,11 +10,12 @@ from llama3.checkpoint import Checkpoint
 from llama3.cuda import numbers_of
 from llama3.cuda.cublas import load_library
 from llama3.cuda.device import open_device
-from llama3.cuda.memory import MULTIPLE, check_memory, check_shape, gigabytes, needed_bytes
+from llama3.cuda.memory import MULTIPLE, check_memory, check_shape, gigabytes, needed_bytes, weight_bytes
 from llama3.cuda.nccl import MEMORY as NCCL_MEMORY
 from llama3.cuda.nccl import load_library as load_nccl
 from llama3.cuda.nccl import version as library_version
 from llama3.cuda.source import kernel_source
+from llama3.cuda.weights import described, uploaded_bytes
 from llama3.errors import DeviceError
 from llama3.model.split import check_split, split_config
 
@@ -38,6 +39,7 @@ def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> lis
     """Run every check, even after one has failed, so that one report names all that is missing. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("shape", lambda: shape(checkpoint, device)),
+        *([("weights", lambda: quantised)] if (quantised := described(checkpoint.weights)) else []),
         ("CuPy", cupy_wheel),
         ("compiler", compiler),
         ("cuBLAS", cublas),
@@ -134,14 +136,18 @@ def memory(checkpoint: Checkpoint, device: str, slots: int) -> str:
     """Of each GPU: a rank's part of the model must fit."""
     _, numbers = numbers_of(device)
     check_split(checkpoint.config, checkpoint.weights, device, len(numbers), MULTIPLE)
-    config, more = split_config(checkpoint.config, len(numbers)), NCCL_MEMORY if len(numbers) > 1 else 0
-    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len) + more)
+    if len(numbers) == 1:
+        config, weights, more = checkpoint.config, uploaded_bytes(checkpoint.weights), 0
+    else:
+        config, more = split_config(checkpoint.config, len(numbers)), NCCL_MEMORY
+        weights = weight_bytes(config)
+    needed = gigabytes(needed_bytes(config, slots, config.max_seq_len, weights) + more)
     found = []
     for number in numbers:
         try:
             free, total = open_device(f"cuda:{number}").memory()
         except DeviceError:
             raise Missing(f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, and no GPU", "") from None
-        check_memory(config, slots, config.max_seq_len, free - more)
+        check_memory(config, slots, config.max_seq_len, free - more, weights)
         found.append(f"{gigabytes(free)} of {gigabytes(total)} free")
     return f"{needed} needed for {slots} x {config.max_seq_len:,} tokens, {'; '.join(found)}"

@@ -7,7 +7,7 @@ from llama3.checkpoint import Checkpoint
 from llama3.cuda.device import Device, open_device
 from llama3.cuda.memory import check_memory, check_shape
 from llama3.cuda.transformer import Transformer
-from llama3.cuda.weights import upload_weights
+from llama3.cuda.weights import upload_weights, uploaded_bytes
 from llama3.errors import DeviceError
 from llama3.model.lora import Adapter
 
@@ -36,7 +36,7 @@ def ready(device: str, checkpoint: Checkpoint, slots: int) -> Device:
     opened = open_device(device)
     check_shape(checkpoint.config)
     free, _ = opened.memory()
-    check_memory(checkpoint.config, slots, checkpoint.config.max_seq_len, free)
+    check_memory(checkpoint.config, slots, checkpoint.config.max_seq_len, free, uploaded_bytes(checkpoint.weights))
     return opened
 
 

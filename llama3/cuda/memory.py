@@ -44,24 +44,26 @@ def workspace_bytes(c: ModelConfig, slots: int) -> int:
     return (PREFILL_CHUNK_ALONE + slots) * per_row + slots * (per_drawn_row + history) + WORKSPACE
 
 
-def needed_bytes(config: ModelConfig, slots: int, max_len: int) -> int:
-    fixed = weight_bytes(config) + workspace_bytes(config, slots) + RUNTIME
-    return fixed + cache_bytes(config, slots, max_len)
+def needed_bytes(config: ModelConfig, slots: int, max_len: int, weights: int | None = None) -> int:
+    """weights: their bytes, if they are not all in bfloat16 (`weights.uploaded_bytes`)."""
+    weights = weight_bytes(config) if weights is None else weights
+    return weights + workspace_bytes(config, slots) + RUNTIME + cache_bytes(config, slots, max_len)
 
 
-def check_memory(config: ModelConfig, slots: int, max_len: int, free: int) -> None:
+def check_memory(config: ModelConfig, slots: int, max_len: int, free: int, weights: int | None = None) -> None:
     """Raises DeviceError if the model, with a cache for `slots` sequences of max_len tokens, needs more than `free`.
 
-    free: bytes. The message says which context would fit.
+    free: bytes; weights: as in `needed_bytes`. The message says which context would fit.
     """
-    needed = needed_bytes(config, slots, max_len)
+    weights = weight_bytes(config) if weights is None else weights
+    needed = needed_bytes(config, slots, max_len, weights)
     if needed <= free:
         return
-    fits = [n for n in range(256, max_len, 256) if needed_bytes(config, slots, n) <= free]
+    fits = [n for n in range(256, max_len, 256) if needed_bytes(config, slots, n, weights) <= free]
     sequences = "one sequence" if slots == 1 else f"{slots} sequences"
     advice = f"a context of {fits[-1]:,} would fit" if fits else "not even a context of 256 would fit"
     raise DeviceError(
-        f"too little GPU memory: {gigabytes(needed)} needed ({gigabytes(weight_bytes(config))} weights, "
+        f"too little GPU memory: {gigabytes(needed)} needed ({gigabytes(weights)} weights, "
         f"{gigabytes(cache_bytes(config, slots, max_len))} cache for {sequences} of {max_len:,} tokens), "
         f"{gigabytes(free)} free; {advice}"
     )

@@ -12,7 +12,8 @@ from llama3.config import ModelConfig
 from llama3.cuda.activations import Activations
 from llama3.cuda.arrays import LayerCache, NormInput
 from llama3.cuda.device import Array, Device, bfloat16
-from llama3.cuda.linear import MAX_FEW, norm_then_linear
+from llama3.cuda.linear import by_cublas, norm_then_linear
+from llama3.cuda.quantised import Matrix
 from llama3.model.transformer import Trace, trace_layer
 
 
@@ -29,7 +30,7 @@ class Tracer:
         self.x = self.device.download(self.a.x)
         self.trace("tok_embeddings", self.x)
 
-    def before_attention(self, source: NormInput, wqkv: Array, fused: bool) -> None:
+    def before_attention(self, source: NormInput, wqkv: Matrix, fused: bool) -> None:
         """fused: whether one kernel computes norm, products and rotation."""
         if fused:
             norm_then_linear(self.device, source, wqkv, self.a.h, self.a.qkv.reshape(len(source.x), -1))
@@ -42,9 +43,9 @@ class Tracer:
         added = self._added()
         trace_layer(self.trace, i, **values, attention=added, attention_residual=self.x)
 
-    def before_feed_forward(self, source: NormInput, w13: Array, lora: bool) -> None:
+    def before_feed_forward(self, source: NormInput, w13: Matrix, lora: bool) -> None:
         """lora: whether there are adapters, which have kernels of their own."""
-        if len(source.x) <= MAX_FEW and not lora:
+        if not by_cublas(self.device, w13, len(source.x)) and not lora:
             norm_then_linear(self.device, source, w13, self.a.h, self.a.gate_up)
 
     def after_feed_forward(self, i: int) -> None:

@@ -26,6 +26,16 @@ VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("linear_steps.cu", ()),
     ("qkv.cu", ()),
     *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32)),
+    *(
+        (file, (*defines, f"WEIGHT={kind}"))
+        for kind in ("Int8", "Fp8", "Int4")
+        for file, defines in (
+            ("linear.cu", ()),
+            ("qkv.cu", ()),
+            ("quantised.cu", ()),
+            *(("linear_few.cu", (f"ROWS={rows}",)) for rows in (8, 16, 32)),
+        )
+    ),
     ("feed_forward.cu", ()),
     ("lora.cu", ()),
     ("probes.cu", ()),

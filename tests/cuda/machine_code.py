@@ -50,8 +50,13 @@ class Instruction:
 
     @property
     def loads_weights(self) -> bool:
-        """Is it a load_once or a load_kept?"""
-        return self.name == "LDG" and ("NA" in self.modifiers or "EL" in self.modifiers)
+        """Is it a load_once or a load_kept, of 16 bytes?"""
+        return self.name == "LDG" and ("NA" in self.modifiers or "EL" in self.modifiers) and "128" in self.modifiers
+
+    @property
+    def loads_a_scale(self) -> bool:
+        """Is it a load_once of 4 bytes: of the scale of a row of weights?"""
+        return self.name == "LDG" and "NA" in self.modifiers and "128" not in self.modifiers
 
     @property
     def target(self) -> str | None:
@@ -107,12 +112,16 @@ class MachineCode:
         return [self.instructions[at] for at in sorted(seen)]
 
     def loops(self) -> list[list[Instruction]]:
-        """The instructions of each loop: from the target of a backward branch to the branch."""
+        """The instructions of each loop: from the target of a backward branch to the branch.
+
+        Code for a rare case stands behind the end of the kernel, and jumps back. That is no loop.
+        """
         found = []
         for at, instruction in enumerate(self.instructions):
             start = self.labels.get(instruction.target or "", at + 1)
-            if start < at:  # a branch to itself only fills the end of the code
-                found.append(self.instructions[start : at + 1])
+            body = self.instructions[start : at + 1]
+            if start < at and not any(i.name == "EXIT" and not i.predicate for i in body):
+                found.append(body)  # (a branch to itself only fills the end of the code)
         return found
 
     def _successors(self, at: int) -> list[int]:

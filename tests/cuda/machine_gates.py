@@ -21,6 +21,11 @@ EARLY_LOADS = {
     **dict.fromkeys(("rms_norm", "rms_norm_rows"), 2),
     **dict.fromkeys(("linear_few", "linear_few_float", "linear_few_add", "swiglu_few"), 8),
 }
+# With Int4, also those of the scales of four groups. (The scale of a row has 4 bytes, and is not counted.)
+EARLY_SCALES = {
+    **dict.fromkeys(("linear", "linear_float", "linear_add", "norm_linear", "norm_qkv_rope"), 1),
+    "norm_swiglu": 2,
+}
 # Other loads before the wait. They are right only for what was written two launches earlier or more: that launch has
 # ended, because the predecessor has waited for it. Attention reads the row's slot and position: the last step's.
 EARLY_READS = {"attention": 2}
@@ -39,27 +44,30 @@ def must_wait(file: str, kernel: str) -> bool:
     return not ("naive" in kernel or file.endswith("_steps.cu") or kernel in PROBES)
 
 
-def faults(file: str, kernel: str, code: MachineCode) -> list[str]:
+def faults(file: str, kernel: str, code: MachineCode, defines: tuple[str, ...] = ()) -> list[str]:
     """What is wrong with the machine code of a kernel; empty if nothing is."""
     found = [f"a read-only load, which need not stay on its side of the wait: {i}" for i in code.read_only]
     found += [f"a spill: {i}" for i in code.instructions if i.name in ("LDL", "STL")]
     if code.waits != must_wait(file, kernel):
         found.append("it waits for its predecessor" if code.waits else "it does not wait for its predecessor")
     elif code.waits:
-        found += _before_the_wait(kernel, code.before_the_wait())
+        expected = EARLY_LOADS.get(kernel, 0)
+        if "WEIGHT=Int4" in defines:
+            expected += EARLY_SCALES.get(kernel, 0)
+        found += _before_the_wait(kernel, code.before_the_wait(), expected)
         under_way = min(map(under_way_while_waiting, code.loops()), default=0)
         if under_way < UNDER_WAY.get(kernel, 0):
             found.append(f"in the loop, {under_way} loads of weights are under way while a warp waits for others")
     return found
 
 
-def _before_the_wait(kernel: str, early: list[Instruction]) -> list[str]:
+def _before_the_wait(kernel: str, early: list[Instruction], expected: int) -> list[str]:
     found = [f"it writes before the wait: {i}" for i in early if i.name in STORES]
-    reads = [i for i in early if i.name in LOADS and not i.loads_weights]
+    reads = [i for i in early if i.name in LOADS and not (i.loads_weights or i.loads_a_scale)]
     if len(reads) != EARLY_READS.get(kernel, 0):
         found += [f"it reads before the wait: {i}" for i in reads] or ["it no longer reads before the wait"]
     found += [f"between the first loads, it waits for one of them: {i}" for i in interruptions(early)]
-    loads, expected = sum(i.loads_weights for i in early), EARLY_LOADS.get(kernel, 0)
+    loads = sum(i.loads_weights for i in early)
     if loads != expected:
         found.append(f"{loads} loads of weights before the wait; expected {expected}")
     return found
@@ -97,7 +105,7 @@ def main() -> None:
     for kernel, its_code in code.items():
         print(f"{kernel}:", *its_code.instructions, sep="\n    ")
     for kernel, its_code in code.items():
-        print(f"{kernel}:", *faults(file, kernel, its_code), sep="\n    ")
+        print(f"{kernel}:", *faults(file, kernel, its_code, tuple(defines)), sep="\n    ")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from tests.cuda import (
     test_attention_prompt,
     test_kernel_ladder,
     test_linear,
+    test_linear_quantised,
     test_qkv,
     test_rms_norm,
     test_sampler,
 )
 from tests.cuda.emulator.device import ORDERS, EmulatedDevice, EmulationError
 from tests.cuda.kernel_checks import random
+from tests.cuda.quantised_matrices import quantised
 
 BARRIER = "__syncthreads();"
 
@@ -54,6 +56,18 @@ def attention_wgmma(device):
 def linear(device):
     x, norm, w = random(1, 1, 2112, dtype=np.float32), random(2, 2112), random(3, 9, 2112)
     return test_linear.launched(device, test_linear.norm_linear, [x, norm, w], test_linear.poison(1, 9, np.float32))
+
+
+def linear_codes(device):
+    """With the norm in front, and with a row that is given."""
+    x, norm, w = random(1, 1, 2176, dtype=np.float32), random(2, 2176), quantised("Int4", 3, 9, 2176)
+    run, out = test_linear_quantised.run, test_linear.poison(1, 9, np.float32)
+    return np.stack(
+        [
+            run(device, test_linear.norm_linear, [x, norm], "Int4", w, out),
+            run(device, cuda_linear.linear, [x.astype(norm.dtype)], "Int4", w, out),
+        ]
+    )
 
 
 def qkv(device):
@@ -109,6 +123,7 @@ RUNS = {
     "attention_prompt.cu": attention_prompt,
     "attention_wgmma.cu": attention_wgmma,
     "linear.cuh": linear,
+    "linear_codes.cuh": linear_codes,
     "qkv.cu": qkv,
     "linear_few.cu": linear_few,
     "linear_steps.cu": linear_steps,

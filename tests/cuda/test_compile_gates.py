@@ -11,6 +11,11 @@ from tests.cuda.compile_gates import TABLE, VARIANTS, architectures_of, compile_
 DEFINITION = re.compile(r'^extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', re.MULTILINE)
 
 
+def slow(defines):
+    """Kernels for codes are half of all variants, and take a minute."""
+    return [pytest.mark.slow] if any(define.startswith("WEIGHT=") for define in defines) else []
+
+
 def test_the_table_holds_every_kernel_for_every_architecture():
     expected = {
         (file, defines, name, sm)
@@ -28,7 +33,11 @@ def test_no_kernel_spills_or_has_a_stack():
 
 @pytest.mark.parametrize(
     ("file", "defines", "architecture"),
-    [(file, defines, sm) for file, defines in VARIANTS for sm in architectures_of(file)],
+    [
+        pytest.param(file, defines, sm, marks=slow(defines))
+        for file, defines in VARIANTS
+        for sm in architectures_of(file)
+    ],
 )
 def test_compiles_to_what_the_table_says(file, defines, architecture):
     """Another version of NVRTC may allocate differently: then only a spill or a stack is an error."""

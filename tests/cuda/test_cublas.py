@@ -57,7 +57,7 @@ def test_outside_of_device_memory_is_refused():
     with pytest.raises(EmulationError, match="no array in device memory"):
         device.gemm(np.array(x), w, out)
     with pytest.raises(DeviceError):
-        device._cublas.gemm(addresses(x, w, out), (ROWS, N_OUT + 8, WIDTH), True, False)
+        device._cublas.gemm(addresses(x, w, out), (ROWS, N_OUT + 8, WIDTH), N_OUT + 8, True, False)
     assert "bytes at byte" in str(device.library.error)
 
 
@@ -111,7 +111,7 @@ def test_swapped_sizes_are_noticed(swapped):
     device.gemm(x, w, out)
     right = device.download(out)
     try:
-        device._cublas.gemm(addresses(x, w, out), sizes, True, False)
+        device._cublas.gemm(addresses(x, w, out), sizes, sizes[1], True, False)
     except DeviceError:
         return
     assert not np.array_equal(device.download(out), right)
@@ -152,7 +152,7 @@ def opened(answers=()):
 
 def test_the_gpu_is_the_current_one_in_every_call_and_the_workspace_is_set_after_the_stream():
     library, handle = opened()
-    handle.gemm((1, 2, 3), (4, 5, 6), True, False)
+    handle.gemm((1, 2, 3), (4, 5, 6), 5, True, False)
     del handle  # the handle is destroyed with its object
     gc.collect()
     names = ["Create_v2", "SetStream_v2", "SetWorkspace_v2", "SetMathMode", "GemmEx", "Destroy_v2"]
@@ -169,7 +169,7 @@ def test_the_gpu_is_the_current_one_in_every_call_and_the_workspace_is_set_after
 )
 def test_what_cublas_refuses_is_one_line(name, status, message):
     with pytest.raises(DeviceError) as error:
-        opened({name: status})[1].gemm((1, 2, 3), (4, 5, 6), True, False)
+        opened({name: status})[1].gemm((1, 2, 3), (4, 5, 6), 5, True, False)
     assert str(error.value) == message
 
 
@@ -204,6 +204,7 @@ def test_cupys_addresses_and_stream_reach_the_library(monkeypatch, out_type, acc
     class OfCupy:
         def __init__(self, array):
             self.shape, self.dtype, self.ndim, self.flags = array.shape, array.dtype, array.ndim, array.flags
+            self.strides = array.strides
             self.array, self.data = array, SimpleNamespace(ptr=array.ctypes.data)
 
         def __len__(self):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from llama3.cuda.dependent_launch import driver_for
-from llama3.cuda.device import BACKENDS, CupyDevice, Graph, open_device
+from llama3.cuda.device import BACKENDS, CupyDevice, Graph, memory_rate, open_device
 from llama3.cuda.launch import Kernel
+from llama3.cuda.linear import max_few
 from llama3.cuda.source import kernel_source
 from llama3.errors import DeviceError
 from llama3.resources import resource
@@ -66,6 +67,17 @@ def test_a_gpu_that_is_too_old(monkeypatch):
     fake_cupy(monkeypatch, 1, "75")
     with pytest.raises(DeviceError, match=r"device cuda:0 has compute capability 7\.5; 8\.0 or more is needed"):
         open_device("cuda")
+
+
+@pytest.mark.parametrize(("kilohertz", "bits", "rows"), [(2_619_000, 5120, 32), (3_201_000, 6144, 16), (0, 0, 32)])
+def test_the_clock_of_the_memory_says_how_many_rows_our_products_take(kilohertz, bits, rows):
+    """An H100, an H200, and a GPU that does not tell."""
+    runtime = SimpleNamespace(
+        deviceGetAttribute=lambda attribute, index: {"clock": kilohertz, "width": bits}[attribute],
+        cudaDevAttrMemoryClockRate="clock",
+        cudaDevAttrGlobalMemoryBusWidth="width",
+    )
+    assert max_few(memory_rate(runtime, 0)) == rows
 
 
 def opened(**cupy):

@@ -8,6 +8,8 @@ from llama3.checkpoint import load_folder
 from llama3.cli import main
 from llama3.cuda import doctor
 from llama3.resources import resource
+from tests.quantised_files import BY_NAME
+from tests.quantised_files import write as write_quantised
 
 NAMES = ["shape", "CuPy", "compiler", "cuBLAS", "driver", "GPU", "memory"]
 
@@ -41,6 +43,19 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
     monkeypatch.setattr(doctor, "distributions", lambda: [Wheel("cupy-cuda12x"), Wheel("numpy"), Wheel("cupy-cuda13x")])
     check = by_name(doctor.examine(demo))["CuPy"]
     assert not check.ok and check.fix.startswith("pip uninstall cupy-cuda12x cupy-cuda13x")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "found"),
+    [
+        ("float8 by row", "14 matrices stay Fp8"),
+        ("int4 with zeros", "14 quantised matrices become bfloat16"),  # groups of 64
+    ],
+)
+def test_what_becomes_of_quantised_matrices_is_said(scheme, found, tmp_path):
+    folder, _ = write_quantised(tmp_path / "q", BY_NAME[scheme])
+    checks = {check.name: check for check in doctor.examine(load_folder(folder))}
+    assert checks["weights"].ok and checks["weights"].found == found
 
 
 @pytest.mark.parametrize("error", [OSError("libcuda.so.1: bad ELF"), AttributeError("x"), RuntimeError("a\nb")])

@@ -10,9 +10,10 @@ import pytest
 from llama3.cuda.source import kernel_source
 from tests.cuda.compile_gates import VARIANTS, architectures_of
 from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, UNDER_WAY, faults, machine_code
+from tests.cuda.test_compile_gates import slow
 
 WAIT = "    wait_for_predecessor();\n"
-LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + channel"
+LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + elements(channel)"
 # For each rule: a kernel file, a text in it, what replaces the text, and the fault that the rule must then find.
 BROKEN = [
     # Read-only loads of weights, as they once were
@@ -29,10 +30,16 @@ BROKEN = [
 
 def found(file, defines, source, architecture):
     code = machine_code(source, file, defines, architecture)
-    return [f"sm_{architecture} {kernel}: {fault}" for kernel in code for fault in faults(file, kernel, code[kernel])]
+    return [
+        f"sm_{architecture} {kernel}: {fault}"
+        for kernel in code
+        for fault in faults(file, kernel, code[kernel], defines)
+    ]
 
 
-@pytest.mark.parametrize(("file", "defines"), VARIANTS)
+@pytest.mark.parametrize(
+    ("file", "defines"), [pytest.param(file, defines, marks=slow(defines)) for file, defines in VARIANTS]
+)
 def test_every_kernel_keeps_every_rule(file, defines):
     architectures = [sm for sm in architectures_of(file) if sm in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:

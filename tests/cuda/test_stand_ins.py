@@ -57,10 +57,13 @@ def test_a_device_on_the_stand_in_computes_what_the_emulated_device_computes():
 
 
 @needs_compiler
-@pytest.mark.parametrize("file", ["linear.cu", "qkv.cu", "rope.cu", "sampler.cu"])
-def test_the_text_of_a_kernel_tells_the_types_that_the_compiler_finds(file):
-    for name, text in kernels_of(kernel_source(file), {}).items():
-        compiled = load(file, name, ())
+@pytest.mark.parametrize(
+    ("file", "defines"),
+    [("linear.cu", {}), ("qkv.cu", {}), ("rope.cu", {}), ("sampler.cu", {}), ("quantised.cu", {"WEIGHT": "Int4"})],
+)
+def test_the_text_of_a_kernel_tells_the_types_that_the_compiler_finds(file, defines):
+    for name, text in kernels_of(kernel_source(file), defines).items():
+        compiled = load(file, name, tuple(map("=".join, defines.items())))
         assert text.parameters == tuple(type_.removeprefix("const ") for type_ in compiled.parameters), name
         assert text.max_threads == compiled.max_threads, name
 

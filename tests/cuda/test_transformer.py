@@ -200,8 +200,12 @@ def test_token_by_token_in_graphs_it_agrees_with_numpy(device):
     assert caches[0].lengths == caches[1].lengths
 
 
-def test_graphs_of_many_rows_multiply_by_cublas(device, monkeypatch):
-    """40 rows decode in a graph for 64, whose products are all cuBLAS's; the other rows are padding."""
+@pytest.mark.parametrize(("memory_rate", "n", "graph"), [(3.35e12, 40, 64), (4.8e12, 20, 32)])
+def test_graphs_of_many_rows_multiply_by_cublas(device, monkeypatch, memory_rate, n, graph):
+    """40 rows, or 20 with an H200's memory, decode in a graph for 64 or 32, whose products are all cuBLAS's; the other
+    rows are padding.
+    """
+    monkeypatch.setattr(device, "memory_rate", memory_rate)
     model, numpy_model, gemm, recorded = on_device(device), in_numpy(), device.gemm, []
 
     def watched(*args, **options):
@@ -209,14 +213,14 @@ def test_graphs_of_many_rows_multiply_by_cublas(device, monkeypatch):
         gemm(*args, **options)
 
     monkeypatch.setattr(device, "gemm", watched)
-    caches = model.new_cache(40, 16), numpy_model.new_cache(40, 16)
-    rows = [(slot, 7 + slot) for slot in range(40)]
-    tokens, logits = decode(model, caches[0], rows, greedy(40), 2)
-    assert [len(args[0]) for args in recorded] == [64] * (4 * CONFIG.n_layers + 1)
+    caches = model.new_cache(n, 16), numpy_model.new_cache(n, 16)
+    rows = [(slot, 7 + slot) for slot in range(n)]
+    tokens, logits = decode(model, caches[0], rows, greedy(n), 2)
+    assert [len(args[0]) for args in recorded] == [graph] * (4 * CONFIG.n_layers + 1)
     expected = []
     for step in range(2):
         expected.append(forward(numpy_model, caches[1], *((slot, [token]) for slot, token in rows)))
-        rows = list(zip(range(40), tokens[step].tolist()))
+        rows = list(zip(range(n), tokens[step].tolist()))
     assert_agree(np.concatenate(logits), np.concatenate(expected))
 
 

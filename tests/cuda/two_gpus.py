@@ -43,7 +43,13 @@ class Gpus:
     def modules(self) -> dict[str, Any]:
         """What `import cupy` and `cupyx` give."""
         gpus = self
-        runtime = SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError)
+        runtime = SimpleNamespace(
+            getDeviceCount=lambda: 2,
+            CUDARuntimeError=RuntimeError,
+            deviceGetAttribute=lambda attribute, index: 1,
+            cudaDevAttrMemoryClockRate=36,
+            cudaDevAttrGlobalMemoryBusWidth=37,
+        )
         cuda = SimpleNamespace(
             runtime=runtime,
             Device=lambda index: Current(gpus, index),

@@ -87,4 +87,5 @@ using std::max;
 using std::min;
 
 #include "cuda_bf16.h"
+#include "pairs.h"
 #include "launch.h"

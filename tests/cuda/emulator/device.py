@@ -123,7 +123,8 @@ class EmulatedDevice(Device):
         addresses, sizes = (x.ctypes.data, w.ctypes.data, out.ctypes.data), (len(x), *w.shape)
         cublas = self._cublas  # its workspace may not fit
         try:
-            cublas.gemm(addresses, sizes, out.dtype == np.float32, accumulate)
+            stride = out.strides[0] // out.dtype.itemsize
+            cublas.gemm(addresses, sizes, stride, out.dtype == np.float32, accumulate)
         except DeviceError as error:
             raise EmulationError(f"{error}: {self.library.error}") from self.library.error
 

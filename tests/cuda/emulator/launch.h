@@ -114,7 +114,7 @@ constexpr const char* scalar_name() {
     if (std::is_same_v<Plain, unsigned>) return "uint32";
     if (std::is_same_v<Plain, long long>) return "int64";
     if (std::is_same_v<Plain, unsigned long long>) return "uint64";
-    if (std::is_same_v<Plain, unsigned char>) return "uint8";
+    if (std::is_same_v<Plain, unsigned char> || (std::is_class_v<Plain> && sizeof(Plain) == 1)) return "uint8";
     return "unknown";
 }
 

@@ -23,6 +23,7 @@ from tests.cuda.stand_ins.kernel_text import KernelText, kernels_of
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 HANDLE = 4711  # of cuBLAS
+ATTRIBUTES = {36: 2_619_000, 37: 5120}  # of an H100: its memory's clock in kHz, and the bits of its bus
 
 
 class RawKernel:
@@ -188,7 +189,11 @@ def module(name: str, **attributes: Any) -> ModuleType:
 
 def modules(installed: Installed) -> dict[str, ModuleType]:
     card = installed.card
-    runtime = module("runtime", getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
+    runtime = module(
+        "runtime", getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError,
+        deviceGetAttribute=lambda attribute, index: ATTRIBUTES[attribute],
+        cudaDevAttrMemoryClockRate=36, cudaDevAttrGlobalMemoryBusWidth=37,
+    )  # fmt: skip
     cuda = module(
         "cupy.cuda", runtime=runtime, Device=lambda index: installed.device, Stream=installed.make_stream, Event=Event,
         memory=module("memory", OutOfMemoryError=OutOfMemoryError),

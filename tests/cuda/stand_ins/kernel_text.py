@@ -11,6 +11,7 @@ from tests.cuda.stand_ins.card import MAX_SHARED, StandInError
 TYPES = {
     "bf16": "bfloat16", "float": "float32", "double": "float64", "int": "int32", "unsigned": "uint32",
     "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64", "uint64": "uint64",
+    "Int8": "uint8", "Fp8": "uint8", "Int4": "uint8",
 }  # fmt: skip
 TYPEDEF = re.compile(r"^typedef (.+) (\w+);", re.MULTILINE)
 FILE = re.compile(r'#line 1 "(.+)"')
@@ -47,6 +48,7 @@ def kernels_of(text: str, defines: dict[str, str]) -> dict[str, KernelText]:
     file = FILE.match(text)
     assert file, "a kernel's text begins with the name of its file"
     types = TYPES | {name: TYPES[known] for known, name in TYPEDEF.findall(text) if known in TYPES}
+    types["WEIGHT"] = types[defines.get("WEIGHT", "bf16")]  # kernels/weights.cuh
     found = {}
     for match in DEFINITION.finditer(text):
         bounds, name = match[1] or "1024", match[2]
