@@ -46,7 +46,8 @@ def multiply_few(
     if bits == 4:
         whole = by_group[:, 1::2] / 16
         lower = by_group[:, ::2] - whole
-    values = halves = sums = more = np.empty((0, 0))  # used again: new memory costs more than what is done there
+    empty: np.ndarray = np.empty((0, 0))
+    values = halves = sums = more = empty  # made once: new memory costs more than what is done there
     for rows in tiles:
         tile = codes[rows, : n_in * bits // 8]  # (rows.stop - rows.start, n_in * bits // 8)
         if values.shape != tile.shape:
