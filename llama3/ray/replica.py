@@ -1,0 +1,121 @@
+"""One replica: a loaded model and the server's own application around it, called by the ingress instead of a socket."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama3.llama import Llama
+from llama3.ray.settings import Settings, set_limits
+from llama3.server.app import make_app
+from llama3.server.main import limit_malloc_arenas, load_and_freeze
+from llama3.server.service import Service
+from llama3.server.threads import in_new_thread
+
+Headers = list[tuple[bytes, bytes]]
+Load = Callable[[Settings], Llama]
+END = None  # what a replica sends behind a whole answer: one that ends without it was cut off
+KEPT = (b"accept", b"content-type", b"content-encoding", b"cf-consn-model-id")  # request headers that routes read
+
+
+@dataclass
+class Ask:
+    """A request that the ingress has received whole and let pass."""
+
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: Headers
+    body: bytes
+    keys: list[str] = field(default_factory=list)  # of `affinity.keys_of`, for the router
+    avoid: list[str] = field(default_factory=list)  # replicas that have failed this request
+
+    def scope(self) -> dict[str, Any]:
+        """The request as an ASGI scope. The ingress has checked Host, Origin and token, so they stay there."""
+        kept = [(name, value) for name, value in self.headers if name in KEPT]
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": self.method,
+            "path": self.path,
+            "raw_path": self.raw_path,
+            "query_string": self.query,
+            "headers": [(b"host", b"localhost"), (b"content-length", str(len(self.body)).encode()), *kept],
+            "server": ("localhost", None),
+            "client": None,
+            "scheme": "http",
+            "root_path": "",
+        }
+
+
+def load_model(settings: Settings) -> Llama:
+    options = {"device": settings.device, "lora": settings.lora, "linear": settings.linear}
+    return Llama.load(settings.model, slots=settings.slots, activations=settings.activations, **options)
+
+
+def own_name() -> str:
+    """Ray Serve's name of the replica in this process."""
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
+class Replica:
+    """The class of the deployment. Its constructor loads the model, so what Ray Serve calls running can answer."""
+
+    async def __init__(self, settings: Settings, load: Load = load_model):
+        set_limits(settings)
+        limit_malloc_arenas()
+        self.name = own_name()
+        llama = await in_new_thread(load_and_freeze, lambda: load(settings))
+        self.service = Service(lambda: llama, settings.slots, settings.queue, settings.parsed_json)
+        self.service.llama = llama
+        self.app = make_app(self.service, quiet=settings.quiet)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve every few seconds. It replaces a replica whose check raises."""
+        if self.service.load_error is not None:
+            raise self.service.load_error
+
+    async def answer(self, ask: Ask) -> AsyncIterator[Any]:
+        """Yields this replica's name, (status, headers), the parts of the body, and END."""
+        yield self.name
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
+        gone, whole = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if unread:
+                return unread.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(name, value) for name, value in message["headers"] if name != b"vary"]  # the ingress has it
+                messages.put_nowait((message["status"], headers))
+            elif message["type"] == "http.response.body":
+                if message.get("body"):
+                    messages.put_nowait(bytes(message["body"]))
+                if not message.get("more_body"):
+                    whole.set()
+                    messages.put_nowait(END)
+
+        running = asyncio.create_task(self.app(ask.scope(), receive, send))
+        running.add_done_callback(lambda _: messages.put_nowait(END))
+        try:
+            while (message := await messages.get()) is not END:
+                yield message
+            if not whole.is_set():
+                await running  # raises what has broken the answer off
+            yield END
+        finally:  # the answer is whole, or the ingress has cancelled it since its client has left
+            gone.set()
+            with contextlib.suppress(Exception):
+                await asyncio.shield(running)
+
+    async def metrics(self) -> tuple[str, bytes]:
+        return self.name, self.service.metrics.text()
