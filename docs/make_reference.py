@@ -21,6 +21,7 @@ PUBLIC: dict[str, list[str]] = {  # module -> its public names; none given: all 
     "llama3": [],
     "llama3.parity": [],
     "llama3.inspect": [],
+    "llama3.ray": ["batch"],
     "llama3.plain": ["merge", "forward", "sample", "survivors"],
     "llama3.workers_ai": ["run", "validate"],
     "llama3.tools": ["prepare", "read_calls", "Call"],

@@ -15,7 +15,7 @@ from json import JSONDecodeError
 from typing import Any, NamedTuple
 
 from llama3.api_format import REST, ApiFormat, Llama
-from llama3.errors import RequestError
+from llama3.errors import Llama3Error, RequestError
 from llama3.json_text import encode_json, read_json
 from llama3.limits import LIMITS
 from llama3.openai_api.chat_completions import CHAT_COMPLETIONS
@@ -91,13 +91,7 @@ class Answerer:
             refused = line_error(custom_id, error)
             return refused, Line(encode_json(refused), 0, str(error))
         status, reply, tokens = self._run(api_format, body)
-        if api_format is REST:
-            answer = {"custom_id": custom_id, **reply}
-        else:
-            response = {"status_code": status, "request_id": new_id("req_"), "body": reply}
-            answer = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None}
-        message = None if status == 200 else reply["errors"][0]["message"]
-        return answer, Line(encode_json(answer), tokens, message, status >= 500)
+        return complete(custom_id, api_format, status, reply, tokens)
 
     def _run(self, api_format: ApiFormat, body: Any) -> tuple[int, dict[str, Any], int]:
         """-> (the HTTP status, the body of the response, how many tokens were generated)."""
@@ -128,6 +122,32 @@ class Answerer:
             if self.closed:
                 raise RequestError("the batch was stopped")
             self.running.add(stream)
+
+
+def complete(
+    custom_id: str | None, api_format: ApiFormat, status: int, reply: dict[str, Any], tokens: int
+) -> tuple[dict[str, Any], Line]:
+    """-> the answer as an object and as a line. status, reply: the HTTP status and the body of the response."""
+    if api_format is REST:
+        answer = {"custom_id": custom_id, **reply}
+    else:
+        response = {"status_code": status, "request_id": new_id("req_"), "body": reply}
+        answer = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None}
+    message = None if status == 200 else reply["errors"][0]["message"]
+    return answer, Line(encode_json(answer), tokens, message, status >= 500)
+
+
+def failure_line(text: bytes, message: str) -> Line:
+    """The answer to a line of JSON for which the model has failed, without a model."""
+    custom_id = None
+    try:
+        request = read_line(text)
+        custom_id = custom_id_of(request)
+        api_format, _ = read_request(request)
+    except BadLine as error:
+        return Line(encode_json(line_error(custom_id, error)), 0, str(error))
+    failed = to_contract_error(Llama3Error(message))
+    return complete(custom_id, api_format, failed.status, api_format.error_body(failed), 0)[1]
 
 
 # ---- reading a line ----

@@ -12,8 +12,8 @@ settings.register_profile("llama3", settings(), deadline=None)  # machines that 
 settings.load_profile("llama3")
 
 # Comparisons with transformers need the extra `oracle`, tests with NVRTC and NVIDIA's bindings need `gates`, tests with
-# clients of the server need `clients`, and tests of compiled products `numba`. Without these large extras, such tests
-# are not collected.
+# clients of the server need `clients`, tests of compiled products `numba`, and tests on a cluster `ray`. Without these
+# large extras, such tests are not collected.
 collect_ignore = [] if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers") else ["oracle"]
 collect_ignore += (
     []
@@ -36,6 +36,9 @@ if not importlib.util.find_spec("numba"):
         "model/compiled/test_attention_numba.py",
     ]
 
+if not importlib.util.find_spec("ray"):
+    collect_ignore += ["ray/test_batch.py", "ray/test_connection.py"]
+
 # A run in continuous integration fails if a test is skipped for any other reason.
 MAY_SKIP = (
     "stories260K",
@@ -44,6 +47,7 @@ MAY_SKIP = (
     "the extra `plot` is not installed",
     "AMX",
     "AVX-512",
+    "network namespace",
     "the page's own schemas",
     "the page's own examples",
 )

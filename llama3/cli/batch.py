@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from llama3.cli.loading import load, which
-from llama3.cli.options import Parser, common_options, lora_option, positive
+from llama3.cli.loading import adapters, load, which, which_of
+from llama3.cli.options import Parser, common_options, lora_option, positive, text
 from llama3.cli.terminal import check_output, is_terminal, note, per_second
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
     from llama3.batch_file import AnswerFile
+    from llama3.batch_request import Line
 
 DESCRIPTION = """\
 Answer a file of requests, one on each line, in the order of the lines. A request is a line of OpenAI's
@@ -25,7 +26,8 @@ batch files (custom_id, method, url, body) for /v1/chat/completions, /v1/complet
 
   llama3 batch requests.jsonl --to answers.jsonl
 
-If it is stopped or killed, the same command goes on where it ended. docs/batch.md has examples."""
+If it is stopped or killed, the same command goes on where it ended. --ray answers on many machines
+(extra ray). docs/batch.md has examples."""
 
 
 def parser() -> Parser:
@@ -34,8 +36,31 @@ def parser() -> Parser:
     option("--to", metavar="FILE", help="the file of answers; - for standard output (FILE - is standard input)")
     option("--slots", metavar="N", type=positive, default=4, help="requests that run at once, in one batch (default 4)")
     lora_option(option)
+    option(
+        "--ray",
+        metavar="HOST:PORT",
+        type=address,
+        bare="auto",
+        help="answer on a Ray cluster; without HOST:PORT, on the one that runs here, or on one of this machine alone",
+    )
+    option(
+        "--replicas",
+        metavar="N",
+        type=positive,
+        help="with --ray: copies of the model, each with its own slots (default: one a GPU, or one a machine)",
+    )
     common_options(parser)
     return parser
+
+
+def address(value: str) -> str:
+    """Check the address of a cluster for argparse."""
+    from llama3.ray.cluster import check_address
+
+    try:
+        return check_address(text(value))
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +93,8 @@ def check(args: argparse.Namespace) -> tuple[str, str]:
             f"batch takes the file of requests, and found {len(args.words)} words: llama3 batch FILE --to FILE"
         )
     (source,) = args.words
+    if args.replicas is not None and args.ray is None:
+        raise RequestError(f"{args.source['replicas']} is the number of copies on a Ray cluster; expected --ray, too")
     if args.to is None:
         raise RequestError("expected --to FILE, where the answers go; --to - is standard output")
     if args.to != "-":
@@ -94,29 +121,63 @@ def open_requests(source: str) -> tuple[BinaryIO, int | None]:
         raise RequestError(f"{source}: {error.strerror}") from None
 
 
+class Model(NamedTuple):
+    """What answers requests: a model in this process, or copies of it on a cluster."""
+
+    answer_line: "Callable[[bytes], Line]"
+    stop: Callable[[], None]
+    slots: int
+    name: str  # for people, with the device
+
+
 def answer_all(args: argparse.Namespace, requests: Iterator[bytes], answers: "AnswerFile", total: int | None) -> None:
     """Load the model, and append an answer for each request that is left."""
     from llama3.batch import in_order
-    from llama3.batch_request import Answerer
 
     before, tokens, errors = answers.n, 0, 0
     if before and not args.quiet:
         note(f"{answers.name} has {before:,} of {total:,} answers; going on")
+    with model_here(args) if args.ray is None else models_on_ray(args) as model:
+        start = perf_counter()
+        with (
+            closing(in_order(requests, model.answer_line, model.slots, model.stop)) as lines,
+            progress(total, before, args.quiet) as show,
+        ):
+            for line in answers.append(lines, most_failures=4 * model.slots):
+                tokens, errors = tokens + line.tokens, errors + (line.error is not None)
+                show(answers.n, per_second(tokens, perf_counter() - start))
+        if not args.quiet:
+            seconds, found = perf_counter() - start, f"{errors:,} of them errors; " if errors else ""
+            note(
+                f"{answers.n - before:,} answers, {found}{tokens:,} tokens, {per_second(tokens, seconds)}; "
+                f"{seconds:.1f} s; {model.name}"
+            )
+
+
+@contextmanager
+def model_here(args: argparse.Namespace) -> Iterator[Model]:
+    """The model in this process."""
+    from llama3.batch_request import Answerer
+
     llama = load(args)
-    answerer, start = Answerer(llama), perf_counter()
-    with (
-        closing(in_order(requests, answerer.answer_line, args.slots, answerer.close)) as lines,
-        progress(total, before, args.quiet) as show,
-    ):
-        for line in answers.append(lines, most_failures=4 * args.slots):
-            tokens, errors = tokens + line.tokens, errors + (line.error is not None)
-            show(answers.n, per_second(tokens, perf_counter() - start))
-    if not args.quiet:
-        seconds, found = perf_counter() - start, f"{errors:,} of them errors; " if errors else ""
-        note(
-            f"{answers.n - before:,} answers, {found}{tokens:,} tokens, {per_second(tokens, seconds)}; "
-            f"{seconds:.1f} s; {which(llama, args)}"
-        )
+    answerer = Answerer(llama)
+    yield Model(answerer.answer_line, answerer.close, args.slots, which(llama, args))
+
+
+@contextmanager
+def models_on_ray(args: argparse.Namespace) -> Iterator[Model]:
+    """Copies of the model on a cluster; one of them is loaded, and the others soon are."""
+    from llama3.ray.cluster import cluster
+    from llama3.ray.dispatch import Replicas, loader
+    from llama3.ray.placement import place
+
+    loading = loader(args.model, adapters(args), linear=args.linear, activations=args.activations)
+    with cluster(args.ray):
+        placement = place(args.device, args.replicas)
+        with closing(Replicas(loading, placement, args.slots)) as replicas:
+            path, device = replicas.wait()
+            copies = f", {placement.replicas} replicas" if placement.replicas > 1 else ""
+            yield Model(replicas.answer_line, replicas.close, replicas.slots, which_of(path, device, args) + copies)
 
 
 @contextmanager

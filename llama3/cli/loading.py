@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3.cli.terminal import in_bytes, note, prepare_hub, progress
@@ -36,14 +37,7 @@ def load(args: argparse.Namespace) -> "Llama":
             show = show or stack.enter_context(progress("copying weights to the GPU", 2 * total, "B", args.quiet))
             show(2 * done)  # a bfloat16 parameter has 2 bytes
 
-        given = getattr(args, "lora", None) or []
-        lora = dict(given)
-        if len(lora) < len(given):
-            names = ", ".join(name for name, _ in given)
-            raise RequestError(
-                f"{args.source['lora']}: two adapters have the same name ({names}); expected a different one for each"
-            )
-        slots = getattr(args, "slots", 1)
+        lora, slots = adapters(args), getattr(args, "slots", 1)
         cpu = {"linear": args.linear, "activations": args.activations}
         llama = Llama.load(args.model, device=args.device, slots=slots, on_upload=on_upload, lora=lora, **cpu)
     if llama.tokenizer is None:
@@ -66,11 +60,27 @@ def load(args: argparse.Namespace) -> "Llama":
     return llama
 
 
+def adapters(args: argparse.Namespace) -> dict[str, str]:
+    """The LoRA adapters of --lora, {name: folder}. Raises RequestError if two have the same name."""
+    given = getattr(args, "lora", None) or []
+    lora = dict(given)
+    if len(lora) < len(given):
+        names = ", ".join(name for name, _ in given)
+        raise RequestError(
+            f"{args.source['lora']}: two adapters have the same name ({names}); expected a different one for each"
+        )
+    return lora
+
+
 def which(llama: "Llama", args: argparse.Namespace) -> str:
     """A short name of the model, and the device it runs on: "demo on cpu"."""
-    path = llama.checkpoint.path
+    return which_of(llama.checkpoint.path, llama.device, args)
+
+
+def which_of(path: Path, device: str, args: argparse.Namespace) -> str:
+    """The same of a model that is loaded elsewhere. path: its folder."""
     cached = "snapshots" in path.parts  # in the hub's cache, where the folder is named after a commit
-    return f"{args.model if cached else path.absolute().name} on {llama.device}"
+    return f"{args.model if cached else path.absolute().name} on {device}"
 
 
 def read_by_each_token(weights: "Weights") -> "list[np.ndarray]":

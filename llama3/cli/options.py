@@ -63,7 +63,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options -> a function that adds one: (*flags, help, [metavar, type, default, repeat])."""
+        """Start a group of options -> a function that adds one: (*flags, help, [metavar, type, default, repeat, bare]).
+
+        bare: what an option means that is given without a value.
+        """
         group = self.add_argument_group(title)
 
         def option(
@@ -73,6 +76,7 @@ class Parser(argparse.ArgumentParser):
             type: Callable[[str], Any] = text,
             default: Any = None,
             repeat: bool = False,
+            bare: str | None = None,
         ) -> None:
             # argparse gets no default, so that `read` can see whether the option was given. No metavar: a switch.
             settings: dict[str, Any] = {"help": help, "default": None}
@@ -81,6 +85,7 @@ class Parser(argparse.ArgumentParser):
                 type, default = boolean, default or False
             else:
                 settings |= {"action": "append" if repeat else "store", "metavar": metavar, "type": type}
+                settings |= {"nargs": "?", "const": bare} if bare else {}
             name = group.add_argument(*flags, **settings).dest
             self.options.append(Option(name, flags[-1], type, repeat, default))
 

@@ -9,6 +9,7 @@ import platform
 import re
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,6 @@ TOKENS = "https://docs.ray.io/en/latest/ray-security/token-auth.html"
 
 def import_ray() -> Any:
     """The module. Raises RequestError if it is not installed."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of Ray's C++ part in this process; read by the import
     try:
         import ray
     except ImportError as error:
@@ -50,15 +50,35 @@ def cluster(address: str | None = None) -> Iterator[None]:
         found = address_of(address)
         if found is None:
             protect()
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama3-ray-", ignore_cleanup_errors=True))
-            settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": folder}
+            folder = tempfile.TemporaryDirectory(prefix="llama3-", dir=ray_files(), ignore_cleanup_errors=True)
+            settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+            settings["_temp_dir"] = stack.enter_context(folder)
         try:
-            ray.init(found or "local", **settings)
+            with without_ray_s_log():
+                ray.init(found or "local", **settings)
         except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and errors of its own
             ray.shutdown()
             raise explain(error, found) from error
         stack.callback(ray.shutdown)
         yield
+
+
+@contextmanager
+def without_ray_s_log() -> Iterator[None]:
+    """Drop what Ray's C++ part writes to standard error before it has a file to write to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            others = [line for line in file if not re.match(rb"\[[-0-9]+ [0-9:,]+ [A-Z] \d+ \d+\] ", line)]
+            os.write(2, b"".join(others))
 
 
 def address_of(address: str | None) -> str | None:
@@ -87,11 +107,15 @@ def check_address(address: str) -> str:
 
 def current_cluster() -> str | None:
     """The address that `ray start` on this machine has left; the cluster may have ended since."""
-    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
-        return (Path(base) / "ray" / "ray_current_cluster").read_text().strip() or None
+        return (ray_files() / "ray" / "ray_current_cluster").read_text().strip() or None
     except OSError:
         return None
+
+
+def ray_files() -> Path:
+    """The folder where Ray puts its own. Its name must be short: it is a part of the paths of sockets."""
+    return Path(os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else tempfile.gettempdir()))
 
 
 def why_unreachable(address: str) -> str | None:

@@ -24,6 +24,11 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def demo() -> Llama:
+    return Llama.load(slots=4)
+
+
 def streaming(path: str, **more: Any) -> bytes:
     body = BODIES[path]
     given = {**body.get("inputs", body), "stream": True, **more}
