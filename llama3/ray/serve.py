@@ -3,6 +3,7 @@
 serve run llama3.ray:app model=weights/demo replicas=2
 """
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from llama3.errors import RequestError
 from llama3.ray.affinity_router import AffinityRouter
 from llama3.ray.ingress import Ingress
 from llama3.ray.placement import place
@@ -23,7 +25,17 @@ DRAIN_SECONDS = 600  # how long a replica or an ingress that is to end may go on
 
 def app(args: dict[str, Any]) -> serve.Application:
     """The builder of the application: `serve run`, `serve deploy` and KubeRay call it. Raises RequestError."""
-    return build(from_args(args))
+    settings = from_args(args)
+    forbid_open_proxy(settings)
+    return build(settings)
+
+
+def forbid_open_proxy(settings: Settings) -> None:
+    """Raise RequestError if HAProxy, which listens on all interfaces, would serve without a token."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not settings.token:
+        raise RequestError(
+            "RAY_SERVE_ENABLE_HA_PROXY=1 can be reached from elsewhere: set LLAMA3_TOKEN or a token file"
+        )
 
 
 def build(settings: Settings, load: Load = load_model) -> serve.Application:
@@ -43,6 +55,7 @@ def build(settings: Settings, load: Load = load_model) -> serve.Application:
         ray_actor_options=placement.options,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_wait_loop_s=0.2,
         request_router_config=RequestRouterConfig(
             request_router_class=AffinityRouter, request_router_kwargs={"slots": settings.slots}
         ),
@@ -56,5 +69,6 @@ def build(settings: Settings, load: Load = load_model) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_wait_loop_s=0.2,
     )
     return ingress.bind(settings, replicas)

@@ -2,7 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from llama3.errors import RequestError
@@ -44,7 +45,19 @@ def from_args(args: dict[str, Any]) -> Settings:
             raise RequestError(f"{name!r} is no setting; expected one of {', '.join(names)}")
     given = {name: os.environ.get(f"LLAMA3_{name.upper()}") or None for name in names} | args
     found: dict[str, Any] = {name: convert(name, value) for name, value in given.items() if value is not None}
-    return checked(Settings(**found))
+    settings = checked(Settings(**found))
+    return replace(settings, token=token_in(settings.token_file)) if settings.token_file else settings
+
+
+def token_in(path: str) -> str:
+    """The token in a file, without the white space around it. Raises RequestError."""
+    try:
+        token = Path(path).read_text("ascii", "replace").strip()
+    except OSError as error:
+        raise RequestError(f"token_file: {path}: {error.strerror}") from None
+    if not re.fullmatch(r"[!-~]{1,4096}", token):
+        raise RequestError(f"token_file: {path} holds no token; expected visible ASCII characters, without spaces")
+    return token
 
 
 def convert(name: str, value: Any) -> Any:
