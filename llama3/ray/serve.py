@@ -56,6 +56,7 @@ def build(settings: Settings, load: Load = load_model) -> serve.Application:
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=3,
         request_router_config=RequestRouterConfig(
             request_router_class=AffinityRouter, request_router_kwargs={"slots": settings.slots}
         ),

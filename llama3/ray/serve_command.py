@@ -1,5 +1,6 @@
 """`llama3 serve --ray`: start the application on a cluster, wait for a signal, and end it without cutting streams."""
 
+import logging
 import re
 import signal
 import threading
@@ -31,12 +32,16 @@ def serve(settings: Settings, host: str, port: int, address: str | None, ready: 
 
         from llama3.ray.serve import build, forbid_open_proxy
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         forbid_open_proxy(settings)
         ray_serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
         try:
             handle = ray_serve.run(build(settings), name=APP)
         except RuntimeError as error:
-            raise explain(error) from error
+            deployments = ray_serve.status().applications[APP].deployments.values()
+            reasons = "\n".join(deployment.message for deployment in deployments)
+            ray_serve.delete(APP)
+            raise explain(f"{error}\n{reasons}") from error
         if not stopped.is_set():
             states = ray_serve.status().applications[APP].deployments["Replica"].replica_states
             ready(sum(states.values()))
@@ -67,10 +72,11 @@ def drain(handle: Any) -> None:
         time.sleep(0.1)
 
 
-def explain(error: RuntimeError) -> Llama3Error:
+def explain(text: str) -> Llama3Error:
     """Why the application did not start, as one line: what the replicas' own error says, if it is there."""
-    own = re.findall(r"llama3\.errors\.(\w+): (.+)", str(error))
-    if own:
-        kind, message = own[-1]
-        return getattr(errors, kind, Llama3Error)(message)
-    return Llama3Error(f"the application did not start on Ray Serve: {' '.join(str(error).split())[-500:]}")
+    own = re.findall(r"(?:llama3\.errors\.|\b)(\w+Error): (.+)", text)
+    kind, message = next(((kind, message) for kind, message in reversed(own) if hasattr(errors, kind)), ("", ""))
+    if kind:
+        found: Llama3Error = getattr(errors, kind)(message)
+        return found
+    return Llama3Error(f"the application did not start on Ray Serve: {' '.join(text.split())[-500:]}")
