@@ -8,7 +8,7 @@ from llama3.ray.affinity import Holders
 from llama3.ray.replica import Ask
 
 
-class AffinityRouter(RequestRouter):
+class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Any to mypy, and so if Ray is not installed
     """Counts the requests at each replica from the moment they are assigned, so that a burst is shared out evenly."""
 
     def initialize_state(self, slots: int = 1) -> None:

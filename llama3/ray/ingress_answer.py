@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.responses import Response
@@ -117,7 +117,7 @@ class Answer:
             await self.send({"type": "http.response.body", "body": b""})
             return None
 
-    async def _parts(self) -> AsyncIterator[Any]:
+    async def _parts(self) -> AsyncGenerator[Any, None]:
         """What a replica sends behind its name: (status, headers), and the parts of the body. Raises Cut."""
         self.call = call = self.stream.remote(self.ask)
         replica, whole = None, False
@@ -131,7 +131,8 @@ class Answer:
         except StopAsyncIteration:
             raise Cut("no end") from None
         except asyncio.CancelledError:
-            if asyncio.current_task().cancelling():
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # this request itself, not its call
                 raise
             raise Cut("cancelled") from None
         except Exception as error:

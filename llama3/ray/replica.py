@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import Message
+
+from llama3.errors import RequestError
 from llama3.llama import Llama
 from llama3.ray.settings import Settings, set_limits
 from llama3.server.app import make_app
 from llama3.server.main import limit_malloc_arenas, load_and_freeze
 from llama3.server.service import Service
-from llama3.server.threads import in_new_thread
 
 Headers = list[tuple[bytes, bytes]]
 Load = Callable[[Settings], Llama]
@@ -52,8 +54,20 @@ class Ask:
 
 
 def load_model(settings: Settings) -> Llama:
-    options = {"device": settings.device, "lora": settings.lora, "linear": settings.linear}
-    return Llama.load(settings.model, slots=settings.slots, activations=settings.activations, **options)
+    """Load --model. Raises RequestError for one without a tokenizer."""
+    llama = Llama.load(
+        settings.model,
+        device=settings.device,
+        slots=settings.slots,
+        lora=settings.lora,
+        linear=settings.linear,
+        activations=settings.activations,
+    )
+    if llama.tokenizer is None:
+        raise RequestError(
+            f"{llama.checkpoint.path} has no tokenizer, so it cannot read text; put tokenizer.json there"
+        )
+    return llama
 
 
 def own_name() -> str:
@@ -66,11 +80,11 @@ def own_name() -> str:
 class Replica:
     """The class of the deployment. Its constructor loads the model, so what Ray Serve calls running can answer."""
 
-    async def __init__(self, settings: Settings, load: Load = load_model):
+    def __init__(self, settings: Settings, load: Load = load_model):
         set_limits(settings)
         limit_malloc_arenas()
         self.name = own_name()
-        llama = await in_new_thread(load_and_freeze, lambda: load(settings))
+        llama = load_and_freeze(lambda: load(settings))
         self.service = Service(lambda: llama, settings.slots, settings.queue, settings.parsed_json)
         self.service.llama = llama
         self.app = make_app(self.service, quiet=settings.quiet)
@@ -84,16 +98,16 @@ class Replica:
         """Yields this replica's name, (status, headers), the parts of the body, and END."""
         yield self.name
         messages: asyncio.Queue[Any] = asyncio.Queue()
-        unread = [{"type": "http.request", "body": ask.body, "more_body": False}]
+        unread: list[Message] = [{"type": "http.request", "body": ask.body, "more_body": False}]
         gone, whole = asyncio.Event(), asyncio.Event()
 
-        async def receive() -> dict[str, Any]:
+        async def receive() -> Message:
             if unread:
                 return unread.pop()
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [(name, value) for name, value in message["headers"] if name != b"vary"]  # the ingress has it
                 messages.put_nowait((message["status"], headers))

@@ -91,9 +91,7 @@ async def service(
         patch.setattr(replica_module, "own_name", lambda: f"r{next(names)}")
         replicas = []
         for _ in range(n):
-            replica = Replica.__new__(Replica)
-            await replica.__init__(given, lambda _: llama)  # type: ignore[misc]
-            replicas.append(replica)
+            replicas.append(Replica(given, lambda _: llama))
     handle = Handle(replicas, given.slots, dies)
     ingress = Ingress(given, handle)
     return ingress.__serve_build_asgi_app__(), handle, ingress
