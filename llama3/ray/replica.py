@@ -14,9 +14,11 @@ from llama3.ray.settings import Settings, set_limits
 from llama3.server.app import make_app
 from llama3.server.main import limit_malloc_arenas, load_and_freeze
 from llama3.server.service import Service
+from llama3.server.threads import in_new_thread
 
 Headers = list[tuple[bytes, bytes]]
 Load = Callable[[Settings], Llama]
+FAILURE = b'"code":3043'  # in the last event of a stream that a failed step has ended; in a text, it costs a check
 END = None  # what a replica sends behind a whole answer: one that ends without it was cut off
 KEPT = (b"accept", b"content-type", b"content-encoding", b"cf-consn-model-id")  # request headers that routes read
 
@@ -87,12 +89,22 @@ class Replica:
         llama = load_and_freeze(lambda: load(settings))
         self.service = Service(lambda: llama, settings.slots, settings.queue, settings.parsed_json)
         self.service.llama = llama
+        self.has_failed = False  # since the last check
         self.app = make_app(self.service, quiet=settings.quiet)
 
-    def check_health(self) -> None:
-        """Called by Ray Serve every few seconds. It replaces a replica whose check raises."""
-        if self.service.load_error is not None:
-            raise self.service.load_error
+    async def check_health(self) -> None:
+        """Called by Ray Serve every few seconds. It replaces a replica whose check raises.
+
+        After a failed answer, one token is generated: a GPU or a process of a tensor-parallel model may be lost. It is
+        not done at other times, because the token takes a slot, with the cached prompt of a dialogue.
+        """
+        if self.has_failed:
+            await in_new_thread(self._generate_a_token)
+            self.has_failed = False
+
+    def _generate_a_token(self) -> None:
+        assert self.service.llama is not None
+        self.service.llama.generate("a", max_tokens=1)
 
     async def answer(self, ask: Ask) -> AsyncIterator[Any]:
         """Yields this replica's name, (status, headers), the parts of the body, and END."""
@@ -109,10 +121,12 @@ class Replica:
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self.has_failed |= message["status"] == 500
                 headers = [(name, value) for name, value in message["headers"] if name != b"vary"]  # the ingress has it
                 messages.put_nowait((message["status"], headers))
             elif message["type"] == "http.response.body":
                 if message.get("body"):
+                    self.has_failed |= FAILURE in message["body"]
                     messages.put_nowait(bytes(message["body"]))
                 if not message.get("more_body"):
                     whole.set()

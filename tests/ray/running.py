@@ -55,10 +55,6 @@ class RunningService(RunningServer):
             time.sleep(0.2)
         raise AssertionError("the service did not become healthy within two minutes")
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        super().__exit__()
-
     def stop(self) -> int:
         """SIGTERM -> the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,54 @@ from tests.server.running import LONG, post_request, read_all
 pytestmark = pytest.mark.slow
 
 CLIENTS, KILLS = 8, 2
+DEPLOY = """if True:
+    import sys
+    from llama3.ray.cluster import cluster
+    with cluster(sys.argv[1]):
+        from ray import serve
+        from llama3.ray.serve import build
+        from llama3.ray.settings import Settings
+        serve.run(build(Settings(replicas=1, quiet=True)), name="llama3")
+"""
+
+
+class Cluster:
+    """Starts the service when a test needs it and the test before has ended it."""
+
+    def __init__(self, network: Loopback, environment: dict[str, str], address: str):
+        self.network, self.environment, self.address = network, environment, address
+        self.service: RunningService | None = None
+
+    def running(self) -> RunningService:
+        if self.service is None:
+            options = ("--replicas", "2", "--limit", "seconds=2", "--queue", "8")
+            self.service = RunningService(self.network, self.environment, self.address, *options)
+        return self.service
+
+    def stop(self) -> None:
+        """End the service; its exit code must be 0."""
+        if self.service is not None:
+            service, self.service = self.service, None
+            with service:
+                assert service.stop() == 0
+
+    def run(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+        command = self.network.command(*argv)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
-def service(
+def cluster(
     network: Loopback, ray_environment: dict[str, str], ray_token: dict[str, str], ray_address: str
-) -> Iterator[RunningService]:
-    options = ("--replicas", "2", "--limit", "seconds=2", "--queue", "8")
-    with RunningService(network, ray_environment | ray_token, ray_address, *options) as service:
-        yield service
+) -> Iterator[Cluster]:
+    cluster = Cluster(network, ray_environment | ray_token, ray_address)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def service(cluster: Cluster) -> RunningService:
+    return cluster.running()
 
 
 def inputs(n: int) -> dict[str, Any]:
@@ -117,26 +157,30 @@ def test_a_client_that_leaves_frees_its_slot(service: RunningService):
             time.sleep(0.02)
 
 
-def test_shutdown_ends_a_stream_with_a_last_event(
-    network: Loopback, ray_environment: dict[str, str], ray_token: dict[str, str], ray_address: str, service: Any
-):
+def test_a_new_deployment_cuts_no_stream(cluster: Cluster, service: RunningService):
+    """As scaling in does: a replica that is to end finishes its answers first."""
+    undisturbed = texts(service.send(post_request(LONG)))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(service.send, post_request(LONG)) for _ in range(3)]
+        while service.in_flight() < 3:
+            time.sleep(0.02)
+        ran = cluster.run(sys.executable, "-c", DEPLOY, cluster.address)
+        assert ran.returncode == 0, ran.stderr
+        assert [texts(answer.result()) for answer in running] == [undisturbed] * 3
+    assert len(service.samples("llama3_requests_in_flight")) == 1
+    cluster.stop()
+
+
+def test_shutdown_ends_a_stream_with_a_last_event(cluster: Cluster, service: RunningService):
     with service.connect() as connection:
         connection.sendall(post_request(LONG))
         first = connection.recv(1000)
-        service.process.send_signal(signal.SIGTERM)
+        cluster.stop()
         raw = first + read_all(connection)
     assert b"the server is stopping" in raw and raw.rstrip(b"\r\n0").endswith(b"data: [DONE]")
-    assert service.process.wait(60) == 0
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(
-    network: Loopback, ray_environment: dict[str, str], ray_token: dict[str, str], ray_address: str
-):
-    ran = subprocess.run(
-        network.command(*PROGRAM, "serve", "--ray", ray_address, "--replicas", "1", "--model", "/nowhere"),
-        env=ray_environment | ray_token,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ran.returncode in (1, 2) and ran.stderr.count("\n") == 1 and "/nowhere" in ran.stderr
+def test_a_model_that_cannot_be_loaded_is_one_line(cluster: Cluster):
+    cluster.stop()
+    ran = cluster.run(*PROGRAM, "serve", "--ray", cluster.address, "--replicas", "1", "--model", "/nowhere")
+    assert ran.returncode in (1, 2) and ran.stderr.count("\n") == 1 and "/nowhere" in ran.stderr, ran.stderr
