@@ -51,11 +51,14 @@ class Ingress:
         found = await self.replicas.broadcast("metrics").results_async(timeout_s=5)
         return Response(joined(found, self.counts), media_type="text/plain; version=0.0.4")
 
-    async def stop(self) -> int:
-        """End running streams with a last event, and answer new requests with 503 -> how many still run."""
+    async def stop(self, now: bool = False) -> int:
+        """End running streams with a last event, and answer new requests with 503 -> how many answers still run.
+
+        now: end the others, too, with 503.
+        """
         self.stopping = True
         for answer in list(self.answers):
-            answer.stop()
+            answer.stop(now)
         return len(self.answers)
 
 
@@ -67,9 +70,6 @@ class Passing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ingress, request = self.ingress, Request(scope, receive)
-        if ingress.stopping:
-            await error_response("the server is stopping", SERVICE_UNAVAILABLE, 503)(scope, receive, send)
-            return
         try:
             ask = await receive_whole(request, ingress.bodies)
         except ClientDisconnect:
@@ -82,6 +82,9 @@ class Passing:
                 response = refusal(error, api_format(scope["path"]))
                 response.headers.update(closing)
             await response(scope, receive, send)
+            return
+        if ingress.stopping:
+            await error_response("the server is stopping", SERVICE_UNAVAILABLE, 503)(scope, receive, send)
             return
         answer = Answer(ask, ingress.stream, send, ingress.counts)
         ingress.answers.add(answer)

@@ -10,11 +10,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llama3.errors import ContractError
-from llama3.ray.ingress_events import Continuation, SentEvents
+from llama3.ray.ingress_events import Continuation, OtherText, SentEvents
 from llama3.ray.ingress_request import api_format
 from llama3.ray.replica import END, Ask, Headers
-from llama3.server.responses import error_response, server_stopping
-from llama3.server.service import SERVICE_UNAVAILABLE
+from llama3.server.responses import NO_CAPACITY, refusal, server_stopping
 from llama3.server.streaming import event
 
 LOG = logging.getLogger("ray.serve")
@@ -24,10 +23,19 @@ SECONDS_TO_GO_ON = 60  # for a request whose replica has died, while the others 
 REPLICA_DIED, FAILED = "AiError: the replicas that computed this answer have died; ask again", 3043
 OTHER_TEXT = "AiError: the replica of this stream has died, and another one generates another text; ask again"
 BUSY = (429, 503)
+UNKNOWN = "unknown"  # a replica that has died before it could say its name
+
+
+def no_replica() -> ContractError:
+    return ContractError("AiError: no replica can answer now; ask again later", NO_CAPACITY, 503)
 
 
 class Cut(Exception):
-    """An answer that has not come to its end: its replica has died, or was not found."""
+    """An answer that has not come to its end. replica: which has died; None if none has taken the request."""
+
+    def __init__(self, why: str, replica: str | None):
+        super().__init__(why)
+        self.replica = replica
 
 
 class Answer:
@@ -49,10 +57,10 @@ class Answer:
         self.left = True
         self._cancel()
 
-    def stop(self) -> None:
-        """End a running stream with a last event. An answer that is not a stream may come to its end."""
+    def stop(self, now: bool) -> None:
+        """End a running stream with a last event. Another answer may come to its end, unless it must end now."""
         self.stopping = True
-        if self.sent is not None:
+        if self.sent is not None or now:
             self._cancel()
 
     def _cancel(self) -> None:
@@ -60,8 +68,8 @@ class Answer:
             self.call.cancel()
 
     async def run(self, scope: Scope, receive: Receive) -> None:
-        deaths, until = 0, asyncio.get_running_loop().time() + SECONDS_TO_GO_ON
-        response: Response | None = None
+        """Ask replicas until the client has a whole answer, or an error."""
+        time, deaths, until = asyncio.get_running_loop().time, 0, 0.0
         while not self.left:
             try:
                 response = await self._try()
@@ -70,30 +78,29 @@ class Answer:
                     return
                 if self.stopping:
                     return await self._end(server_stopping(), scope, receive)
-                deaths += 1
-                LOG.warning(
-                    "an answer was cut off (%s); %s", cut, "asking again" if deaths < MOST_DEATHS else "giving up"
-                )
-                if deaths == MOST_DEATHS or (not self.ask.avoid and deaths > 1):
+                if cut.replica is None and (not deaths or time() > until):
+                    return await self._end(no_replica(), scope, receive)
+                LOG.warning("an answer was cut off: %s", cut)
+                if cut.replica is not None:
+                    self.counts["repeated" if self.sent is None else "continued"] += 1
+                    until = until or time() + SECONDS_TO_GO_ON
+                    deaths += 1
+                if deaths == MOST_DEATHS:
                     return await self._end(ContractError(REPLICA_DIED, FAILED, 500), scope, receive)
-                self.counts["repeated" if self.sent is None else "continued"] += 1
                 continue
-            except ValueError:
+            except OtherText:
                 return await self._end(ContractError(OTHER_TEXT, FAILED, 500), scope, receive)
             if response is None:
                 return
-            late = asyncio.get_running_loop().time() > until
-            if deaths and response.status_code in BUSY and not late and not self.stopping:
+            if deaths and response.status_code in BUSY and time() < until and not self.stopping:
                 await asyncio.sleep(0.25)  # the others have got all requests of the one that died
                 continue
-            break
-        if response is not None and self.sent is None:
-            await response(scope, receive, self.send)
-        elif response is not None:
-            await self._end(ContractError(REPLICA_DIED, FAILED, 500), scope, receive)
+            if self.sent is None:
+                return await response(scope, receive, self.send)
+            return await self._end(ContractError(REPLICA_DIED, FAILED, 500), scope, receive)
 
     async def _try(self) -> Response | None:
-        """Ask one replica -> its response; None if it was a stream, which was sent. Raises Cut, ValueError."""
+        """Ask one replica -> its response; None if it was a stream, which was sent. Raises Cut, OtherText."""
         parts = self._parts()
         async with contextlib.aclosing(parts):
             status, headers = await anext(parts)
@@ -113,7 +120,7 @@ class Answer:
                     part = rest
                 await self.send({"type": "http.response.body", "body": part, "more_body": True})
                 if self.stopping:
-                    raise Cut("stopping")
+                    raise Cut("the server is stopping", None)
             await self.send({"type": "http.response.body", "body": b""})
             return None
 
@@ -127,18 +134,18 @@ class Answer:
                 yield part
             whole = True
         except TimeoutError:
-            raise Cut("no replica has taken the request") from None
+            raise Cut(f"no replica has taken the request within {SECONDS_FOR_A_REPLICA} s", None) from None
         except StopAsyncIteration:
-            raise Cut("no end") from None
+            raise Cut("it has no end", replica or UNKNOWN) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # this request itself, not its call
                 raise
-            raise Cut("cancelled") from None
+            raise Cut("its call was cancelled", replica or UNKNOWN) from None
         except Exception as error:
             if replica is not None:
                 self.ask.avoid.append(replica)
-            raise Cut(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+            raise Cut(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", replica or UNKNOWN) from None
         finally:
             self.call = None
             if not whole:
@@ -148,9 +155,7 @@ class Answer:
         """Tell the client why its answer ends here."""
         format = api_format(self.ask.path)
         if self.sent is None:
-            status = 503 if error.code != FAILED else error.status
-            await error_response(str(error), SERVICE_UNAVAILABLE, status)(scope, receive, self.send)
-            return
+            return await refusal(error, format)(scope, receive, self.send)
         await self.send(event(format.error_chunk(error), format))
         end = b"" if format.named_events else b"data: [DONE]\n\n"
         await self.send({"type": "http.response.body", "body": end})

@@ -15,6 +15,10 @@ TIME = re.compile(rb'"created(?:_at)?":\s*[0-9]+')
 DIFFERENT = {"p", "id", "item_id", "call_id", "created", "created_at", "logprobs"}  # fields that may differ
 
 
+class OtherText(Exception):
+    """Two runs of one request have not generated the same text."""
+
+
 class SentEvents:
     """What a client has of a stream: how many events, the hash of what two runs have in common, ids and times."""
 
@@ -40,12 +44,12 @@ class Continuation:
         self.sent, self.again = sent, SentEvents()
 
     def next(self, event: bytes) -> bytes | None:
-        """The event to send; None for one that was sent. Raises ValueError if the runs do not have the same events."""
+        """The event to send; None for one that was sent. Raises OtherText if the runs do not have the same events."""
         repeated = self.again.n < self.sent.n
         self.again.add(event)
         if repeated:
             if self.again.n == self.sent.n and self.again.digest.digest() != self.sent.digest.digest():
-                raise ValueError("another text")
+                raise OtherText
             return None
         names = dict(zip(self.again.ids, self.sent.ids))
         event = IDS.sub(lambda found: names.get(found[0], found[0]), event)

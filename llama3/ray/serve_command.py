@@ -70,6 +70,7 @@ def drain(handle: Any) -> None:
     until = time.monotonic() + CANCEL_AFTER_SECONDS
     while sum(handle.broadcast("stop").results(timeout_s=CANCEL_AFTER_SECONDS)) and time.monotonic() < until:
         time.sleep(0.1)
+    handle.broadcast("stop", now=True).results(timeout_s=CANCEL_AFTER_SECONDS)
 
 
 def explain(text: str) -> Llama3Error:
