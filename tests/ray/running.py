@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import signal
@@ -77,3 +78,39 @@ class RunningService(RunningServer):
     def replicas(self) -> list[int]:
         """The process ids of the replicas."""
         return self.network.processes(REPLICA)
+
+
+class ServeCluster:
+    """Starts the service when a test needs it and the test before has ended it."""
+
+    def __init__(self, network: Loopback, environment: dict[str, str], address: str):
+        self.network, self.environment, self.address = network, environment, address
+        self.service: RunningService | None = None
+
+    def running(self) -> RunningService:
+        if self.service is None:
+            options = ("--replicas", "2", "--limit", "seconds=2", "--queue", "8")
+            self.service = RunningService(self.network, self.environment, self.address, *options)
+        return self.service
+
+    def stop(self) -> None:
+        """End the service; its exit code must be 0."""
+        if self.service is not None:
+            service, self.service = self.service, None
+            with service:
+                assert service.stop() == 0
+
+    def run(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+        command = self.network.command(*argv)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+
+
+def texts(raw: bytes) -> list[str]:
+    """The texts of a stream's events; the stream must be whole."""
+    headers, _, body = raw.partition(b"\r\n\r\n")
+    assert headers.startswith(b"HTTP/1.1 200"), raw[:300]
+    events = [line.removeprefix(b"data: ") for line in body.splitlines() if line.startswith(b"data: ")]
+    assert events[-1] == b"[DONE]" and body.endswith(b"0\r\n\r\n"), raw[-300:]
+    decoded = [json.loads(event) for event in events[:-1]]
+    assert "usage" in decoded[-1], decoded[-1]
+    return [event["response"] for event in decoded]

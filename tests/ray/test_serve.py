@@ -1,91 +1,26 @@
 """`llama3 serve --ray` on a real cluster of this machine: the plain server's contract, whatever happens to replicas."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from llama3 import Llama
-from tests.cli.running import PROGRAM
-from tests.ray.loopback import Loopback
-from tests.ray.running import RunningService
+from tests.ray.running import RunningService, ServeCluster, texts
 from tests.server.running import LONG, post_request, read_all
 
 pytestmark = pytest.mark.slow
 
 CLIENTS, KILLS = 8, 2
-DEPLOY = """if True:
-    import sys
-    from llama3.ray.cluster import cluster
-    with cluster(sys.argv[1]):
-        from ray import serve
-        from llama3.ray.serve import build
-        from llama3.ray.settings import Settings
-        serve.run(build(Settings(replicas=1, quiet=True)), name="llama3")
-"""
-
-
-class Cluster:
-    """Starts the service when a test needs it and the test before has ended it."""
-
-    def __init__(self, network: Loopback, environment: dict[str, str], address: str):
-        self.network, self.environment, self.address = network, environment, address
-        self.service: RunningService | None = None
-
-    def running(self) -> RunningService:
-        if self.service is None:
-            options = ("--replicas", "2", "--limit", "seconds=2", "--queue", "8")
-            self.service = RunningService(self.network, self.environment, self.address, *options)
-        return self.service
-
-    def stop(self) -> None:
-        """End the service; its exit code must be 0."""
-        if self.service is not None:
-            service, self.service = self.service, None
-            with service:
-                assert service.stop() == 0
-
-    def run(self, *argv: str) -> "subprocess.CompletedProcess[str]":
-        command = self.network.command(*argv)
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def cluster(
-    network: Loopback, ray_environment: dict[str, str], ray_token: dict[str, str], ray_address: str
-) -> Iterator[Cluster]:
-    cluster = Cluster(network, ray_environment | ray_token, ray_address)
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture
-def service(cluster: Cluster) -> RunningService:
-    return cluster.running()
 
 
 def inputs(n: int) -> dict[str, Any]:
     """A request of its own for each client, without an end for 120 tokens."""
     return {"prompt": f"Go on, {n}", "max_tokens": 120, "temperature": 5, "seed": 14 + n, "stream": True}
-
-
-def texts(raw: bytes) -> list[str]:
-    """The texts of a stream's events; the stream must be whole."""
-    headers, _, body = raw.partition(b"\r\n\r\n")
-    assert headers.startswith(b"HTTP/1.1 200"), raw[:300]
-    events = [line.removeprefix(b"data: ") for line in body.splitlines() if line.startswith(b"data: ")]
-    assert events[-1] == b"[DONE]" and body.endswith(b"0\r\n\r\n"), raw[-300:]
-    decoded = [json.loads(event) for event in events[:-1]]
-    assert "usage" in decoded[-1], decoded[-1]
-    return [event["response"] for event in decoded]
 
 
 def test_answers_are_those_of_the_model(service: RunningService):
@@ -157,30 +92,10 @@ def test_a_client_that_leaves_frees_its_slot(service: RunningService):
             time.sleep(0.02)
 
 
-def test_a_new_deployment_cuts_no_stream(cluster: Cluster, service: RunningService):
-    """As scaling in does: a replica that is to end finishes its answers first."""
-    undisturbed = texts(service.send(post_request(LONG)))
-    with ThreadPoolExecutor(3) as pool:
-        running = [pool.submit(service.send, post_request(LONG)) for _ in range(3)]
-        while service.in_flight() < 3:
-            time.sleep(0.02)
-        ran = cluster.run(sys.executable, "-c", DEPLOY, cluster.address)
-        assert ran.returncode == 0, ran.stderr
-        assert [texts(answer.result()) for answer in running] == [undisturbed] * 3
-    assert len(service.samples("llama3_requests_in_flight")) == 1
-    cluster.stop()
-
-
-def test_shutdown_ends_a_stream_with_a_last_event(cluster: Cluster, service: RunningService):
+def test_shutdown_ends_a_stream_with_a_last_event(serve_cluster: ServeCluster, service: RunningService):
     with service.connect() as connection:
         connection.sendall(post_request(LONG))
         first = connection.recv(1000)
-        cluster.stop()
+        serve_cluster.stop()
         raw = first + read_all(connection)
     assert b"the server is stopping" in raw and raw.rstrip(b"\r\n0").endswith(b"data: [DONE]")
-
-
-def test_a_model_that_cannot_be_loaded_is_one_line(cluster: Cluster):
-    cluster.stop()
-    ran = cluster.run(*PROGRAM, "serve", "--ray", cluster.address, "--replicas", "1", "--model", "/nowhere")
-    assert ran.returncode in (1, 2) and ran.stderr.count("\n") == 1 and "/nowhere" in ran.stderr, ran.stderr
