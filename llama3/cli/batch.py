@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from llama3.cli.loading import adapters, load, which, which_of
-from llama3.cli.options import Parser, common_options, lora_option, positive, text
+from llama3.cli.options import Parser, common_options, lora_option, positive, ray_options
 from llama3.cli.terminal import check_output, is_terminal, note, per_second
 from llama3.errors import RequestError
 
@@ -36,31 +36,9 @@ def parser() -> Parser:
     option("--to", metavar="FILE", help="the file of answers; - for standard output (FILE - is standard input)")
     option("--slots", metavar="N", type=positive, default=4, help="requests that run at once, in one batch (default 4)")
     lora_option(option)
-    option(
-        "--ray",
-        metavar="HOST:PORT",
-        type=address,
-        bare="auto",
-        help="answer on a Ray cluster; without HOST:PORT, on the one that runs here, or on one of this machine alone",
-    )
-    option(
-        "--replicas",
-        metavar="N",
-        type=positive,
-        help="with --ray: copies of the model, each with its own slots (default: one a GPU, or one a machine)",
-    )
+    ray_options(option, "answer")
     common_options(parser)
     return parser
-
-
-def address(value: str) -> str:
-    """Check the address of a cluster for argparse."""
-    from llama3.ray.cluster import check_address
-
-    try:
-        return check_address(text(value))
-    except RequestError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -143,6 +143,23 @@ def lora_option(option: Callable[..., None]) -> None:
     )
 
 
+def ray_options(option: Callable[..., None], verb: str) -> None:
+    """Add --ray and --replicas. verb: what the command does there."""
+    option(
+        "--ray",
+        metavar="HOST:PORT",
+        type=cluster_address,
+        bare="auto",
+        help=f"{verb} on a Ray cluster; without HOST:PORT, on the one that runs here, or on one of this machine alone",
+    )
+    option(
+        "--replicas",
+        metavar="N",
+        type=positive,
+        help="with --ray: copies of the model, each with its own slots (default: one a GPU, or one a machine)",
+    )
+
+
 def common_options(parser: Parser, *, device: bool = True, json: str | None = None) -> Callable[..., None]:
     """Add --model, --device if the command computes, and `output_options`, whose function is returned."""
     option = parser.group("model")
@@ -278,6 +295,15 @@ def device_name(value: str) -> str:
 
     try:
         return check_device(value)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def cluster_address(value: str) -> str:
+    from llama3.ray.cluster import check_address
+
+    try:
+        return check_address(text(value))
     except RequestError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -5,8 +5,8 @@ import os
 import re
 from dataclasses import asdict
 
-from llama3.cli.loading import load
-from llama3.cli.options import Parser, common_options, lora_option, positive, whole_number
+from llama3.cli.loading import adapters, load
+from llama3.cli.options import Parser, common_options, lora_option, positive, ray_options, whole_number
 from llama3.cli.terminal import note
 from llama3.errors import RequestError
 from llama3.limits import LIMITS, Limits
@@ -18,7 +18,8 @@ Answer over HTTP as Cloudflare Workers AI does for @hf/meta-llama/meta-llama-3-8
     -d '{"prompt": "What is RoPE?"}'
 
 OpenAI's routes are under http://127.0.0.1:8000/v1, and http://127.0.0.1:8000/ is a page to
-chat on. Without --token, only this machine can connect. Ctrl-C or SIGTERM stops the server."""
+chat on. Without --token, only this machine can connect. Ctrl-C or SIGTERM stops the server.
+--ray serves copies of the model on many machines (extra ray; docs/ray.md)."""
 
 
 MAX_TOKEN = 4096  # characters
@@ -124,6 +125,7 @@ def parser() -> Parser:
     )
     option("--parsed-json", help="in JSON mode, answer with the parsed object instead of its text")
     lora_option(option)
+    ray_options(option, "serve")
     common_options(parser)
     return parser
 
@@ -133,7 +135,11 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"serve takes no prompt ({' '.join(args.words)!r}): prompts come with the requests")
     if not 0 < args.port < 65536:
         raise RequestError(f"--port: {args.port} is no port; expected 1 to 65535")
+    if args.replicas is not None and args.ray is None:
+        raise RequestError(f"{args.source['replicas']} is the number of copies on a Ray cluster; expected --ray, too")
     token = token_of(args)
+    if args.ray is not None:
+        return run_on_ray(args, token)
     try:
         from llama3.server.main import Settings, serve
     except ImportError as error:
@@ -157,4 +163,40 @@ def run(args: argparse.Namespace) -> int:
         parsed_json=args.parsed_json,
     )
     serve(lambda: load(args), settings)
+    return 0
+
+
+def run_on_ray(args: argparse.Namespace, token: str | None) -> int:
+    """Serve copies of the model on a Ray cluster until a signal comes."""
+    try:
+        from llama3.ray.serve_command import serve
+        from llama3.ray.settings import Settings
+    except ImportError as error:
+        raise RequestError(
+            f"llama3 serve --ray needs the extra ray ({error.name} is missing): pip install 'llama3[ray]'"
+        ) from None
+    settings = Settings(
+        model=args.model,
+        device=args.device,
+        linear=args.linear,
+        activations=args.activations,
+        lora=adapters(args),
+        replicas=args.replicas or 0,
+        slots=args.slots,
+        queue=args.queue,
+        token=token,
+        allow_host=tuple(args.allow_host or ()),
+        allow_origin=tuple(args.allow_origin or ()),
+        limit=dict(args.limit or ()),
+        parsed_json=args.parsed_json,
+        quiet=args.quiet,
+    )
+    name = f"[{args.host}]" if ":" in args.host else args.host
+
+    def ready(replicas: int) -> None:
+        if not args.quiet:
+            copies = f"{replicas} replica{'s' * (replicas != 1)}"
+            note(f"http://{name}:{args.port} ({copies} on Ray, process {os.getpid()}); Ctrl-C stops it")
+
+    serve(settings, args.host, args.port, args.ray, ready)
     return 0

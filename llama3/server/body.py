@@ -26,8 +26,8 @@ class BodyReader:
     def __init__(self) -> None:
         self.bytes_arriving = 0
 
-    async def read(self, request: Request) -> Any:
-        """The decoded body. Raises ContractError if it is missing, too large, in an unknown encoding or not JSON."""
+    async def receive(self, request: Request) -> bytes:
+        """The body as it was sent. Raises ContractError if it is too large."""
         body = bytearray()
         try:
             async for part in request.stream():
@@ -39,9 +39,14 @@ class BodyReader:
                     raise no_capacity()
         finally:
             self.bytes_arriving -= len(body)
+        return bytes(body)
+
+    async def read(self, request: Request) -> Any:
+        """The decoded body. Raises ContractError if it is missing, too large, in an unknown encoding or not JSON."""
+        body = await self.receive(request)
         if not body:
             raise ContractError("AiError: Request is missing headers or body: body", MISSING_BODY, 400)
-        text = decompressed(bytes(body), request.headers.get("content-encoding", ""))
+        text = decompressed(body, request.headers.get("content-encoding", ""))
         try:
             return msgspec.json.decode(text.removeprefix(codecs.BOM_UTF8))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -73,15 +73,11 @@ def serve(load: Callable[[], Llama], settings: Settings) -> None:
     server that has no token.
     """
     host = settings.host
-    if not settings.token and host not in LOOPBACK:
-        raise RequestError(
-            f"--host {host} can be reached from elsewhere: set --token-file (or LLAMA3_TOKEN), or leave out --host"
-        )
+    check_host(host, settings.token)
     sockets = listen(host, settings.port)
     limit_malloc_arenas()
     service = Service(lambda: load_and_freeze(load), settings.slots, settings.queue, settings.parsed_json)
-    own = () if host in ANY_ADDRESS else (host_name(f"[{host}]" if ":" in host else host) or host,)
-    hosts = (*settings.allowed_hosts, *own)
+    hosts = (*settings.allowed_hosts, *own_names(host))
     config = uvicorn.Config(
         make_app(service, settings.token, hosts, settings.quiet, settings.allowed_origins),
         host=host,
@@ -99,6 +95,19 @@ def serve(load: Callable[[], Llama], settings: Settings) -> None:
     Server(config, service, sockets).run()
     if service.load_error is not None:
         raise service.load_error
+
+
+def check_host(host: str, token: str | None) -> None:
+    """Raise RequestError if other machines could reach a server that has no token."""
+    if not token and host not in LOOPBACK:
+        raise RequestError(
+            f"--host {host} can be reached from elsewhere: set --token-file (or LLAMA3_TOKEN), or leave out --host"
+        )
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """The names that clients use for a server that listens on --host, besides this machine's own."""
+    return () if host in ANY_ADDRESS else (host_name(f"[{host}]" if ":" in host else host) or host,)
 
 
 def limit_malloc_arenas() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray.loopback import Loopback, loopback_or_skip
+from tests.ray.running import RunningService, ServeCluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +56,17 @@ def ray_address(network: Loopback, ray_environment: dict[str, str], ray_token: d
         assert address, "the cluster did not start"
         yield address
         holder.communicate()
+
+
+@pytest.fixture(scope="module")
+def serve_cluster(
+    network: Loopback, ray_environment: dict[str, str], ray_token: dict[str, str], ray_address: str
+) -> Iterator[ServeCluster]:
+    cluster = ServeCluster(network, ray_environment | ray_token, ray_address)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def service(serve_cluster: ServeCluster) -> RunningService:
+    return serve_cluster.running()
