@@ -44,7 +44,7 @@ MAY_SKIP = (
     "the extra `plot` is not installed",
     "AMX",
     "AVX-512",
-    "AutoAWQ is not installed",  # pip installs these three only without what they depend on
+    "AutoAWQ is not installed",  # these three are in no extra: tests/oracle/test_gptq_awq.py says why
     "AutoGPTQ is not installed",
     "GPTQModel is not installed",
     "the page's own schemas",

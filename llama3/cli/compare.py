@@ -128,7 +128,7 @@ def compare_with_compact(args: argparse.Namespace, limits: dict[str, float | Non
 
 def describe_weights(checkpoint: "Checkpoint") -> str | None:
     """How the weights are quantised; None if they are not."""
-    return checkpoint.scheme and checkpoint.scheme.description
+    return None if checkpoint.scheme is None else checkpoint.scheme.description
 
 
 def load_model(args: argparse.Namespace) -> "Llama":

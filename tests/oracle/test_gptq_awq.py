@@ -1,8 +1,8 @@
 """GPTQ and AWQ: random words are the same entries to us as to the libraries that write such files.
 
-compressed-tensors converts files of AutoAWQ. The other libraries are no part of the extra `oracle`: AutoAWQ and
-AutoGPTQ are no longer maintained, and GPTQModel wants a newer torch. Only their modules in plain torch are imported,
-so they need no packages of their own:
+compressed-tensors converts files of AutoAWQ. The other libraries are no part of the extra `oracle`: AutoAWQ is
+deprecated, AutoGPTQ does not run with transformers 5, and GPTQModel wants another torch. Only their modules in plain
+torch are imported, so they need no packages of their own:
 
     pip install --no-deps --target FOLDER autoawq==0.2.9 auto-gptq==0.7.1 gptqmodel==7.7.0
     PYTHONPATH=FOLDER pytest tests/oracle/test_gptq_awq.py
