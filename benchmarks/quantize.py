@@ -1,11 +1,12 @@
 """What do 8 and 4 bits cost? The divergence from the full model, and how often the most likely token is the same.
 
-    python benchmarks/quantize.py [FOLDER ...] [--out FILE.json]      (FOLDER: more models, beside the demo)
+    python benchmarks/quantize.py [FOLDER ...] [--tokens TEXTS.json] [--out FILE.json]      (without FOLDER: the demo)
 
 The demo is measured where it answers its held-out questions (weights/training/held_out.tsv): at each token of the
-answers that it gives in 16 bits. Every other model is measured on texts of its own, drawn at temperature 1. KL is
-the Kullback-Leibler divergence of the small model's tokens from the full one's, in nats. The sizes are those of the
-safetensors files.
+answers that it gives in 16 bits. Every other model is measured on the texts in TEXTS.json, or without them on texts of
+its own, drawn at temperature 1. TEXTS.json is {"source": "what they are", "texts": [[token ids], ...]}, so the model
+needs no tokenizer. KL is the Kullback-Leibler divergence of the small model's tokens from the full one's, in nats.
+The sizes are those of the safetensors files.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 from machine import about_this_run  # the file beside this one
 
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "weights" / "demo"
 sys.path[:0] = [str(ROOT), str(ROOT / "weights" / "training")]
 from corpus import HERE, Corpus  # noqa: E402
 from score import Judge, read_questions  # noqa: E402
@@ -91,14 +93,15 @@ def distance(full: Llama, small: Llama, texts: list[Text]) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, demo: bool) -> dict[str, Any]:
+def measure(folder: Path, texts: list[Text] | None = None) -> dict[str, Any]:
+    """texts: what a model other than the demo reads; without them it writes its own."""
+    demo = folder == DEMO
     full = Llama.load(folder, slots=SLOTS)
     found: dict[str, Any] = {"16": {"bytes": full.checkpoint.size}}
     if demo:
         given = answers(full)
         texts, found["16"]["right"] = as_texts(full, given), right(given)
-    else:
-        texts = own_texts(full)
+    texts = texts or own_texts(full)
     for bits in BITS:
         with tempfile.TemporaryDirectory() as target:
             small = Llama.load(quantize(folder, target, bits), slots=SLOTS)
@@ -110,14 +113,17 @@ def measure(folder: Path, demo: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path, default=[DEMO])
+    parser.add_argument("--tokens", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = {"demo": measure(ROOT / "weights" / "demo", demo=True)}
-    found |= {folder.name: measure(folder, demo=False) for folder in args.folders}
+    given = json.loads(args.tokens.read_text()) if args.tokens else {"source": None, "texts": []}
+    texts = [(tokens, 0) for tokens in given["texts"]]
+    found = {folder.name: measure(folder, texts) for folder in args.folders}
     print(json.dumps(found, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(about_this_run() | {"models": found}, indent=1) + "\n")
+        about = about_this_run() | {"texts": given["source"], "models": found}
+        args.out.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

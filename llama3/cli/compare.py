@@ -1,6 +1,7 @@
 """`llama3 compare FILE`: compare a model's logits with those of a reference file. `llama3/parity/` does the work."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llama3.cli.options import Parser, common_options, number
@@ -8,6 +9,7 @@ from llama3.cli.terminal import check_output, prepare_hub, print_json, write_out
 from llama3.errors import RequestError
 
 if TYPE_CHECKING:
+    from llama3.checkpoint import Checkpoint
     from llama3.llama import Llama
     from llama3.parity import Report
     from llama3.parity.compact import CompactReport
@@ -98,7 +100,7 @@ def compare(args: argparse.Namespace, limits: dict[str, float | None]) -> "Repor
     else:
         llama = load_model(args)
         ours, checkpoint = reference, llama.checkpoint
-        report = compare_model(llama.model, reference, **limits)
+        report = replace(compare_model(llama.model, reference, **limits), quantised=describe_weights(checkpoint))
     if args.explain:
         bos = checkpoint.tokenizer.bos_id if checkpoint.tokenizer else None
         report = explained(report, ours, checkpoint.config, checkpoint.weights, bos)
@@ -120,7 +122,13 @@ def compare_with_compact(args: argparse.Namespace, limits: dict[str, float | Non
         return compare_file_compact(read_reference(args.words[1]), compact, **limits)
     llama = load_model(args)
     hashes = weights_hash(llama.checkpoint.weights)
-    return compare_model_compact(llama.model, compact, weights=hashes, **limits)
+    report = compare_model_compact(llama.model, compact, weights=hashes, **limits)
+    return replace(report, quantised=describe_weights(llama.checkpoint))
+
+
+def describe_weights(checkpoint: "Checkpoint") -> str | None:
+    """How the weights are quantised; None if they are not."""
+    return None if checkpoint.scheme is None else checkpoint.scheme.description
 
 
 def load_model(args: argparse.Namespace) -> "Llama":

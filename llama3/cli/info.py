@@ -1,4 +1,4 @@
-"""`llama3 info`: describe a checkpoint. Only the headers of its files are read, not the weights."""
+"""`llama3 info`: describe a checkpoint. The headers of its files are read, and of quantised weights what they need."""
 
 import argparse
 from dataclasses import asdict
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Describe a checkpoint; without MODEL, the demo. A checkpoint on the Hugging Face hub is
-downloaded first. Only the headers of its files are read, not the weights.
+downloaded first. Only the headers of its files are read, not the weights. Of quantised weights
+the scales are read, too, and GPTQ, AWQ and NF4 are read whole.
 
   llama3 info
   llama3 info meta-llama/Meta-Llama-3-8B-Instruct"""
@@ -123,7 +124,7 @@ def as_text(facts: dict[str, Any]) -> str:
 def show_part(facts: dict[str, Any], part: str) -> str:
     """Parameters and their share; of a quantised model also bytes, and bits a parameter, scales included."""
     n, size = facts["parameters"][part], facts["bytes_of"][part]
-    bits = f"  {in_bytes(size)}, {8 * size / n:.2f} bits each" if facts["quantised"] else ""
+    bits = f"  {in_bytes(size):>8}  {8 * size / n:5.2f} bits each" if facts["quantised"] else ""
     return f"{n:>14,}  {n / facts['parameters']['total']:6.1%}{bits}"
 
 

@@ -142,6 +142,7 @@ class CompactReport:
     kl: np.ndarray  # (T,): KL divergence in nats, where all other tokens count as one: at most the real one
     top1: np.ndarray  # (T,) bool: the same most likely token
     other_weights: list[str]  # parts of the model whose hashes differ
+    quantised: str | None = None  # how the weights of ours are, as `Checkpoint.scheme` describes it
 
     @property
     def rtol(self) -> float:
@@ -177,6 +178,7 @@ class CompactReport:
             "breaches": self.breaches,
             "reference": {"model": r.model, "producer": r.producer, "dtype": r.dtype, "tokens": len(r.tokens)},
             "other_weights": self.other_weights,
+            "quantised": self.quantised,
             "top1": float(self.top1.mean()),
             "positions": numbers | {"top1": self.top1.tolist()},
         }
@@ -186,6 +188,7 @@ class CompactReport:
         lines = [
             f"reference  {r.model} ({r.producer}, {r.dtype}), compact",
             f"           {len(r.tokens)} tokens, {r.ids.shape[1]} logits at each position",
+            *([f"quantised  {self.quantised}"] if self.quantised else []),
             *(f"weights    those of {name} are not the reference's" for name in self.other_weights[:3]),
             "",
             f"{'':<28}{'median':>12}{'worst':>12}{'at position':>14}",

@@ -62,11 +62,16 @@ def own_reference(
         positions=np.arange(len(ids)),
         config=c,
         dtype=dtype,
-        producer=f"llama3 {_version()}, {HOW[dtype].format(attention)}",
+        producer=f"llama3 {_version()}, {HOW[dtype].format(attention)}{_weights(checkpoint)}",
         model=checkpoint.path.resolve().name,
         activations=kept,
         weights=weights_hash(checkpoint.weights),
     )
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    """Scheme and bits of quantised weights, or nothing."""
+    return f", weights {checkpoint.scheme.description.partition(', a scale')[0]}" if checkpoint.scheme else ""
 
 
 def _version() -> str:

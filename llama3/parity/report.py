@@ -52,6 +52,7 @@ class Report:
     config_differences: list[str]  # reported, but not counted as a failure
     explanation: Explanation | None = None  # the fault that makes the difference, if it was sought
     not_compared: Sequence[str] = ()  # activations that one of two files lacks: lines
+    quantised: str | None = None  # how the weights of ours are, as `Checkpoint.scheme` describes it
 
     @property
     def rtol(self) -> float:
@@ -106,6 +107,7 @@ class Report:
             "breaches": self.breaches,
             "limits": {**asdict(self.limits), "rtol": self.rtol, "activation_rtol": self.activation_rtol},
             "ours": self.ours,
+            "quantised": self.quantised,
             "reference": {"model": r.model, "producer": r.producer, "dtype": r.dtype, "tokens": len(r.tokens)},
             "config_differences": self.config_differences,
             "not_compared": list(self.not_compared),
@@ -132,7 +134,8 @@ class Report:
         width = max([24, *(len(name) + 1 for name in self.activations)])  # of the column of names
         lines = [
             f"ours       {self.ours}",
-            f"reference  {r.model} ({r.producer}, {r.dtype})",
+            *([f"quantised  {self.quantised}"] if self.quantised else []),
+            *_one_or_two(f"reference  {r.model}", f"({r.producer}, {r.dtype})"),
             f"           {len(r.tokens)} tokens, logits at {len(rows)} positions, vocabulary of {r.config.vocab_size}",
             *(f"config     {difference}" for difference in self.config_differences),
             *(f"           {lack}" for lack in self.not_compared),
@@ -190,6 +193,12 @@ def _fit(line: str) -> str:
     """Cut a line, and replace control characters: texts from a file may be long, and could control the terminal."""
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+def _one_or_two(name: str, about: str) -> list[str]:
+    """Both on one line, or on two if one is too short."""
+    line = f"{name} {about}"
+    return [line] if len(line) <= WIDTH else [name, f"           {about}"]
 
 
 def _heading(name: str, width: int) -> str:

@@ -3,6 +3,7 @@
 Each runs in a process of its own, with its own home folder. The oracle for the cache is huggingface_hub itself.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from llama3.checkpoint import load_folder
+from llama3.resources import resource
 from tests.checkpoint.hub_server import Hub, etag, serve
 from tests.checkpoint.machine import REPO, Call, Interrupted, Machine, interrupt_everywhere
+from tests.quantised_files import BY_NAME, write
 from tests.tiny import random_tensors, tiny_config, write_hf
 
 FIRST, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -52,6 +57,31 @@ def test_the_needed_files_arrive_in_the_cache_and_a_second_download_transfers_no
     assert {path.name for path in first.iterdir()} == needed(hub).keys()
     assert same_model(first, hub)
     assert [len(hub.gets(name)) for name in (FIRST, LAST, "config.json", *SKIPPED)] == [2, 2, 1, 0, 0, 0, 0]
+
+
+def test_a_quantised_repository_arrives_whole_and_loads(machine: Machine, hub: Hub, tmp_path: Path):
+    source, tensors = write(tmp_path / "quantised", BY_NAME["GPTQ v2 with zeros"], vocab_size=2048)
+    (source / "tokenizer.model").write_bytes((resource("weights", "demo") / "tokenizer.model").read_bytes())
+    (source / "quantize_config.json").write_text(json.dumps(BY_NAME["GPTQ v2 with zeros"].fields))
+    split(source / "model.safetensors")
+    hub.files = {path.name: path.read_bytes() for path in source.iterdir()} | {name: b"no" for name in SKIPPED}
+    (folder,) = machine.run(["download", REPO])
+    assert {path.name for path in folder.iterdir()} == {path.name for path in source.iterdir()}
+    assert same_model(folder, hub)
+    found = load_folder(folder)
+    assert found.scheme is not None and found.scheme.description.startswith("GPTQ, int4")
+    assert found.tokenizer is not None
+    assert np.array_equal(found.weights.layers[0].w1.rows(0, 192), tensors["model.layers.0.mlp.gate_proj.weight"])
+
+
+def split(file: Path) -> None:
+    """Put the tensors of one file into two shards with an index."""
+    tensors, index = safetensors.numpy.load_file(file), {}
+    for name, chosen in ((FIRST, sorted(tensors)[::2]), (LAST, sorted(tensors)[1::2])):
+        safetensors.numpy.save_file({key: tensors[key] for key in chosen}, file.parent / name)
+        index |= dict.fromkeys(chosen, name)
+    (file.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    file.unlink()
 
 
 def test_the_library_finds_the_same_snapshot_in_its_cache(hub: Hub, machine: Machine):

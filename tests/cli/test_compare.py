@@ -14,6 +14,7 @@ from llama3.model import transformer
 from llama3.model.rope import rope_table
 from llama3.parity import Reference, save_reference
 from llama3.parity.compact import compact_of, save_compact
+from tests.quantised_files import BY_NAME, write
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,22 @@ def test_what_cannot_be_done_is_one_line_before_a_model_is_loaded(
         assert main(["compare", *arguments, "--model", "no-such-folder"]) == 2
         out, err = capsys.readouterr()
         assert message in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize("compact", [[], ["--compact"]])
+def test_a_report_says_how_weights_are_quantised(
+    compact: list[str], talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = write(tmp_path / "quantised", BY_NAME["int4 with zeros"])[0], str(tmp_path / "reference")
+    said = "compressed-tensors pack-quantized, int4, a scale and a zero point for each 64 columns"
+    assert main(["reference", file, "--model", str(folder), "--tokens", "1 2 3", *compact]) == 0
+    assert main(["compare", file, "--model", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"quantised  {said}" in lines
+    theirs = "weights compressed-tensors pack-quantized, int4, float64)"
+    assert any(line.endswith(theirs) or f"{theirs}, compact" in line for line in lines)
+    assert main(["compare", file, "--model", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantised"] == said
+    assert main(["reference", file, "--model", str(talker), "--tokens", "1 2 3", *compact]) == 0
+    assert main(["compare", file, "--model", str(talker)]) == 0
+    assert "quantised" not in capsys.readouterr().out

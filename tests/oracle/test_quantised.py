@@ -1,7 +1,7 @@
 """Files that compressed-tensors and bitsandbytes write hold, for us, what these libraries themselves read from them.
 
-Their own code quantises random matrices, which differ in every run, and turns them back. AWQ and GPTQ have no such
-test. tests/checkpoint/quantised has files of both, made by hand.
+Their own code quantises random matrices, which differ in every run, and turns them back. AWQ and GPTQ are in
+test_gptq_awq.py.
 """
 
 import json

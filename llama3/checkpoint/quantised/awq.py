@@ -1,11 +1,9 @@
-"""AWQ as AutoAWQ writes it (quant_method "awq", version "gemm"), 4 bits.
+"""AWQ as AutoAWQ writes it (quant_method "awq", version "gemm"), 4 bits. The formula is in sideways.py.
 
-  qweight  I32 (n_in, n_out / 8)    a word holds the codes of 8 columns side by side, in the order ORDER
-  qzeros   I32 (groups, n_out / 8)  the code of 0, in the same order
-  scales   F16 (groups, n_out)
+  qweight  I32 (n_in, n_out / 8)  a word holds the codes of 8 columns side by side, in the order ORDER
+  qzeros                          in the same order
 
-weight = (code - zero) * scale. The matrix is stored on its side, (n_in, n_out). Here it is turned, and two codes that
-are neighbours in a row of ours are put into one byte.
+When the matrix is turned, two codes that are neighbours in a row of ours are put into one byte.
 """
 
 from collections.abc import Mapping
@@ -14,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llama3.checkpoint.quantised.parts import Parts, expect, get_size, one_value
+from llama3.checkpoint.quantised.parts import Parts, expect, one_value
+from llama3.checkpoint.quantised.sideways import describe, get_group, take_scale, take_zeros
 from llama3.errors import CheckpointError
 from llama3.model.quantised import QuantisedMatrix
 
@@ -29,8 +28,7 @@ class Awq:
 
     @property
     def description(self) -> str:
-        of = "row" if self.group == -1 else f"{self.group} columns"
-        return f"AWQ, int4, a scale and a zero point for each {of}"
+        return describe("AWQ", 4, self.group)
 
     def read(self, parts: Parts) -> QuantisedMatrix:
         n_out, n_in = parts.shape
@@ -40,13 +38,13 @@ class Awq:
                 f"{parts.module} has the shape {parts.shape}; AWQ needs a multiple of 8 outputs, and of {width} inputs"
             )
         codes = turn(parts.take("qweight", ("I32",), (n_in, n_out // 8)))
-        scale = np.ascontiguousarray(parts.take_scale("scales", (n_in // width, n_out)).T)
-        words = parts.take("qzeros", ("I32",), (n_in // width, n_out // 8))
-        zeros = np.empty((n_out // 8, 8, n_in // width), np.uint8)
-        for place, column in enumerate(ORDER):
-            zeros[:, column] = (words >> (4 * place) & 15).T
+        scale = take_scale(parts, n_in // width)
+        stored = take_zeros(parts, n_in // width, 4)
+        zeros = np.empty_like(stored)
+        zeros[:, :, ORDER] = stored
+        zero = one_value(np.ascontiguousarray(zeros.reshape(-1, n_out).T))
         parts.take_zero("bias", (n_out,))
-        return QuantisedMatrix(parts.shape, 4, codes, (1, width), scale, one_value(zeros.reshape(n_out, -1)))
+        return QuantisedMatrix(parts.shape, 4, codes, (1, width), scale, zero)
 
 
 def turn(words: np.ndarray) -> np.ndarray:
@@ -71,5 +69,4 @@ def from_config(fields: Mapping[str, Any]) -> Awq:
         if not isinstance(found, str) or found.lower() != "gemm":
             raise CheckpointError(f"{CONFIG}.{name} is {found!r}; expected 'gemm'")
     expect(fields, CONFIG, zero_point=(True,), do_fuse=(False, None))
-    group = next((fields[name] for name in ("group_size", "q_group_size") if name in fields), 128)
-    return Awq(-1 if group == -1 else get_size({"group_size": group}, "group_size", CONFIG))
+    return Awq(get_group(fields, CONFIG, "group_size", "q_group_size"))

@@ -1,11 +1,9 @@
-"""GPTQ as AutoGPTQ and GPTQModel write it (quant_method "gptq"), without act-order.
+"""GPTQ as AutoGPTQ and GPTQModel write it (quant_method "gptq"), without act-order. The formula is in sideways.py.
 
-  qweight  I32 (n_in * bits / 32, n_out)    a word holds the codes of 8 or 4 rows below each other, lowest bits first
-  qzeros   I32 (groups, n_out * bits / 32)  the code of 0, a word for 8 or 4 columns; format "gptq" stores it minus 1
-  scales   F16 (groups, n_out)
+  qweight  I32 (n_in * bits / 32, n_out)  a word holds the codes of 8 or 4 rows below each other, lowest bits first
+  qzeros                                  in order, lowest bits first; format "gptq" stores them minus 1
 
-weight = (code - zero) * scale. The matrix is stored on its side, (n_in, n_out), so it is turned here. A column of words
-has the bytes of our layout already, so only words are moved.
+A column of words has the bytes of our layout already, so the matrix is turned by moving words.
 """
 
 from collections.abc import Mapping
@@ -14,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llama3.checkpoint.quantised.parts import Parts, expect, get_size, one_value, trivial_order
+from llama3.checkpoint.quantised.parts import Parts, expect, one_value, trivial_order
+from llama3.checkpoint.quantised.sideways import describe, get_group, take_scale, take_zeros
 from llama3.errors import CheckpointError
 from llama3.model.quantised import QuantisedMatrix
 
@@ -30,8 +29,7 @@ class Gptq:
 
     @property
     def description(self) -> str:
-        of = "row" if self.group == -1 else f"{self.group} columns"
-        return f"GPTQ, int{self.bits}, a scale and a zero point for each {of}"
+        return describe("GPTQ", self.bits, self.group)
 
     def read(self, parts: Parts) -> QuantisedMatrix:
         (n_out, n_in), in_word = parts.shape, 32 // self.bits
@@ -42,23 +40,22 @@ class Gptq:
                 raise CheckpointError(f"{parts.module} has {n} {name}; GPTQ needs a multiple of {in_word}")
         words = parts.take("qweight", ("I32",), (n_in // in_word, n_out))
         codes = np.ascontiguousarray(words.T).view(np.uint8)  # little-endian: the lowest bits come first
-        scale = np.ascontiguousarray(parts.take_scale("scales", (groups, n_out)).T)
-        zeros = self._zeros(parts, parts.take("qzeros", ("I32",), (groups, n_out // in_word)))
+        scale, zeros = take_scale(parts, groups), self._zeros(parts, groups)
         if "g_idx" in parts:
             trivial_order(parts, "g_idx", width)
         parts.take_zero("bias", (n_out,))  # AutoGPTQ writes one even where the model has none
         return QuantisedMatrix(parts.shape, self.bits, codes, (1, width), scale, zeros)
 
-    def _zeros(self, parts: Parts, words: np.ndarray) -> np.ndarray | int:
-        """(groups, n_out * bits / 32) int32 -> the code of 0, (n_out, groups) uint8; one number if they are equal."""
+    def _zeros(self, parts: Parts, groups: int) -> np.ndarray | int:
+        """The code of 0, (n_out, groups) uint8, or one number if they are equal."""
         highest = (1 << self.bits) - 1
-        stored = (words[:, :, None] >> np.arange(0, 32, self.bits, dtype=np.int32) & highest).reshape(len(words), -1)
+        stored = take_zeros(parts, groups, self.bits).reshape(groups, -1)
         if self.minus_1 and stored.max() == highest:
             # Some programs read this as 0 and some as 16.
             raise CheckpointError(
                 f"tensor {parts.module + '.qzeros'!r} holds {highest}, which plus 1 is no code of {self.bits} bits"
             )
-        return one_value(np.ascontiguousarray(stored.T.astype(np.uint8)) + np.uint8(self.minus_1))
+        return one_value(np.ascontiguousarray(stored.T) + np.uint8(self.minus_1))
 
 
 def from_config(fields: Mapping[str, Any]) -> Gptq:
@@ -77,5 +74,4 @@ def from_config(fields: Mapping[str, Any]) -> Gptq:
     for name in ("dynamic", "rotation", "adapter"):  # rules by module; a rotation of activations; a LoRA inside
         if fields.get(name):
             raise CheckpointError(f"{CONFIG}.{name} is {repr(fields[name])[:60]}; expected null: it is not read")
-    group = -1 if fields.get("group_size", 128) == -1 else get_size(fields, "group_size", CONFIG, 128)
-    return Gptq(fields["bits"], group, form == "gptq")
+    return Gptq(fields["bits"], get_group(fields, CONFIG, "group_size"), form == "gptq")
