@@ -47,11 +47,8 @@ ROWS = (1, 4)
 CACHED = 128  # positions of each sequence, where four layers are measured
 LAYERS = 32  # of the 8B
 TURNS = 3  # of the whole models
-CONTEXT, TOKENS, RATE = (
-    2048,
-    8,
-    "decode_tokens_per_s",
-)  # of the whole models; the first decoded token is not in the rate
+CONTEXT, TOKENS = 2048, 8  # of the whole models
+RATE = "decode_tokens_per_s"  # the first decoded token is not in it
 SPEED = {("numpy", "int8"): 1.3, ("numpy", "int4"): 1.2, ("numba", "int8"): 1.6, ("numba", "int4"): 1.2}  # times bf16
 MEMORY = {"int8": 9.6, "int4": 6.3}  # GB
 Report = dict[str, Any]

@@ -1,6 +1,6 @@
 """Connect to a Ray cluster, or start one on this machine that ends with the program.
 
-Ray says much, in its own form. Here its log is silent, and what can go wrong is one line.
+Ray logs much and raises errors of its own. Here its log is off, and each error is one line.
 """
 
 import logging
@@ -58,7 +58,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
         stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
         worker.print_to_stdstream = lambda *args, **settings: None
         try:
-            with without_ray_s_log():
+            with without_ray_logs():
                 # "auto" finds the same cluster, and lets Ray use the token of ~/.ray/auth_token.
                 here = found == current_cluster() and "RAY_ADDRESS" not in os.environ
                 ray.init("local" if found is None else "auto" if here else found, **settings)
@@ -70,7 +70,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def without_ray_s_log() -> Iterator[None]:
+def without_ray_logs() -> Iterator[None]:
     """Drop what Ray's C++ part writes to standard error before it has a file to write to."""
     try:
         kept = os.dup(2)
