@@ -8,9 +8,8 @@ SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<valu
 
 def joined(found: Iterable[tuple[str, bytes]], counts: Mapping[str, int]) -> str:
     """found: the name of each replica, and its metrics as Prometheus reads them. counts: the ingress's own."""
-    families: dict[
-        str, list[str]
-    ] = {}  # the two lines that describe a metric -> its samples, which must stand together
+    # From the two lines that describe a metric to its samples, which must stand together
+    families: dict[str, list[str]] = {}
     for replica, text in found:
         comments: list[str] = []
         for line in text.decode().splitlines():
