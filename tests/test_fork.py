@@ -25,7 +25,7 @@ llama = Llama.load(slots=2)
 blas = lambda: [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 parameters = {"max_tokens": 3, "temperature": 0}
 expected, threads = llama.generate("The KV cache", **parameters).text, blas()
-going, stop = llama.stream("RoPE", max_tokens=1000), False
+endless, stop = {"max_tokens": 1900, "logit_bias": dict.fromkeys(llama.checkpoint.stop_ids, -100)}, False
 
 def generate():
     while not stop:
@@ -34,8 +34,9 @@ def generate():
 
 thread = threading.Thread(target=generate, daemon=True)
 thread.start()
-next(going)
 for i in range(15):
+    going = llama.stream("RoPE", **endless)
+    next(going)
     child = os.fork()
     if not child:
         try:
@@ -49,7 +50,8 @@ for i in range(15):
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-next(going)
+    next(going)
+    going.close()
 
 def fork_inside(name, value):
     global inside
