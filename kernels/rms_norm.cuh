@@ -30,17 +30,11 @@ __device__ __forceinline__ Eight scaled(Eight x, float scale, uint4 weight) {
     return x;
 }
 
-// Where channels i to i + 7 are stored
-__device__ __forceinline__ int in_order(int i) { return i; }
-
-// out = x / sqrt(mean(x^2) + eps) * weight. All 256 threads of the block call it. Each thread can read what the others
-// have written only after another barrier.
-template <int (*place)(int) = in_order>
-__device__ __forceinline__ void normalise(const float* x_row, const NormWeight& w, bf16* out_row, int dim, float eps) {
+// 1 / sqrt(mean(x^2) + eps). Not a template: the tests fill shared arrays with NaN only outside of templates.
+__device__ __forceinline__ float norm_scale(const float* x_row, int dim, float eps) {
     __shared__ float part[WARPS];
-    int first = threadIdx.x * 8;
     float sum = 0;
-    for (int i = first; i < dim; i += THREADS * 8) {
+    for (int i = threadIdx.x * 8; i < dim; i += THREADS * 8) {
         Eight e = load_eight(x_row + i);
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += e.v[j] * e.v[j];
@@ -51,8 +45,18 @@ __device__ __forceinline__ void normalise(const float* x_row, const NormWeight& 
     sum = 0;
 #pragma unroll
     for (int i = 0; i < WARPS; i++) sum += part[i];  // the same order in every thread, so the same bits
-    float scale = rsqrtf(sum / dim + eps);
+    return rsqrtf(sum / dim + eps);
+}
 
+// Where channels i to i + 7 are stored
+__device__ __forceinline__ int in_order(int i) { return i; }
+
+// out = x / sqrt(mean(x^2) + eps) * weight. All 256 threads of the block call it. Each thread can read what the others
+// have written only after another barrier.
+template <int (*place)(int) = in_order>
+__device__ __forceinline__ void normalise(const float* x_row, const NormWeight& w, bf16* out_row, int dim, float eps) {
+    int first = threadIdx.x * 8;
+    float scale = norm_scale(x_row, dim, eps);
 #pragma unroll
     for (int j = 0; j < EARLY; j++) {
         int i = first + j * THREADS * 8;
