@@ -239,7 +239,7 @@ __device__ __forceinline__ void multiply(Sums& sums, WeightRows rows, const bf16
 __device__ __forceinline__ float row_scale(const WEIGHT* matrix, int first, int n_out, int width) {
     if (GROUPED<WEIGHT> || sizeof(WEIGHT) > 1) return 1;
     const WEIGHT* codes = row_of(matrix, min(first + (int)threadIdx.x % TILE, n_out - 1), width);
-    return load_once(reinterpret_cast<const float*>(scales_of(codes, width)));
+    return __uint_as_float(load_once(reinterpret_cast<const unsigned*>(scales_of(codes, width))));
 }
 
 // A thread stores PER_THREAD of a tile's 16 * ROWS results. Result i is output i % 16 of token i / 16.

@@ -58,17 +58,7 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #endif
 }
 
-// The scale of a row of weights
-__device__ __forceinline__ float load_once(const float* p) {
-#ifdef __CUDACC__
-    float v;
-    asm volatile("ld.global.L1::no_allocate.f32 %0, [%1];" : "=f"(v) : "l"(p));
-    return v;
-#else
-    return *p;
-#endif
-}
-
+// For the scale of a row or of a group of weights
 __device__ __forceinline__ unsigned load_once(const unsigned* p) {
 #ifdef __CUDACC__
     unsigned v;
