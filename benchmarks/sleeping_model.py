@@ -14,14 +14,13 @@ from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
 from llama3.sampler import Sample, SequenceSampler
 
-TOKEN = ord("a")  # what each draw gives: a letter in the demo's vocabulary
-
 
 class SleepingModel:
     """Counts its steps and the tokens that it has drawn, and adds up the seconds that it has slept."""
 
     prefill_chunk = 512
     mixed_prefill_chunk = 512
+    token = ord("a")  # what each draw gives: a letter in the demo's vocabulary
 
     def __init__(self, config: ModelConfig, seconds: float):
         self.config, self.seconds = config, seconds
@@ -37,7 +36,7 @@ class SleepingModel:
         self.slept += time.perf_counter() - start
         for slot, n in zip(batch.slots, batch.counts):
             cache.advance(slot, n)
-        drawn = [None if sampler is None else Sample(TOKEN) for sampler in samplers]
+        drawn = [None if sampler is None else Sample(self.token) for sampler in samplers]
         self.steps, self.tokens = self.steps + 1, self.tokens + sum(sample is not None for sample in drawn)
         return Pending(drawn)
 

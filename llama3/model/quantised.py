@@ -104,15 +104,14 @@ class QuantisedMatrix:
         """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""
         assert x.dtype == np.float32 and x.shape[1] == self.shape[1], (x.dtype, x.shape, self.shape)
         (n_out, n_in), width = self.shape, self.group[1]
-        scale, zero = (partial(self._of_rows, of_groups) for of_groups in (self.scale, self.zero))
+        scale, zero = (self._of_rows(of_groups, 0, n_out) for of_groups in (self.scale, self.zero))
         if width >= n_in and self.codes.dtype.kind in "iu" and self.bits == 8:
-            return multiply_by_row(x, self.codes, scale(0, n_out), zero(0, n_out))
+            return multiply_by_row(x, self.codes, scale, zero)
+        if 0 < len(x) <= FEW and self.table is None and n_in % width == width % (8 // self.bits) == 0:
+            return multiply_few(x, self.codes, self.bits, scale, zero)
         out = np.empty((len(x), n_out), np.float32)
-        work = partial(self._multiply, x, out)
-        if len(x) <= FEW and self.table is None and n_in % width == width % (8 // self.bits) == 0:
-            work = partial(multiply_few, x, out, self.codes, self.bits, scale, zero)
         if len(x):
-            share(work, n_out, max(8, TILE // n_in // 8 * 8))
+            share(partial(self._multiply, x, out), n_out, max(8, TILE // n_in // 8 * 8))
         return out
 
     def _multiply(self, x: np.ndarray, out: np.ndarray, tiles: Iterator[slice]) -> None:

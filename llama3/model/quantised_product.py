@@ -10,17 +10,22 @@ A byte with two codes of 4 bits is even + 16 * odd. Instead of putting the codes
 the bytes and their lower halves are multiplied:
 
     even * a + odd * b  =  byte * (b / 16) + even * (a - b / 16)
+
+Scales and zeros are applied to a slice of several tiles at a time. Python's global lock makes threads wait for one
+another between NumPy's operations, so few long operations are faster than many short ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from llama3.model.linear import linear
+from llama3.model.threads import share
 
 FEW = 8  # rows of x; with more of them and of groups, entries pay off
+TILE = 2**18  # codes that are converted at a time
+TILES = 8  # of a slice
 TWO_120 = np.float32(2.0**120)
-OfRows = Callable[[int, int], np.ndarray]
 
 
 def multiply_by_row(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
@@ -31,36 +36,44 @@ def multiply_by_row(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero: n
     return y
 
 
-def multiply_few(
-    x: np.ndarray, out: np.ndarray, codes: np.ndarray, bits: int, scale: OfRows, zero: OfRows, tiles: Iterator[slice]
-) -> None:
-    """x (T, n_in) float32, out (T, n_out): compute the columns of out that `tiles` names.
+def multiply_few(x: np.ndarray, codes: np.ndarray, bits: int, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """x (T, n_in) float32, codes as in `QuantisedMatrix` -> (T, n_out)
 
-    codes: as in `QuantisedMatrix`. scale(begin, end): of these rows, (end - begin, groups) float32; zero: the same, or
-    (1, 1) if it is one for all. The groups are all equally wide: an even number of columns, if there are 4 bits.
+    scale (n_out, groups) float32; zero: the same, or (1, 1) if it is one for all. The groups are all equally wide: an
+    even number of columns, if there are 4 bits.
     """
-    (T, n_in), groups = x.shape, scale(0, 1).shape[1]
+    (T, n_in), (n_out, groups) = x.shape, scale.shape
+    scale, zero = np.ascontiguousarray(scale.T), zero.T[:, :, None]  # (groups, n_out); (groups, n_out, 1) or (1, 1, 1)
     by_group = x.reshape(T, groups, n_in // groups).transpose(1, 2, 0)  # (groups, n_in // groups, T)
     sums_of_x = by_group.sum(axis=1)[:, None]  # (groups, 1, T)
     whole, lower = np.ascontiguousarray(by_group), None  # what the bytes are multiplied by, and their lower halves
     if bits == 4:
         whole = by_group[:, 1::2] / 16
         lower = by_group[:, ::2] - whole
-    empty: np.ndarray = np.empty((0, 0))
-    values = halves = sums = more = empty  # made once: new memory costs more than what is done there
-    for rows in tiles:
-        tile = codes[rows, : n_in * bits // 8]  # (rows.stop - rows.start, n_in * bits // 8)
-        if values.shape != tile.shape:
-            values, halves = np.empty(tile.shape, np.float32), np.empty(tile.shape, np.uint8)
-            sums, more = np.empty((2, groups, len(tile), T), np.float32)
-        of_groups = values.reshape(len(tile), groups, -1).transpose(1, 0, 2)
-        to_float32(tile, values)
-        np.matmul(of_groups, whole, out=sums)
-        if lower is not None:
-            values[:] = np.bitwise_and(tile, 15, out=halves)
-            sums += np.matmul(of_groups, lower, out=more)
-        sums -= zero(rows.start, rows.stop).T[:, :, None] * sums_of_x
-        out[:, rows] = np.einsum("git,gi->ti", sums, scale(rows.start, rows.stop).T)
+    height, width = max(8, TILE // n_in // 8 * 8), n_in * bits // 8
+    out = np.empty((T, n_out), np.float32)
+
+    def multiply(slices: Iterator[slice]) -> None:
+        values, halves = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
+        room, more = np.empty((2, groups, TILES * height, T), np.float32)
+        for rows in slices:
+            sums = room[:, : rows.stop - rows.start]
+            for begin in range(rows.start, rows.stop, height):
+                tile = codes[begin : min(begin + height, rows.stop), :width]
+                n, at = len(tile), slice(begin - rows.start, begin - rows.start + len(tile))
+                of_groups = values[:n].reshape(n, groups, -1).transpose(1, 0, 2)
+                to_float32(tile, values[:n])
+                np.matmul(of_groups, whole, out=sums[:, at])
+                if lower is not None:
+                    values[:n] = np.bitwise_and(tile, 15, out=halves[:n])
+                    np.matmul(of_groups, lower, out=more[:, at])
+            if lower is not None:
+                sums += more[:, : sums.shape[1]]
+            sums -= (zero if zero.size == 1 else zero[:, rows]) * sums_of_x
+            out[:, rows] = np.einsum("git,gi->ti", sums, scale[:, rows])
+
+    share(multiply, n_out, TILES * height)
+    return out
 
 
 def to_float32(codes: np.ndarray, values: np.ndarray) -> None:

@@ -1,9 +1,12 @@
 """The product by a quantised matrix is x @ w.T of its entries, whatever the layout, and the entries are exact."""
 
+from unittest import mock
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from llama3.model import quantised_product
 from llama3.model.linear import linear
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.quantised_product import FEW, float8_values
@@ -65,13 +68,22 @@ def test_entries_are_exact_and_the_product_is_theirs(kind: str, layout: str):
     w, entries = draw(kind, layout)
     assert np.array_equal(w.rows(0, len(w)), entries.astype(np.float32))
     assert np.array_equal(w[33:57], w.rows(33, 57)) and np.array_equal(np.array(w), w.rows(0, len(w)))
-    random = np.random.RandomState(1)
-    for n in (1, 2, FEW, FEW + 1, 40):
-        x = random.standard_normal((n, w.shape[1])).astype(np.float32) + np.float32(0.3)
-        # How far rounding may lead follows from the sum of the magnitudes.
-        bound = 1e-6 * np.abs(x).astype(np.float64) @ np.abs(entries).T + 1e-6
-        assert np.all(np.abs(linear(x, w) - x.astype(np.float64) @ entries.T) < bound)
-    assert linear(x[:0], w).shape == (0, len(w))
+    for n in (0, 1, 2, FEW, FEW + 1, 40):
+        check_product(n, w, entries)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_and_slices_of_tiles_meet_without_a_gap(kind: str):
+    w, entries = draw(kind, "many tiles")
+    with mock.patch.multiple(quantised_product, TILE=2**13, TILES=3):  # 22 full slices of 3 tiles, then a part of one
+        check_product(2, w, entries)
+
+
+def check_product(n: int, w: QuantisedMatrix, entries: np.ndarray) -> None:
+    x = np.random.RandomState(n).standard_normal((n, w.shape[1])).astype(np.float32) + np.float32(0.3)
+    # How far rounding may lead follows from the sum of the magnitudes.
+    bound = 1e-6 * np.abs(x).astype(np.float64) @ np.abs(entries).T + 1e-6
+    assert np.all(np.abs(linear(x, w) - x.astype(np.float64) @ entries.T) < bound)
 
 
 def test_each_code_of_float8_has_its_value():
