@@ -59,15 +59,17 @@ def word_of(tokenizer: Any, number: int) -> int:
     return words[number % len(words)]
 
 
-def dialogues(port: int, clients: int, with_header: bool) -> dict[str, Any]:
-    """Run all at once -> the share of turns 2 to 10 whose replica is that of the turn before, and who was used."""
+def dialogues(port: int, clients: int, with_header: bool) -> list[list[str]]:
+    """Run all at once -> for each the words of the replicas that have answered its turns."""
     name = f"{clients} {with_header}"  # so that no dialogue is one of an earlier run
     with ThreadPoolExecutor(clients) as pool:
-        found = list(pool.map(partial(dialogue, port, name, with_header), range(clients)))
+        return list(pool.map(partial(dialogue, port, name, with_header), range(clients)))
+
+
+def summary(found: list[list[str]]) -> dict[str, Any]:
+    """The share of turns 2 to 10 that were answered where the turn before was, and how many dialogues began where."""
     stayed = [now == before for words in found for before, now in pairwise(words)]
     first = Counter(words[0] for words in found)
-    if len(first) < REPLICAS:
-        raise SystemExit("a replica had no dialogue, or two have the same word: run again")
     return {"turns": len(stayed), "stayed": sum(stayed) / len(stayed), "dialogues_of_each": sorted(first.values())}
 
 
@@ -81,7 +83,7 @@ def main() -> None:
     from llama3.ray.serve import build
     from llama3.ray.settings import Settings
 
-    port, result = 8123, about_this_run() | {"replicas": REPLICAS, "slots": SLOTS, "turns": TURNS, "runs": []}
+    port, result = 8123, about_this_run() | {"replicas": REPLICAS, "slots": SLOTS, "turns_of_a_dialogue": TURNS, "runs": []}
     with cluster("local"):
         from ray import serve
 
@@ -89,11 +91,15 @@ def main() -> None:
         settings = Settings(device="cpu", replicas=REPLICAS, slots=SLOTS, token=TOKEN, quiet=True)
         serve.run(build(settings, load))
         wait(port)
+        seen = set()
         for clients in args.clients:
             for with_header in (False, True):
-                run = dialogues(port, clients, with_header)
-                result["runs"].append({"clients": clients, "header": with_header} | run)
+                found = dialogues(port, clients, with_header)
+                seen |= {word for words in found for word in words}
+                result["runs"].append({"clients": clients, "header": with_header} | summary(found))
                 print(json.dumps(result["runs"][-1]), flush=True)
+    if len(seen) < REPLICAS:
+        raise SystemExit("two replicas have the same word: run again")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
