@@ -83,7 +83,7 @@ def main() -> None:
     from llama3.ray.serve import build
     from llama3.ray.settings import Settings
 
-    port, result = 8123, about_this_run() | {"replicas": REPLICAS, "slots": SLOTS, "turns_of_a_dialogue": TURNS, "runs": []}
+    port, runs = 8123, []
     with cluster("local"):
         from ray import serve
 
@@ -96,12 +96,13 @@ def main() -> None:
             for with_header in (False, True):
                 found = dialogues(port, clients, with_header)
                 seen |= {word for words in found for word in words}
-                result["runs"].append({"clients": clients, "header": with_header} | summary(found))
-                print(json.dumps(result["runs"][-1]), flush=True)
+                runs.append({"clients": clients, "header": with_header} | summary(found))
+                print(json.dumps(runs[-1]), flush=True)
     if len(seen) < REPLICAS:
         raise SystemExit("two replicas have the same word: run again")
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"replicas": REPLICAS, "slots": SLOTS, "turns_of_a_dialogue": TURNS, "runs": runs}
+        args.out.write_text(json.dumps(about_this_run() | result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

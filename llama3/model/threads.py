@@ -14,6 +14,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 ROWS = 32  # fewer are done before another thread begins
+SLICES = 4  # for each thread, so that they end at about the same time
 _lock = threading.Lock()  # the number of BLAS threads belongs to the process: one caller at a time may change it
 _workers: tuple[ThreadpoolController, ThreadPoolExecutor] | None = None
 _processes = ContextVar("processes", default=1)  # how many share this machine's cores, each with its own product
@@ -21,17 +22,23 @@ _idle = threading.Condition()  # guards _computing
 _computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it is in
 
 
-def share(work: Callable[[Iterator[slice]], None], n: int, step: int) -> None:
+def share(work: Callable[[Iterator[slice]], None], n: int, step: int, most: int = 0) -> None:
     """Cut range(n) into slices of `step` and call work(slices) on as many threads as BLAS would use.
 
     All calls draw from the same slices, each of which comes once, so a slow thread holds up no other. While they run,
     each call of BLAS uses one thread. A single slice is for the calling thread alone, and BLAS keeps its threads.
+
+    most: a slice may be several steps long, up to this, if there are SLICES for each thread. Whenever a thread takes a
+    slice it needs Python's global lock, and often waits until the other threads are in the middle of theirs.
     """
-    slices = map(lambda begin: slice(begin, min(begin + step, n)), range(0, n, step))
     if n <= step:
-        work(slices)
+        work(_slices(n, step))
     else:
-        _run_on_blas_threads(lambda: work(slices))
+        _run_on_blas_threads(work, n, step, most)
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    return map(lambda begin: slice(begin, min(begin + step, n)), range(0, n, step))
 
 
 def by_rows(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
@@ -63,18 +70,19 @@ def _get_workers() -> tuple[ThreadpoolController, ThreadPoolExecutor]:
 
 def _count(blas: ThreadpoolController) -> int:
     found = [library["num_threads"] for library in blas.info() if library["user_api"] == "blas"]
-    return max(found, default=os.cpu_count() or 1)  # none found: a BLAS that threadpoolctl cannot control
+    return max(found) if found else os.cpu_count() or 1  # none found: a BLAS that threadpoolctl cannot control
 
 
-def _run_on_blas_threads(work: Callable[[], None]) -> None:
+def _run_on_blas_threads(work: Callable[[Iterator[slice]], None], n: int, step: int, most: int) -> None:
     """Call `work` on this thread and on threads of the pool."""
     with _lock:
         blas, pool = _get_workers()
         threads = max(1, _count(blas) // _processes.get())
+        slices = _slices(n, max(step, min(most, n // (SLICES * threads)) // step * step))
         with blas.limit(limits=1, user_api="blas"):
-            others = [pool.submit(work) for _ in range(threads - 1)]
+            others = [pool.submit(work, slices) for _ in range(threads - 1)]
             try:
-                work()
+                work(slices)
             finally:
                 others = [other for other in others if not other.cancel()]  # on a busy machine some have not started
                 wait(others)  # after Ctrl-C, too: BLAS gets its threads back only when no product is running

@@ -145,6 +145,19 @@ def test_blas_has_one_thread_during_a_shared_product_and_its_own_number_afterwar
     assert seen == [[1] * len(before)] * 2
 
 
+@pytest.mark.parametrize("n", [1, 4, 63, 64, 65, 1000])
+@pytest.mark.parametrize("most", [0, 4, 10, 10**6])
+def test_slices_cover_all_rows_once_and_each_thread_can_take_several(n: int, most: int) -> None:
+    taken: list[slice] = []
+    with threadpool_limits(2, user_api="blas"), new_pool:
+        threads.share(taken.extend, n, 4, most)
+    taken.sort(key=lambda rows: rows.start)
+    assert [i for rows in taken for i in range(rows.start, rows.stop)] == list(range(n))
+    length = taken[0].stop - taken[0].start
+    assert length == n or (length % 4 == 0 and length <= max(4, most))
+    assert len(taken) >= min(-(-n // 4), 2 * threads.SLICES)
+
+
 @pytest.mark.parametrize("where", ["calling thread", "other thread"])
 def test_an_exception_arrives_and_blas_has_its_threads_again(where: str) -> None:
     both = threading.Barrier(2)

@@ -26,7 +26,7 @@ from llama3.model.threads import share
 
 KEYS = 64  # positions in a block
 ROWS = 32  # queries that meet a block one after the other, while it is in the core's cache
-LARGE = 2**16  # scores; from about 0.4 ms of work on, it is shared among threads
+LARGE = 2**14  # scores; from about 0.7 ms of work on, for one query, it is shared among threads
 STATE = 16  # numbers at the end of a record, of which two are used: the next one begins in a new line of the cache
 HEAD_STEP = 16  # head_dim must be a multiple of it, so that a head is whole vectors
 WIDTHS = (64, 32, 16) if vectors.AVX512 else (16,)  # channels of four heads that the registers can sum up

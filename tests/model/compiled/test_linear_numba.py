@@ -18,7 +18,7 @@ from llama3.model.compiled.linear_numba import MOST_ROWS, NumbaMatrix
 from llama3.model.linear import linear
 from tests.model.test_linear import draw, worst_error
 
-small_steps = mock.patch.object(module, "STEP", 512)  # so that small matrices have many
+small_steps = mock.patch.multiple(module, STEP=512, MOST=512)  # so that small matrices have many
 
 
 @settings(deadline=None, max_examples=150)

@@ -28,7 +28,7 @@ from llama3.model.quantised import QuantisedMatrix
 from tests.model.test_linear import draw, worst_error
 
 BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
-small_steps = mock.patch.object(module, "STEP", 512)  # so that small matrices have many
+small_steps = mock.patch.multiple(module, STEP=512, MOST=512)  # so that small matrices have many
 Codes = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
