@@ -12,6 +12,7 @@ import numpy as np
 from llama3.model.threads import share
 
 BLOCK = 128  # query positions at a time; the scores of one group of heads then stay in the CPU's cache
+LARGE = 2**15  # scores; with fewer, all heads are done before another thread begins
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -19,7 +20,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     -> (n, n_heads * head_dim). Row i of q is at position length - n + i.
     """
     n, n_heads, head_dim = q.shape
-    n_kv_heads, group = len(k), n_heads // len(k)
+    n_kv_heads, length, group = *k.shape[:2], n_heads // len(k)
     q = q.reshape(n, n_kv_heads, group, head_dim) / np.sqrt(np.float32(head_dim))
     out = np.empty(q.shape, np.float32)  # (n, n_kv_heads, group, head_dim)
 
@@ -28,7 +29,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
             for head in range(heads.start, heads.stop):
                 out[:, head] = attend_with_head(q[:, head], k[head], v[head])
 
-    share(attend, n_kv_heads, 1 if n >= BLOCK else n_kv_heads)  # few queries are done before another thread begins
+    share(attend, n_kv_heads, 1 if n * n_heads * length >= LARGE else n_kv_heads)
     return out.reshape(n, n_heads * head_dim)
 
 

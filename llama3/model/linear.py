@@ -7,8 +7,7 @@ The tiles are shared among threads (`threads.py`).
 
 Reproducibility: the tiles follow from the shapes alone and each is computed by one BLAS thread, so the result does not
 depend on the number of threads. It does depend on the number of rows of x: BLAS has one way of adding for a single
-row, another for a few, and another for many, and they round differently. The exception is a matrix of a single tile,
-which BLAS multiplies with its own threads.
+row, another for a few, and another for many, and they round differently.
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,20 +25,29 @@ _computing: dict[int, int] = {}  # thread -> how many blocks of `fork_waits` it 
 def share(work: Callable[[Iterator[slice]], None], n: int, step: int, most: int = 0) -> None:
     """Cut range(n) into slices of `step` and call work(slices) on as many threads as BLAS would use.
 
-    All calls draw from the same slices, each of which comes once, so a slow thread holds up no other. While they run,
-    each call of BLAS uses one thread. A single slice is for the calling thread alone, and BLAS keeps its threads.
+    All calls draw from the same slices, each of which comes once, so a slow thread holds up no other.
+
+    While they run, each call of BLAS uses one thread, even if there is only one slice, for the calling thread alone.
+    After a product, OpenBLAS's own threads wait for the next one by going in circles, for some 30 ms. They would take
+    the cores from these threads: with the 8B at a context of 2,048, NumPy would be 1.4 times as slow.
 
     most: a slice may be several steps long, up to this, if there are SLICES for each thread. Whenever a thread takes a
     slice it needs Python's global lock, and often waits until the other threads are in the middle of theirs.
     """
-    if n <= step:
-        work(_slices(n, step))
-    else:
-        _run_on_blas_threads(work, n, step, most)
-
-
-def _slices(n: int, step: int) -> Iterator[slice]:
-    return map(lambda begin: slice(begin, min(begin + step, n)), range(0, n, step))
+    with _lock:
+        blas, pool = _get_workers()
+        threads = max(1, _count(blas) // _processes.get()) if n > step else 1
+        step = max(step, min(most, n // (SLICES * threads)) // step * step)
+        slices = map(lambda begin: slice(begin, min(begin + step, n)), range(0, n, step))
+        with blas.limit(limits=1, user_api="blas"):
+            others = [pool.submit(work, slices) for _ in range(threads - 1)]
+            try:
+                work(slices)
+            finally:
+                others = [other for other in others if not other.cancel()]  # on a busy machine some have not started
+                wait(others)  # after Ctrl-C, too: BLAS gets its threads back only when no product is running
+        for other in others:
+            other.result()  # raises what the thread raised
 
 
 def by_rows(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
@@ -71,23 +80,6 @@ def _get_workers() -> tuple[ThreadpoolController, ThreadPoolExecutor]:
 def _count(blas: ThreadpoolController) -> int:
     found = [library["num_threads"] for library in blas.info() if library["user_api"] == "blas"]
     return max(found) if found else os.cpu_count() or 1  # none found: a BLAS that threadpoolctl cannot control
-
-
-def _run_on_blas_threads(work: Callable[[Iterator[slice]], None], n: int, step: int, most: int) -> None:
-    """Call `work` on this thread and on threads of the pool."""
-    with _lock:
-        blas, pool = _get_workers()
-        threads = max(1, _count(blas) // _processes.get())
-        slices = _slices(n, max(step, min(most, n // (SLICES * threads)) // step * step))
-        with blas.limit(limits=1, user_api="blas"):
-            others = [pool.submit(work, slices) for _ in range(threads - 1)]
-            try:
-                work(slices)
-            finally:
-                others = [other for other in others if not other.cancel()]  # on a busy machine some have not started
-                wait(others)  # after Ctrl-C, too: BLAS gets its threads back only when no product is running
-        for other in others:
-            other.result()  # raises what the thread raised
 
 
 @contextmanager
