@@ -11,16 +11,15 @@ import numpy as np
 
 from llama3.model.threads import share
 
-BLOCK = 128  # query positions at a time; the scores of one group of heads then stay in the CPU's cache
-LARGE = 2**15  # scores; with fewer, all heads are done before another thread begins
+BLOCK, LARGE = 128, 2**15  # query positions at a time, for the CPU's cache; scores that are worth several threads
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """q (n, n_heads, head_dim), the last n positions; k, v (n_kv_heads, length, head_dim), positions 0 to length - 1
     -> (n, n_heads * head_dim). Row i of q is at position length - n + i.
     """
-    n, n_heads, head_dim = q.shape
-    n_kv_heads, length, group = *k.shape[:2], n_heads // len(k)
+    (n, n_heads, head_dim), (n_kv_heads, length, _) = q.shape, k.shape
+    group = n_heads // n_kv_heads
     q = q.reshape(n, n_kv_heads, group, head_dim) / np.sqrt(np.float32(head_dim))
     out = np.empty(q.shape, np.float32)  # (n, n_kv_heads, group, head_dim)
 

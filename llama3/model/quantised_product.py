@@ -43,7 +43,7 @@ def multiply_few(x: np.ndarray, codes: np.ndarray, bits: int, scale: np.ndarray,
     even number of columns, if there are 4 bits.
     """
     (T, n_in), (n_out, groups) = x.shape, scale.shape
-    scale, zero = np.ascontiguousarray(scale.T), zero.T[:, :, None]  # (groups, n_out); (groups, n_out, 1) or (1, 1, 1)
+    scale, zero = np.ascontiguousarray(scale.T), zero.T[:, :, None]  # group by group; zero ends in an axis for T
     by_group = x.reshape(T, groups, n_in // groups).transpose(1, 2, 0)  # (groups, n_in // groups, T)
     sums_of_x = by_group.sum(axis=1)[:, None]  # (groups, 1, T)
     whole, lower = np.ascontiguousarray(by_group), None  # what the bytes are multiplied by, and their lower halves
