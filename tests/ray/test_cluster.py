@@ -66,6 +66,8 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch,
         address_of(None)
     with pytest.raises(RequestError, match=r"no Ray cluster at 127\.0\.0\.1:99999"):
         address_of("127.0.0.1:99999")
+    with pytest.raises(RequestError, match=r"no Ray cluster at a\.\.b:1 "):
+        address_of("a..b:1")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
