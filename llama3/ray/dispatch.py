@@ -16,6 +16,7 @@ from llama3.llama import Llama
 from llama3.ray.actors import start
 from llama3.ray.cluster import cluster, import_ray
 from llama3.ray.placement import Placement, place
+from llama3.request import at_least_1
 
 TRIES = 3  # of a request whose replicas are lost, and of a replica that is lost while it loads the model
 
@@ -84,8 +85,11 @@ class Replicas:
     """Copies of the model, each in an actor. Answers requests from any number of threads, as `Answerer` does."""
 
     def __init__(self, load: Callable[[str, int], Llama], placement: Placement, slots: int):
-        """Start the actors; the program is connected to a cluster. load: a function as `loader` makes it."""
-        self.placement, self.slots_each = placement, slots
+        """Start the actors; the program is connected to a cluster. load: a function as `loader` makes it.
+
+        Raises RequestError for slots below 1.
+        """
+        self.placement, self.slots_each = placement, at_least_1("slots", slots)
         self.slots = slots * placement.replicas
         self.load = partial(load, placement.device, slots)
         self.loaded: tuple[Path, str] | None = None  # folder and device of the first one that was ready
