@@ -20,7 +20,7 @@ from llama3 import CheckpointError, Llama3Error, RequestError
 from llama3.batch import IN_FLIGHT, in_order
 from llama3.batch_request import Line
 from llama3.ray import dispatch
-from llama3.ray.dispatch import TRIES, Replicas
+from llama3.ray.dispatch import TRIES, Replicas, encoded
 from llama3.ray.placement import Placement
 
 LOADED = (Path("model"), "cpu")
@@ -190,6 +190,14 @@ def test_closing_ends_the_requests_that_are_running(monkeypatch: pytest.MonkeyPa
     assert all(actor.dead.is_set() and not actor.now for actor in cluster.actors)
     with pytest.raises(RequestError, match="stopped"):
         copies.answer_line(first)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), b"a"])
+def test_a_request_that_json_cannot_hold_is_refused_by_its_number(value: Any) -> None:
+    read = encoded([{"prompt": "a"}, {"prompt": value}])
+    assert next(read) == b'{"prompt":"a"}'
+    with pytest.raises(RequestError, match=r"^request 2 is not JSON: .*; expected an object of docs/batch\.md$"):
+        next(read)
 
 
 def test_slots_below_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
