@@ -181,7 +181,7 @@ def turn(port: int) -> dict[str, Any]:
     return found
 
 
-def replicas() -> list[int]:
+def replica_processes() -> list[int]:
     """The process ids of the replicas: those in this program's network."""
     mine, found = os.readlink("/proc/self/ns/net"), []
     for process in Path("/proc").glob("[0-9]*"):
@@ -202,7 +202,7 @@ async def kill_round(port: int, clients: int, dice: random.Random | None) -> lis
     ]
     if dice is not None:
         await asyncio.sleep(dice.uniform(0.3, 2))
-        os.kill(dice.choice(replicas()), signal.SIGKILL)
+        os.kill(dice.choice(replica_processes()), signal.SIGKILL)
     return await asyncio.gather(*running)
 
 
@@ -211,7 +211,7 @@ def kills(port: int, times: int, clients: int) -> dict[str, Any]:
     undisturbed = [stream.texts for stream in asyncio.run(kill_round(port, clients, None))]
     dice, equal, gaps = random.Random(1), 0, []
     for _ in range(times):
-        while len(replicas()) < 2:
+        while len(replica_processes()) < 2:
             time.sleep(0.2)
         time.sleep(3)  # the new one loads its model
         for stream, texts in zip(asyncio.run(kill_round(port, clients, dice)), undisturbed):

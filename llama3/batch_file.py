@@ -23,7 +23,7 @@ STDOUT = "standard output"
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that are not empty, without their newline. A line that is too long is cut off, one byte too late."""
+    """The lines that are not empty, without their newline. Of a line that is too long, one byte too many is kept."""
     most = LIMITS.body_bytes + 1
     bom = codecs.BOM_UTF8  # some editors put it in front of the first line
     while line := file.readline(most):

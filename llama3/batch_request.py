@@ -138,7 +138,7 @@ def complete(
 
 
 def failure_line(text: bytes, message: str) -> Line:
-    """The answer to a line of JSON for which the model has failed, without a model."""
+    """The answer to a line of JSON for which the model elsewhere has failed. No model is needed here."""
     custom_id = None
     try:
         request = read_line(text)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(answers.close)
         if answers.n == total:
             if not args.quiet:
-                note(f"{target} has all {total:,} answers")
+                note(f"{answers.name} has all {total:,} answers")
             return 0
         try:
             answer_all(args, requests, answers, total)

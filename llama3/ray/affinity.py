@@ -45,7 +45,7 @@ class Holders:
         self.replicas: OrderedDict[str, str] = OrderedDict()  # key -> replica
 
     def put(self, keys: Sequence[str], replica: str) -> None:
-        """This replica answers the request with these keys. Only its own one is new."""
+        """This replica answers the request with these keys. Only the first is put: earlier turns put the others."""
         for key in keys[:1]:
             self.replicas[key] = replica
             self.replicas.move_to_end(key)

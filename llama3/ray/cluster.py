@@ -131,7 +131,7 @@ def why_unreachable(address: str) -> str | None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name with an empty label, such as a..b
         return getattr(error, "strerror", None) or str(error)
     return None
 

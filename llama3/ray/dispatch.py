@@ -16,6 +16,7 @@ from llama3.llama import Llama
 from llama3.ray.actors import start
 from llama3.ray.cluster import cluster, import_ray
 from llama3.ray.placement import Placement, place
+from llama3.request import at_least_1
 
 TRIES = 3  # of a request whose replicas are lost, and of a replica that is lost while it loads the model
 
@@ -38,14 +39,23 @@ def batch(
     must be there. A request is JSON: an object in one of the two forms of docs/batch.md. replicas: how many copies of
     the model; by default, one for each GPU, or else for each machine. address: HOST:PORT of the cluster's head; None:
     what RAY_ADDRESS says, or the cluster that runs on this machine, or a new one of this machine alone. Needs the extra
-    `ray`. Raises RequestError if there is no such cluster or it has too few GPUs, and Llama3Error if a machine cannot
-    load the model. Close the iterator to end early.
+    `ray`. Raises RequestError for a request that JSON cannot hold, and if there is no such cluster or it has too few
+    GPUs, and Llama3Error if a machine cannot load the model. Close the iterator to end early.
     """
     load = loader(model, lora, linear=linear, activations=activations)
     with cluster(address), closing(Replicas(load, place(device, replicas), slots)) as copies:
-        lines = (encode_json(request) for request in requests)
-        for line in in_order(lines, copies.answer_line, copies.slots, copies.close):
+        for line in in_order(encoded(requests), copies.answer_line, copies.slots, copies.close):
             yield read_json(line.text.decode())
+
+
+def encoded(requests: Iterable[Any]) -> Iterator[bytes]:
+    """Each request as a line of JSON. Raises RequestError for one that JSON cannot hold."""
+    for n, request in enumerate(requests, 1):
+        try:
+            line = encode_json(request)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"request {n} is not JSON: {error}; expected an object of docs/batch.md") from None
+        yield line
 
 
 def loader(
@@ -84,8 +94,11 @@ class Replicas:
     """Copies of the model, each in an actor. Answers requests from any number of threads, as `Answerer` does."""
 
     def __init__(self, load: Callable[[str, int], Llama], placement: Placement, slots: int):
-        """Start the actors; the program is connected to a cluster. load: a function as `loader` makes it."""
-        self.placement, self.slots_each = placement, slots
+        """Start the actors; the program is connected to a cluster. load: a function as `loader` makes it.
+
+        Raises RequestError for slots below 1.
+        """
+        self.placement, self.slots_each = placement, at_least_1("slots", slots)
         self.slots = slots * placement.replicas
         self.load = partial(load, placement.device, slots)
         self.loaded: tuple[Path, str] | None = None  # folder and device of the first one that was ready

@@ -36,7 +36,7 @@ class Ingress:
         self.counts = {"continued": 0, "repeated": 0}
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """Called by Ray Serve behind the constructor."""
+        """Called by Ray Serve after the constructor."""
         settings = self.settings
         return Starlette(
             routes=[Route("/metrics", self.metrics), Route("/{path:path}", Passing(self))],
@@ -47,9 +47,11 @@ class Ingress:
         )
 
     async def metrics(self, request: Request) -> Response:
-        """The metrics of all replicas, each sample with the name of its replica."""
-        found = await self.replicas.broadcast("metrics").results_async(timeout_s=5)
-        return Response(joined(found, self.counts), media_type="text/plain; version=0.0.4")
+        """The metrics of all replicas that answer, each sample with the name of its replica."""
+        asked = self.replicas.broadcast("metrics")
+        found = await asked.results_async(timeout_s=5, return_exceptions=True)  # one may have died just now
+        text = joined([each for each in found if not isinstance(each, Exception)], self.counts)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     async def stop(self, now: bool = False) -> int:
         """End running streams with a last event, and answer new requests with 503 -> how many answers still run.
@@ -63,7 +65,7 @@ class Ingress:
 
 
 class Passing:
-    """The ASGI application that passes a request on. (Starlette takes a function for a request and a response.)"""
+    """The ASGI application that passes a request on. It is a class, because Starlette gives a function no `send`."""
 
     def __init__(self, ingress: Ingress):
         self.ingress = ingress

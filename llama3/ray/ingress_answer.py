@@ -125,7 +125,7 @@ class Answer:
             return None
 
     async def _parts(self) -> AsyncGenerator[Any, None]:
-        """What a replica sends behind its name: (status, headers), and the parts of the body. Raises Cut."""
+        """What a replica sends after its name: (status, headers), and the parts of the body. Raises Cut."""
         self.call = call = self.stream.remote(self.ask)
         replica, whole = None, False
         try:

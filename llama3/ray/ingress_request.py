@@ -21,7 +21,7 @@ from llama3.server.body import BodyReader, decompressed
 from llama3.server.responses import OPENAI_PATH
 from llama3.server.timeouts import INVALID_REQUEST, TOO_SLOW
 
-MOST_SEED = 9_999_999_999  # of the model's page
+MOST_SEED = 9_999_999_999  # that the hosted model takes
 
 
 def api_format(path: str) -> ApiFormat:

@@ -18,8 +18,8 @@ from llama3.server.threads import in_new_thread
 
 Headers = list[tuple[bytes, bytes]]
 Load = Callable[[Settings], Llama]
-FAILURE = b'"code":3043'  # in the last event of a stream that a failed step has ended; in a text, it costs a check
-END = None  # what a replica sends behind a whole answer: one that ends without it was cut off
+FAILURE = b'"code":3043'  # in the last event of a stream whose step has failed
+END = None  # what a replica sends after a whole answer: one that ends without it was cut off
 KEPT = (b"accept", b"content-type", b"content-encoding", b"cf-consn-model-id")  # request headers that routes read
 
 

@@ -42,7 +42,7 @@ def build(settings: Settings, load: Load = load_model) -> serve.Application:
     """load: returns the model, in each replica."""
     if not ray.is_initialized():  # `serve run` calls the builder before it connects; RAY_ADDRESS holds for both
         ray.init(namespace="serve")
-    placement = place(settings.device, settings.replicas or None)
+    placement = place(settings.device, settings.replicas or None, settings.max_replicas or None)
     settings = replace(settings, device=placement.device)
     count: dict[str, Any] = {"num_replicas": placement.replicas}
     if settings.max_replicas > placement.replicas:

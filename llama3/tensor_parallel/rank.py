@@ -33,7 +33,7 @@ def main(channel: Channel) -> None:
         server = gpu.serve(setup, checkpoint, channel)
     while True:
         kind, payload = channel.receive()
-        if kind == COMMAND:  # another one belongs to a step that this rank has ended before rank 0 gave it up
+        if kind == COMMAND:  # others belong to a step that rank 0 gave up after this rank had finished it
             server.run(payload)
 
 

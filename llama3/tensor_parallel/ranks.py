@@ -35,7 +35,7 @@ class Setup:
     rank: int
     ranks: int
     folder: str  # of the checkpoint, absolute
-    model: dict[str, Any]  # what the rank's model is made of, besides
+    model: dict[str, Any]  # what else the rank's model is made from
     memory: int  # the file descriptor of the shared memory, or -1
 
 

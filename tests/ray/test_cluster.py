@@ -66,6 +66,8 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch,
         address_of(None)
     with pytest.raises(RequestError, match=r"no Ray cluster at 127\.0\.0\.1:99999"):
         address_of("127.0.0.1:99999")
+    with pytest.raises(RequestError, match=r"no Ray cluster at a\.\.b:1 "):
+        address_of("a..b:1")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +101,30 @@ def test_gpus_and_cores_are_shared_out(
 ) -> None:
     on_machines(monkeypatch, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {})
     assert place(device, replicas) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "replicas", "at_most", "expected"),
+    [
+        ("cuda", None, 4, Placement(4, "cuda", 1, 0)),  # of six GPUs
+        ("cuda", None, 9, Placement(6, "cuda", 1, 0)),
+        ("cuda", 2, 9, Placement(2, "cuda", 1, 0)),
+        ("cpu", None, 1, Placement(1, "cpu", 0, 8)),  # of two machines
+        ("cpu", 1, 4, Placement(1, "cpu", 0, 4)),  # later there may be two on each machine
+    ],
+)
+def test_the_default_number_is_not_above_the_most_and_the_most_have_room(
+    device: str, replicas: int | None, at_most: int, expected: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_machines(monkeypatch, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {})
+    assert place(device, replicas, at_most) == expected
+
+
+@pytest.mark.parametrize("replicas", [0, -1, 1.5])
+def test_a_number_of_replicas_below_one_is_refused(replicas: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_machines(monkeypatch, {"CPU": 8.0})
+    with pytest.raises(RequestError, match=r"replicas is .*; expected a whole number of at least 1"):
+        place("cpu", replicas)
 
 
 def test_a_cluster_without_the_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

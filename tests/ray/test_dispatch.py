@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama3 import CheckpointError, RequestError
+from llama3 import CheckpointError, Llama3Error, RequestError
 from llama3.batch import IN_FLIGHT, in_order
 from llama3.batch_request import Line
 from llama3.ray import dispatch
-from llama3.ray.dispatch import TRIES, Replicas
+from llama3.ray.dispatch import TRIES, Replicas, encoded
 from llama3.ray.placement import Placement
 
 LOADED = (Path("model"), "cpu")
@@ -171,7 +171,7 @@ def test_a_replica_that_is_lost_while_it_loads_is_started_three_times(monkeypatc
         raise RayError("out of memory")
 
     cluster = Cluster(monkeypatch, load=never)
-    with pytest.raises(Exception, match="lost 3 times while it loaded the model: out of memory"):
+    with pytest.raises(Llama3Error, match="lost 3 times while it loaded the model: out of memory"):
         answers(lines(10), 1, 2)
     assert len(cluster.actors) == TRIES
 
@@ -190,3 +190,18 @@ def test_closing_ends_the_requests_that_are_running(monkeypatch: pytest.MonkeyPa
     assert all(actor.dead.is_set() and not actor.now for actor in cluster.actors)
     with pytest.raises(RequestError, match="stopped"):
         copies.answer_line(first)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), b"a"])
+def test_a_request_that_json_cannot_hold_is_refused_by_its_number(value: Any) -> None:
+    read = encoded([{"prompt": "a"}, {"prompt": value}])
+    assert next(read) == b'{"prompt":"a"}'
+    with pytest.raises(RequestError, match=r"^request 2 is not JSON: .*; expected an object of docs/batch\.md$"):
+        next(read)
+
+
+def test_slots_below_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    with pytest.raises(RequestError, match="slots is 0; expected a whole number of at least 1"):
+        answers(lines(1), 1, 0)
+    assert not cluster.actors

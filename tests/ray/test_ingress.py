@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import json
 import random
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llama3 import Llama
 from llama3.limits import LIMITS
-from tests.ray.in_process import service
+from tests.ray.in_process import Death, service
 from tests.server.asgi import RUN, Reply, call
 
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
@@ -65,11 +67,9 @@ def test_a_stream_goes_on_after_its_replica_has_died(demo: Llama, path: str, at:
 
     undisturbed, disturbed, counts = asyncio.run(run())
     assert without_padding(events(disturbed)) == without_padding(events(undisturbed))
-    assert sum(counts.values()) == 1
-    ids = {event["id"] for event in events(disturbed) if "id" in event}
-    assert len(ids) <= 1
-    times = {event["created"] for event in events(disturbed) if "created" in event}
-    assert len(times) <= 1
+    assert counts == {"continued": at > 1, "repeated": at == 1}  # before part 1, there is no answer yet
+    ids, again = (set(re.findall(rb"[-_][0-9a-f]{32}\b", reply.body)) for reply in (undisturbed, disturbed))
+    assert len(again) == len(ids)  # the second run's are not there
 
 
 @pytest.mark.parametrize("path", [RUN, CHAT, RESPONSES])
@@ -86,14 +86,13 @@ def test_a_stream_without_a_seed_gets_one(demo: Llama, path: str):
 
 @pytest.mark.parametrize("path", [RUN, "/run", CHAT, RESPONSES])
 def test_an_answer_that_is_not_a_stream_is_repeated(demo: Llama, path: str):
-    async def run(dies: Any) -> Reply:
-        app, _, _ = await service(demo, dies=dies)
-        given = json.loads(streaming(path, stream=False, seed=7))
-        return await call(app, path, json.dumps(given).encode())
+    async def run(dies: Any) -> tuple[Reply, dict[str, int]]:
+        app, _, ingress = await service(demo, dies=dies)
+        return await call(app, path, streaming(path, stream=False, seed=7)), ingress.counts
 
-    plain = asyncio.run(run(lambda nth, part: False))
-    again = asyncio.run(run(lambda nth, part: nth == 0 and part == 1))
-    assert plain.status == again.status == 200
+    plain, _ = asyncio.run(run(lambda nth, part: False))
+    again, counts = asyncio.run(run(lambda nth, part: nth == 0 and part == 1))
+    assert plain.status == again.status == 200 and counts == {"continued": 0, "repeated": 1}
     assert without_padding(plain.json()) == without_padding(again.json())
 
 
@@ -179,6 +178,22 @@ def test_a_replica_is_unhealthy_after_a_failure_until_it_generates_again(
         assert not replica.has_failed
 
     asyncio.run(run())
+
+
+def test_metrics_leave_out_a_replica_that_has_died(demo: Llama):
+    async def run() -> Reply:
+        app, handle, _ = await service(demo)
+
+        async def results_async(timeout_s: float, return_exceptions: bool = False) -> list[Any]:
+            if not return_exceptions:
+                raise Death
+            return [await handle.replicas["r0"].metrics(), Death()]
+
+        handle.broadcast = lambda method: SimpleNamespace(results_async=results_async)  # type: ignore[attr-defined]
+        return await call(app, "/metrics", b"", method="GET")
+
+    reply = asyncio.run(run())
+    assert reply.status == 200 and b'llama3_requests_in_flight{replica="r0"} 0.0' in reply.body
 
 
 def test_full_replicas_answer_429(demo: Llama):

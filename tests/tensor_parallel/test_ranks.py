@@ -1,6 +1,7 @@
 """Ranks as processes: `Llama` on them, how they start, and how they end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_a_forked_child_cannot_use_the_ranks_and_does_not_end_them(two):
 
 
 def test_a_rank_that_cannot_start_says_why(folder, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(RankError, match=r"^device cpu:0-1: rank 1 \(process \d+\) ended with exit code 1"):
         Llama.load(folder, device="cpu:0-1")
     monkeypatch.setattr(sys, "executable", "/no/such/program")
