@@ -10,14 +10,14 @@ from llama3.checkpoint import Checkpoint
 from llama3.cuda import numbers_of
 from llama3.cuda.cublas import load_library
 from llama3.cuda.device import open_device
-from llama3.cuda.memory import MULTIPLE, check_memory, check_shape, gigabytes, needed_bytes, weight_bytes
+from llama3.cuda.memory import MULTIPLE, check_memory, check_shape, gigabytes, needed_bytes
 from llama3.cuda.nccl import MEMORY as NCCL_MEMORY
 from llama3.cuda.nccl import load_library as load_nccl
 from llama3.cuda.nccl import version as library_version
 from llama3.cuda.source import kernel_source
 from llama3.cuda.weights import described, uploaded_bytes
 from llama3.errors import DeviceError
-from llama3.model.split import check_split, split_config
+from llama3.model.split import check_split, split_config, split_weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def examine(checkpoint: Checkpoint, device: str = "cuda", slots: int = 1) -> lis
     """Run every check, even after one has failed, so that one report names all that is missing. Raises nothing."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("shape", lambda: shape(checkpoint, device)),
-        *([("weights", lambda: quantised)] if (quantised := described(checkpoint.weights)) else []),
+        *([("weights", lambda: quantised(checkpoint, device))] if described(checkpoint.weights) else []),
         ("CuPy", cupy_wheel),
         ("compiler", compiler),
         ("cuBLAS", cublas),
@@ -69,6 +69,13 @@ def shape(checkpoint: Checkpoint, device: str = "cuda") -> str:
     check_split(checkpoint.config, checkpoint.weights, device, ranks, MULTIPLE)
     check_shape(split_config(checkpoint.config, ranks))
     return f"head_dim {checkpoint.config.head_dim}, and every width a multiple of 64"
+
+
+def quantised(checkpoint: Checkpoint, device: str) -> str:
+    """What becomes of a GPU's part of the quantised matrices."""
+    ranks = len(numbers_of(device)[1])
+    check_split(checkpoint.config, checkpoint.weights, device, ranks, MULTIPLE)
+    return described(split_weights(checkpoint.weights, 0, ranks))
 
 
 def cupy_wheel() -> str:
@@ -135,12 +142,10 @@ def gpu(device: str) -> str:
 def memory(checkpoint: Checkpoint, device: str, slots: int) -> str:
     """Of each GPU: a rank's part of the model must fit."""
     _, numbers = numbers_of(device)
-    check_split(checkpoint.config, checkpoint.weights, device, len(numbers), MULTIPLE)
-    if len(numbers) == 1:
-        config, weights, more = checkpoint.config, uploaded_bytes(checkpoint.weights), 0
-    else:
-        config, more = split_config(checkpoint.config, len(numbers)), NCCL_MEMORY
-        weights = weight_bytes(config)
+    n = len(numbers)
+    check_split(checkpoint.config, checkpoint.weights, device, n, MULTIPLE)
+    config, more = split_config(checkpoint.config, n), NCCL_MEMORY if n > 1 else 0
+    weights = uploaded_bytes(split_weights(checkpoint.weights, 0, n))  # rank 0 has the output matrix, too
     needed = gigabytes(needed_bytes(config, slots, config.max_seq_len, weights) + more)
     found = []
     for number in numbers:

@@ -9,7 +9,7 @@ scale, nor the activations.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -99,6 +99,29 @@ class QuantisedMatrix:
         height = self.group[0]
         rows = of_groups[begin:end] if height == 1 else of_groups[np.arange(begin, end) // height]
         return rows.astype(np.float32)
+
+    def part(self, rows: slice, columns: slice) -> "QuantisedMatrix":
+        """The matrix of these rows and columns: views of the codes, and of the scales and zeros of their groups.
+
+        It must begin where a group begins, or lie within one, and not begin with the second code of a byte. Otherwise a
+        ValueError names what would be cut.
+        """
+        spans = [range(n)[of_part] for n, of_part in zip(self.shape, (rows, columns))]
+        for name, n, size, span in zip(("rows", "columns"), self.shape, self.group, spans):
+            if span.start % size and span.start // size != (span.stop - 1) // size:
+                raise ValueError(f"{n} {name} in groups of {size}")
+        if spans[1].start * self.bits % 8:
+            raise ValueError(f"{self.shape[1]} columns in bytes of 2")
+        groups = tuple(slice(span.start // size, -(-span.stop // size)) for span, size in zip(spans, self.group))
+        of_bytes = slice(spans[1].start * self.bits // 8, -(-spans[1].stop * self.bits // 8))
+        return replace(
+            self,
+            shape=(len(spans[0]), len(spans[1])),
+            codes=self.codes[rows, of_bytes],
+            group=(min(self.group[0], len(spans[0])), min(self.group[1], len(spans[1]))),
+            scale=self.scale[groups],
+            zero=self.zero[groups] if isinstance(self.zero, np.ndarray) else self.zero,
+        )
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""

@@ -10,20 +10,26 @@ on. These two sums a layer are all that the ranks tell one another. Only rank 0 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from llama3.config import ModelConfig
 from llama3.errors import DeviceError
 from llama3.model.lora import Adapter, LoraPair
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import Weights
 
 BY_ROWS = ("wq", "wk", "wv", "w1", "w3")
 BY_COLUMNS = ("wo", "w2")
+ALL = slice(None)
+M = TypeVar("M", np.ndarray, QuantisedMatrix)
 
 
 def check_split(config: ModelConfig, weights: Weights, device: str, ranks: int, multiple: int = 1) -> None:
-    """Raises DeviceError unless each rank gets whole heads, and channels in a multiple of `multiple`."""
+    """Raises DeviceError unless each rank gets whole heads, channels in a multiple of `multiple`, and of each quantised
+    matrix whole groups, or a part of a single one.
+    """
     c = config
     if ranks == 1:
         return
@@ -32,14 +38,18 @@ def check_split(config: ModelConfig, weights: Weights, device: str, ranks: int, 
         for name, step in (("n_heads", n), ("n_kv_heads", n), ("hidden_dim", n * multiple)):
             if getattr(c, name) % step:
                 return f"{name} is {getattr(c, name)}; {n} ranks need a multiple of {step}"
+        for i, layer in enumerate(weights.layers):
+            for name, w in vars(layer).items():
+                try:
+                    for rank in range(n):
+                        part_of(name, w, rank, n)
+                except ValueError as error:
+                    return f"layers.{i}.{name} has {error}; {n} ranks would cut one in two"
         return None
 
     if found := lack(ranks):
         fewer = [n for n in range(2, min(ranks, c.n_kv_heads + 1)) if not lack(n)]
         raise DeviceError(f"device {device}: {found}. Use {f'{fewer[-1]} ranks' if fewer else 'a single device'}")
-    whole = [weights.output, *(w for layer in weights.layers for w in vars(layer).values())]
-    if not all(isinstance(w, np.ndarray) for w in whole):
-        raise DeviceError(f"device {device}: quantised weights are not shared out among ranks; use a single device")
 
 
 def split_config(config: ModelConfig, ranks: int) -> ModelConfig:
@@ -50,14 +60,18 @@ def split_config(config: ModelConfig, ranks: int) -> ModelConfig:
 
 def split_weights(weights: Weights, rank: int, ranks: int) -> Weights:
     """One rank's part of the weights: views, so that nothing is read yet."""
-
-    def part(name: str, w: np.ndarray) -> np.ndarray:
-        if name in BY_ROWS:
-            return rows(w, rank, ranks)
-        return columns(w, rank, ranks) if name in BY_COLUMNS else w
-
-    layers = [replace(layer, **{name: part(name, w) for name, w in vars(layer).items()}) for layer in weights.layers]
+    layers = [
+        replace(layer, **{name: part_of(name, w, rank, ranks) for name, w in vars(layer).items()})
+        for layer in weights.layers
+    ]
     return replace(weights, layers=layers)
+
+
+def part_of(name: str, w: M, rank: int, ranks: int) -> M:
+    """One rank's part of a layer's matrix, or the norm, of this name. Raises ValueError, as `QuantisedMatrix.part`."""
+    if name in BY_ROWS:
+        return rows(w, rank, ranks)
+    return columns(w, rank, ranks) if name in BY_COLUMNS else w
 
 
 def split_adapter(adapter: Adapter, rank: int, ranks: int) -> Adapter:
@@ -75,13 +89,17 @@ def split_adapters(adapters: Mapping[str, Adapter], rank: int, ranks: int) -> di
     return {name: split_adapter(adapter, rank, ranks) for name, adapter in adapters.items()}
 
 
-def rows(w: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+def rows(w: M, rank: int, ranks: int) -> M:
     """w (n_out, n_in) -> a view (n_out / ranks, n_in)"""
-    height = len(w) // ranks
-    return w[rank * height : (rank + 1) * height]
+    height = w.shape[0] // ranks
+    return _view(w, slice(rank * height, (rank + 1) * height), ALL)
 
 
-def columns(w: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+def columns(w: M, rank: int, ranks: int) -> M:
     """w (n_out, n_in) -> a strided view (n_out, n_in / ranks)"""
     width = w.shape[1] // ranks
-    return w[:, rank * width : (rank + 1) * width]
+    return _view(w, ALL, slice(rank * width, (rank + 1) * width))
+
+
+def _view(w: M, of_rows: slice, of_columns: slice) -> M:
+    return w.part(of_rows, of_columns) if isinstance(w, QuantisedMatrix) else w[of_rows, of_columns]

@@ -20,6 +20,7 @@ from llama3.model.batch import Batch
 from llama3.model.kv_cache import KVCache
 from llama3.model.linear_choice import LinearChoice
 from llama3.model.lora import Adapter
+from llama3.model.quantised import QuantisedMatrix
 from llama3.model.split import BY_COLUMNS, check_split, split_adapters, split_config, split_weights
 from llama3.model.summed import Group, SummedMatrix
 from llama3.model.threads import cores_shared, thread_count
@@ -49,19 +50,23 @@ class RankModel(CpuModel):
     ):
         """config, weights: of the whole model; adapters: this rank's part of them."""
         part = split_weights(weights, rank, ranks)
-        # A strided matrix is slow to read, and not what the compiled products take. So the columns are copied.
-        copied = [
-            replace(layer, **{name: np.ascontiguousarray(getattr(layer, name)) for name in BY_COLUMNS})
-            for layer in part.layers
+        layers = [
+            replace(layer, **{name: copied(getattr(layer, name)) for name in BY_COLUMNS}) for layer in part.layers
         ]
-        super().__init__(split_config(config, ranks), replace(part, layers=copied), adapters, linear, rope_angles)
+        super().__init__(split_config(config, ranks), replace(part, layers=layers), adapters, linear, rope_angles)
 
         def summed(layer: LayerWeights) -> LayerWeights:
             changed: dict[str, Any] = {name: SummedMatrix(getattr(layer, name), group) for name in BY_COLUMNS}
             return replace(layer, **changed)
 
-        layers = [summed(layer) for layer in self.weights.layers]
-        self.weights = replace(self.weights, layers=layers)
+        self.weights = replace(self.weights, layers=[summed(layer) for layer in self.weights.layers])
+
+
+def copied(w: np.ndarray | QuantisedMatrix) -> Any:
+    """A part of columns, row after row in memory: a strided one is slow to read, and compiled products take none."""
+    if isinstance(w, QuantisedMatrix):
+        return replace(w, codes=np.ascontiguousarray(w.codes))
+    return np.ascontiguousarray(w)
 
 
 class RankCache(Mirrored, KVCache):

@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from llama3.checkpoint import Checkpoint
-from llama3.config import ModelConfig
 from llama3.cuda import numbers_of
 from llama3.cuda.activations import Activations
 from llama3.cuda.decoding import DecodingStep, pass_on, replay_or_capture
@@ -25,12 +24,13 @@ from llama3.cuda.linear import MAX_GRAPH_ROWS, bucket
 from llama3.cuda.memory import MULTIPLE, check_memory, check_shape
 from llama3.cuda.nccl import MEMORY, Nccl, load_library, unique_id
 from llama3.cuda.transformer import Pending, Transformer
-from llama3.cuda.weights import upload_weights
+from llama3.cuda.weights import upload_weights, uploaded_bytes
 from llama3.errors import LogitsError, RequestError
 from llama3.model.batch import Batch
 from llama3.model.lora import Adapter
 from llama3.model.split import check_split, split_adapters, split_config, split_weights
 from llama3.model.transformer import Trace
+from llama3.model.weights import Weights
 from llama3.sampler import Sample, SequenceSampler
 from llama3.tensor_parallel.caches import Mirrored, Mirrors, Notes, Step
 from llama3.tensor_parallel.channel import COMMAND, READY, Channel, Closed, RankError
@@ -85,7 +85,7 @@ class FirstRank(Transformer):
         """Waits until every other rank has its weights. `connect` comes next. Raises DeviceError."""
         self.ranks, self.notes = ranks, Notes()
         group, n = RankGroup(0, ranks.channels), len(ranks.channels) + 1
-        part = split_weights(checkpoint.weights, 0, n)
+        part = uploaded_part(checkpoint, 0, n)
         arrays = [part.tok_embeddings, part.norm, *([] if part.output is part.tok_embeddings else [part.output])]
         total = sum(array.size for layer in part.layers for array in vars(layer).values())
         total += sum(array.size for array in arrays)
@@ -217,12 +217,19 @@ class FollowerDecoding:
         return replay_or_capture(device, self._graphs, (size, greedy), launch)
 
 
-def ready(name: str, config: ModelConfig, ranks: int, slots: int) -> Device:
-    """The GPU, if one rank's part of the model can run on it. Raises a DeviceError that says what is missing."""
-    device, part = open_device(name), split_config(config, ranks)
-    check_shape(part)
+def uploaded_part(checkpoint: Checkpoint, rank: int, ranks: int) -> Weights:
+    """One rank's part of the weights. Rank 0 alone has the output matrix, which the others do not upload."""
+    part = split_weights(checkpoint.weights, rank, ranks)
+    return part if rank == 0 else replace(part, output=part.tok_embeddings)
+
+
+def ready(name: str, checkpoint: Checkpoint, rank: int, ranks: int, slots: int) -> Device:
+    """The GPU, if this rank's part of the model can run on it. Raises a DeviceError that says what is missing."""
+    device, config = open_device(name), split_config(checkpoint.config, ranks)
+    check_shape(config)
     free, _ = device.memory()
-    check_memory(part, slots, part.max_seq_len, free - MEMORY)
+    n_bytes = uploaded_bytes(uploaded_part(checkpoint, rank, ranks))
+    check_memory(config, slots, config.max_seq_len, free - MEMORY, n_bytes)
     return device
 
 
@@ -239,7 +246,7 @@ def load_model(
     n = len(numbers)
     check_split(checkpoint.config, checkpoint.weights, device, n, MULTIPLE)
     library = load_library()
-    opened = ready(f"cuda:{numbers[0]}", checkpoint.config, n, slots)
+    opened = ready(f"cuda:{numbers[0]}", checkpoint, 0, n, slots)
     made = unique_id(library)
     setups = [
         Setup("cuda", rank, n, str(checkpoint.path.absolute()), {
@@ -256,9 +263,8 @@ def load_model(
 def follower(
     device: Device, checkpoint: Checkpoint, rank: int, ranks: int, adapters: Mapping[str, Adapter], rope_angles: str
 ) -> Follower:
-    """Another rank's model. It has no output matrix. Its group is not connected yet."""
-    part = split_weights(checkpoint.weights, rank, ranks)
-    weights = upload_weights(device, replace(part, output=part.tok_embeddings))
+    """Another rank's model. Its group is not connected yet."""
+    weights = upload_weights(device, uploaded_part(checkpoint, rank, ranks))
     config, group = split_config(checkpoint.config, ranks), RankGroup(rank)
     return Follower(Transformer(device, config, weights, adapters, rope_angles, group))
 
@@ -266,7 +272,7 @@ def follower(
 def serve(setup: Setup, checkpoint: Checkpoint, channel: Channel) -> Follower:
     """Another rank of this process, connected to all."""
     m, n = setup.model, setup.ranks
-    library, device = load_library(), ready(m["device"], checkpoint.config, n, m["slots"])
+    library, device = load_library(), ready(m["device"], checkpoint, setup.rank, n, m["slots"])
     rank = follower(device, checkpoint, setup.rank, n, m["adapters"], m["rope_angles"])
     channel.send(READY)
     group: Any = rank.model.group

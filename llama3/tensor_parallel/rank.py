@@ -20,17 +20,16 @@ from llama3.tensor_parallel.ranks import Setup
 def main(channel: Channel) -> None:
     _, payload = channel.receive()
     setup: Setup = pickle.loads(payload)
-    checkpoint = load_folder(setup.folder)
     if setup.kind == "cpu":
         from llama3.tensor_parallel import cpu
 
-        server: Any = cpu.serve(setup, checkpoint, channel)
+        server: Any = cpu.serve(setup, load_folder(setup.folder), channel)
         channel.send(READY)
     else:
         from llama3.tensor_parallel import gpu
 
         channel = ReadAhead(channel)
-        server = gpu.serve(setup, checkpoint, channel)
+        server = gpu.serve(setup, load_folder(setup.folder), channel)  # uploaded, and freed here
     while True:
         kind, payload = channel.receive()
         if kind == COMMAND:  # others belong to a step that rank 0 gave up after this rank had finished it

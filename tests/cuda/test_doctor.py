@@ -46,15 +46,16 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "found"),
+    ("scheme", "device", "found"),
     [
-        ("float8 by row", "14 matrices stay Fp8"),
-        ("int4 with zeros", "14 quantised matrices become bfloat16"),  # groups of 64
+        ("float8 by row", "cuda", "14 matrices stay Fp8"),
+        ("float8 by row", "cuda:0-1", "14 matrices stay Fp8"),
+        ("int4 with zeros", "cuda", "14 quantised matrices become bfloat16"),  # groups of 64
     ],
 )
-def test_what_becomes_of_quantised_matrices_is_said(scheme, found, tmp_path):
-    folder, _ = write_quantised(tmp_path / "q", BY_NAME[scheme])
-    checks = {check.name: check for check in doctor.examine(load_folder(folder))}
+def test_what_becomes_of_quantised_matrices_is_said(scheme, device, found, tmp_path):
+    folder, _ = write_quantised(tmp_path / "q", BY_NAME[scheme], hidden_dim=256)
+    checks = {check.name: check for check in doctor.examine(load_folder(folder), device)}
     assert checks["weights"].ok and checks["weights"].found == found
 
 

@@ -109,3 +109,34 @@ def test_the_size_counts_every_array():
     assert [draw(kind, "row")[0].kind for kind in ("int8", "uint8", "float8", "int4", "nf4")] == [
         "int8", "int8", "float8_e4m3fn", "int4", "nf4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "many tiles"])
+def test_a_part_has_the_entries_of_its_rows_and_columns_unless_it_cuts_a_group(kind: str, layout: str):
+    """Or a byte, of 4 bits. The groups of a part are those of its own columns, counted from its first one."""
+    w, entries = draw(kind, layout)
+    random = np.random.RandomState(5)
+    x = random.standard_normal((2, w.shape[1])).astype(np.float32)
+    made = refused = 0
+    for _ in range(40):
+        spans, whole = [], True
+        for n, size in zip(w.shape, w.group):
+            begin = random.randint(n) // size * size if random.rand() < 0.6 else random.randint(n)
+            spans.append(slice(begin, random.randint(begin, n) + 1))
+            groups = np.arange(begin, spans[-1].stop) // size
+            whole &= np.array_equal(groups - groups[0], np.arange(len(groups)) // min(size, len(groups)))
+        if whole and (w.bits == 8 or spans[1].start % 2 == 0):
+            part, expected = w.part(*spans), entries[tuple(spans)].astype(np.float32)
+            assert part.shape == expected.shape and np.array_equal(part.rows(0, len(part)), expected)
+            n_bytes = len(part) * -(-part.shape[1] * w.bits // 8)
+            assert np.shares_memory(part.codes, w.codes) and part.codes.size == n_bytes
+            columns = x[:, spans[1]]
+            bound = 1e-3 * np.abs(columns).sum(axis=1, keepdims=True)  # entries are up to 448 * 1.5
+            assert np.all(np.abs(linear(columns, part) - columns @ expected.T.astype(np.float64)) <= bound)
+            made += 1
+        else:
+            with pytest.raises(ValueError, match=r"^\d+ (rows|columns) in (groups of \d+|bytes of 2)$"):
+                w.part(*spans)
+            refused += 1
+    assert made >= 8 and (refused >= 4 or w.group in ((1, w.shape[1]), w.shape))

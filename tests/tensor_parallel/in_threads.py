@@ -52,11 +52,11 @@ def in_threads(work: Callable[[int, Any], Any], groups: list[Any]) -> list[Any]:
 
 
 def models_of(
-    config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter], groups: list[Any]
+    config: ModelConfig, weights: Weights, adapters: Mapping[str, Adapter], groups: list[Any], **more: Any
 ) -> list[RankModel]:
     n = len(groups)
     return [
-        RankModel(config, weights, split_adapters(adapters, rank, n), rank, n, group)
+        RankModel(config, weights, split_adapters(adapters, rank, n), rank, n, group, **more)
         for rank, group in enumerate(groups)
     ]
 

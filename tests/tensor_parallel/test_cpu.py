@@ -5,17 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama3.checkpoint import load_adapter
+from llama3.checkpoint import load_adapter, load_folder
 from llama3.checkpoint.names import HUGGING_FACE, to_weights
 from llama3.cpu_model import CpuModel
 from llama3.model.batch import Batch
 from llama3.model.linear import linear
+from llama3.model.linear_choice import LinearChoice
 from llama3.model.split import columns
 from llama3.model.summed import SummedMatrix
+from tests.quantised_files import BY_NAME, write
 from tests.tensor_parallel.in_threads import groups_of, in_threads, models_of, relative
 from tests.tiny import MODULES, random_adapter, random_tensors, tiny_config, write_adapter
 
-CONFIG = tiny_config(dim=64, n_heads=8, n_kv_heads=4, hidden_dim=192)
+CONFIG = tiny_config(dim=64, n_heads=8, n_kv_heads=4, hidden_dim=256)
 WEIGHTS = to_weights(CONFIG, random_tensors(CONFIG, dtype="bf16"), HUGGING_FACE)
 random = np.random.RandomState(0)
 # (slot, tokens, adapter) of each sequence of a step; a slot is cut to `length` before it, if one is given
@@ -49,9 +51,11 @@ def run(model: CpuModel, begin_step=lambda: None) -> list[np.ndarray]:
     return found
 
 
-def on_ranks(ranks: int, adapters, change=lambda rank, model: model) -> list[list[np.ndarray]]:
+def on_ranks(
+    ranks: int, adapters, change=lambda rank, model: model, weights=WEIGHTS, config=CONFIG, **more
+) -> list[list[np.ndarray]]:
     groups = groups_of(ranks)
-    models = models_of(CONFIG, WEIGHTS, adapters, groups)
+    models = models_of(config, weights, adapters, groups, **more)
     models = [change(rank, model) for rank, model in enumerate(models)]
 
     def work(rank, group):
@@ -63,16 +67,65 @@ def on_ranks(ranks: int, adapters, change=lambda rank, model: model) -> list[lis
     return in_threads(work, groups)
 
 
+def assert_agree(found: list[list[np.ndarray]], expected: list[np.ndarray]) -> None:
+    """found: of all ranks."""
+    first, *others = found
+    for mine, right in zip(first, expected):
+        assert relative(mine, right) <= 1e-6 and (mine.argmax(1) == right.argmax(1)).all()
+    for other in others:
+        assert all(np.array_equal(a, b) for a, b in zip(first, other))
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_compute_what_one_process_does_and_have_the_same_bits(ranks, lora, adapters):
     adapters = adapters if lora else {}
-    expected = run(CpuModel(CONFIG, WEIGHTS, adapters))
-    first, *others = on_ranks(ranks, adapters)
-    for found, right in zip(first, expected):
-        assert relative(found, right) <= 1e-6 and (found.argmax(1) == right.argmax(1)).all()
-    for other in others:
-        assert all(np.array_equal(a, b) for a, b in zip(first, other))
+    assert_agree(on_ranks(ranks, adapters), run(CpuModel(CONFIG, WEIGHTS, adapters)))
+
+
+SCHEMES = ("int4 with zeros", "int8 by row", "float8 by matrix", "float8 by block", "NF4")
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """The weights of each scheme, by its name."""
+    folders = [write(tmp_path_factory.mktemp("model"), BY_NAME[name], **vars(CONFIG))[0] for name in SCHEMES]
+    return {name: load_folder(folder).weights for name, folder in zip(SCHEMES, folders)}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ranks_of_quantised_weights_and_adapters_compute_what_one_process_does(scheme, ranks, quantised, adapters):
+    weights = quantised[scheme]
+    assert_agree(on_ranks(ranks, adapters, weights=weights), run(CpuModel(CONFIG, weights, adapters)))
+
+
+def test_the_scales_of_another_rank_are_noticed(quantised):
+    def of_another(rank, model):
+        wo, whole = model.weights.layers[0].wo, weights.layers[0].wo
+        return with_layer_0(model, wo=replace(wo, w=replace(wo.w, scale=columns(whole, 1 - rank, 2).scale)))
+
+    weights = quantised["int4 with zeros"]
+    expected = run(CpuModel(CONFIG, weights))
+    assert relative(on_ranks(2, {}, of_another, weights)[0][0], expected[0]) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int4 with zeros", "int8 by row"])
+def test_numba_multiplies_by_the_parts_too(scheme, tmp_path):
+    """Of 4 bits a kernel takes rows of 128 columns, or of a multiple."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    config = replace(CONFIG, dim=128, n_heads=16)
+    weights = load_folder(write(tmp_path, BY_NAME[scheme], **vars(config))[0]).weights
+    choice = LinearChoice("numba", "the test says so")
+
+    def check(rank, model):
+        layer = model.weights.layers[0]
+        assert {type(w).__name__ for w in (layer.wq, layer.wo.w, layer.w1, layer.w2.w)} == {"NumbaQuantisedMatrix"}
+        return model
+
+    found = on_ranks(2, {}, check, weights, config, linear=choice)
+    assert_agree(found, run(CpuModel(config, weights, {}, choice)))
 
 
 def with_layer_0(model, **changes):

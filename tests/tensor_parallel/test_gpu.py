@@ -10,15 +10,20 @@ import pytest
 from llama3 import Llama
 from llama3.checkpoint import Checkpoint, load_adapter, load_folder
 from llama3.cpu_model import CpuModel
+from llama3.cuda import device as device_module
 from llama3.cuda import nccl
 from llama3.cuda.linear import linear_add
+from llama3.cuda.memory import needed_bytes, weight_bytes
 from llama3.cuda.transformer import Transformer
-from llama3.cuda.weights import upload_weights
+from llama3.cuda.weights import upload_weights, uploaded_bytes
 from llama3.engine import Engine
 from llama3.errors import DeviceError, RequestError
 from llama3.model.batch import Batch
+from llama3.model.split import split_config
+from llama3.quantize import quantize
 from llama3.request import Request
 from llama3.sampling_params import SamplingParams
+from llama3.tensor_parallel import gpu
 from llama3.tensor_parallel.channel import RankError
 from tests.cuda.emulator.build import COMPILER
 from tests.tensor_parallel.emulated_gpus import Gpu, gpus
@@ -97,6 +102,42 @@ def test_answers_through_graphs_are_those_of_one_gpu(folder, checkpoint, adapter
     model = gpus(folder, 2, adapters)
     assert answers(model, lora, **params) == answers(one, lora, **params)
     assert len(set(model.nccl.sums[0])) > 20 and model.nccl.sums[0] == model.nccl.sums[1]
+
+
+@pytest.mark.parametrize("lora", [None, pytest.param("all", marks=SLOW)])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=SLOW)])
+def test_gpus_share_quantised_weights(folder, adapters, tmp_path, bits, lora):
+    """With the codes as they are: of 4 bits, each row of a rank's wo and w2 has one group of 128 columns."""
+    quantised = quantize(folder, tmp_path / "new", bits)
+    model, right = gpus(quantised, 2, adapters), CpuModel(CONFIG, load_folder(quantised).weights, adapters)
+    assert {w.kind for w in vars(model.weights.layers[0]).values() if hasattr(w, "kind")} == {f"Int{bits}"}
+    for found, expected in zip(logits(model, lora), logits(right, lora)):
+        assert relative(found, expected) <= 1e-2
+    assert answers(model, lora) == answers(right, lora)
+    assert model.nccl.sums[0] == model.nccl.sums[1]
+
+
+@pytest.mark.slow
+def test_parts_that_the_kernels_do_not_take_become_bfloat16(folder, tmp_path):
+    """Four ranks have 64 columns of wo and w2 each, half of a group."""
+    quantised = quantize(folder, tmp_path / "new", 4)
+    model, right = gpus(quantised, 4), CpuModel(CONFIG, load_folder(quantised).weights)
+    layer = model.weights.layers[0]
+    assert [getattr(w, "kind", None) for w in (layer.wqkv, layer.wo, layer.w13, layer.w2)] == ["Int4", None] * 2
+    for found, expected in zip(logits(model), logits(right)):
+        assert relative(found, expected) <= 1e-2
+
+
+def test_a_gpu_needs_room_for_the_codes_of_its_part(folder, tmp_path, monkeypatch):
+    checkpoint, device = load_folder(quantize(folder, tmp_path / "new", 8)), Gpu()
+    part, shape = gpu.uploaded_part(checkpoint, 1, 2), split_config(CONFIG, 2)
+    assert uploaded_bytes(part) < weight_bytes(shape)
+    monkeypatch.setitem(device_module.BACKENDS, "cuda", lambda index: device)
+    device.free = needed_bytes(shape, 2, shape.max_seq_len, uploaded_bytes(part)) + nccl.MEMORY
+    assert gpu.ready("cuda:1", checkpoint, 1, 2, 2) is device
+    device.free -= 1
+    with pytest.raises(DeviceError, match=r"^too little GPU memory"):
+        gpu.ready("cuda:1", checkpoint, 1, 2, 2)
 
 
 def test_each_gpu_reads_its_share_of_the_layers_and_the_embedding(folder, checkpoint):

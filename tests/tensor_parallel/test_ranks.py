@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,16 @@ import pytest
 from llama3 import Llama
 from llama3.errors import DeviceError, RequestError
 from llama3.tensor_parallel.channel import RankError
-from tests.tiny import random_adapter, random_tensors, tiny_config, write_adapter, write_hf
+from tests.cli.running import run
+from tests.tiny import (
+    TINY_VOCAB,
+    random_adapter,
+    random_tensors,
+    tiny_config,
+    write_adapter,
+    write_hf,
+    write_tokenizer,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIG = tiny_config(dim=64, n_heads=8, n_kv_heads=4, hidden_dim=192)
@@ -119,6 +129,18 @@ def test_ranks_end_with_the_model(folder):
     assert len(processes) == 3 and all(process.poll() is None for process in processes)
     del llama
     assert all(gone(process) for process in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_command_line_answers_on_two_processes_from_what_llama3_quantize_wrote(tmp_path, bits):
+    config = replace(CONFIG, vocab_size=TINY_VOCAB, hidden_dim=256)
+    full = write_tokenizer(write_hf(tmp_path / "full", config, random_tensors(config, dtype="bf16")))
+    assert run("quantize", str(full), "--to", str(tmp_path / "new"), "--bits", bits).returncode == 0
+    words = ["--model", str(tmp_path / "new"), "--temperature", "0", "--max-tokens", "20", "--quiet", "the thing"]
+    one, two = (run("--device", device, *words) for device in ("cpu", "cpu:0-1"))
+    assert one.returncode == two.returncode == 0 and len(one.stdout) > 20, two.stderr
+    assert two.stdout == one.stdout
 
 
 SCRIPT = """
