@@ -48,8 +48,8 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "found"),
     [
-        ("float8 by row", "14 matrices stay Fp8"),
-        ("int4 with zeros", "14 quantised matrices become bfloat16"),  # groups of 64
+        ("float8 by row", "quantised matrices that stay codes: 14 Fp8"),
+        ("int4 with zeros", "quantised matrices that become bfloat16: 14"),  # groups of 64
     ],
 )
 def test_what_becomes_of_quantised_matrices_is_said(scheme, found, tmp_path):
