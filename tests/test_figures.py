@@ -18,7 +18,7 @@ from gpu_floor import LLAMA3_8B, weights_read
 
 from llama3.checkpoint import load_folder
 from llama3.config import MAX_CONTEXT
-from llama3.cuda import linear, memory
+from llama3.cuda import linear, memory, quantised
 from llama3.engine import MAX_TOKENS
 from llama3.parity.report import RTOL
 from tests.pages import ROOT, prose
@@ -207,6 +207,8 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
     ("docs/gpu.md", "more than 32 rows", [equals(linear.MAX_FEW)]),
     ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_GRAPH_ROWS)]),
+    ("docs/gpu.md", "in groups of 128 columns", [equals(quantised.GROUP)]),
+    ("docs/gpu.md", "For 64 sequences", [equals(linear.MAX_GRAPH_ROWS)]),
     (
         "docs/gpu.md",
         "(with codes more than 64; with memory of more than 4 TB/s, as an `H200` has, more than 16)",
