@@ -39,15 +39,16 @@
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int BLOCKS = sizeof(WEIGHT) == 1 && ROWS == 32 ? 1 : 2;  // that an SM has registers for
 constexpr int PASS = WARPS * CHUNK<WEIGHT>;  // channels that the block multiplies at a time
-constexpr int PARTS = EIGHTHS<WEIGHT>;        // of a chunk: 32 channels, two products of 16
+constexpr int PARTS = EIGHTHS<WEIGHT>;       // of a chunk: 32 channels, two products of 16
 constexpr int AHEAD = 2;                     // chunks of weights that a warp has in flight
 constexpr int GROUPS = 4;                    // of eight outputs: a warp computes 32
 constexpr int EIGHTS = ROWS / 8;             // groups of eight tokens
 constexpr int SIXTEENS = (EIGHTS + 1) / 2;   // groups of 16 tokens: the rows of a product
 constexpr int TILE = 16;                     // outputs whose sums are added up at a time
 
-// Which lane holds what. A chunk has 32 channels. Lane 4 g + t loads 16 bytes of row g of each group of weights, and 16
-// bytes of token g of each group of tokens:
+// Which lane holds what, with bf16. Lane 4 g + t loads 16 bytes of row g of each group of weights, and 16 bytes of
+// token g of each group of tokens. (With codes, this is one of a chunk's two or four parts. Each lane has eight
+// channels in it, too, but other ones: weights.cuh says which.)
 //
 //   channel          0 .. 7     8 .. 15    16 .. 23   24 .. 31
 //   row 0, token 0   lane 0     lane 1     lane 2     lane 3
@@ -148,7 +149,8 @@ __device__ __forceinline__ uint4 masked(uint4 x, unsigned mask) {
     return make_uint4(x.x & mask, x.y & mask, x.z & mask, x.w & mask);
 }
 
-// The mask is more than tidiness: without it, the compiler copies the tokens for each product again.
+// Sums of tokens past the last are not stored, so the result needs no mask. But without it, the compiler copies the
+// tokens for each product again.
 __device__ __forceinline__ void multiply_eighth(Sums& sums, const Weights& w, int part, const unsigned (&zero)[GROUPS],
                                                 const Tokens& x, const unsigned (&mask)[EIGHTS]) {
     uint4 numbers[GROUPS];
@@ -245,9 +247,10 @@ __device__ __forceinline__ float row_scale(const WEIGHT* matrix, int first, int 
 // A thread stores PER_THREAD of a tile's 16 * ROWS results. Result i is output i % 16 of token i / 16.
 constexpr int PER_THREAD = (TILE * ROWS + THREADS - 1) / THREADS;
 
-// Adds up the sums of all warps for one tile. Every thread of the block calls it; `part` can be reused afterwards.
-__device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& sums, int tile,
-                                       float (&part)[WARPS][ROWS][TILE]) {
+// Adds up the sums of all warps for one tile. Every thread of the block calls it. The array is here and not in
+// `product`, because the tests fill shared arrays with NaN only outside of templates.
+__device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& sums, int tile) {
+    __shared__ float part[WARPS][ROWS][TILE];
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2 * EIGHTS; i++) {
@@ -266,14 +269,13 @@ __device__ __forceinline__ void add_up(float (&total)[PER_THREAD], const Sums& s
             for (int w = 0; w < WARPS; w++) total[j] += part[w][i / TILE][i % TILE];
         }
     }
-    __syncthreads();
+    __syncthreads();  // before the next call writes `part`
 }
 
 // Calls store(index, sum) for each result of this block's two tiles; index is the element of out (T, n_out).
 template <class Store>
 __device__ __forceinline__ void product(const WEIGHT* w, const bf16* x, int n_out, int width, int n_tokens,
                                         Store store) {
-    __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * 2 * TILE;
     const float scales[2] = {row_scale(w, first, n_out, width), row_scale(w, first + TILE, n_out, width)};
     Sums sums = {};
@@ -281,7 +283,7 @@ __device__ __forceinline__ void product(const WEIGHT* w, const bf16* x, int n_ou
 #pragma unroll
     for (int tile = 0; tile < 2; tile++) {
         float total[PER_THREAD];
-        add_up(total, sums, tile, part);
+        add_up(total, sums, tile);
 #pragma unroll
         for (int j = 0; j < PER_THREAD; j++) {
             int i = threadIdx.x + j * THREADS, token = i / TILE, output = first + tile * TILE + i % TILE;
@@ -307,15 +309,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     swiglu_few(const WEIGHT* w13, const bf16* x, bf16* out, int n_out, int width, int n_tokens) {
-    __shared__ float part[WARPS][ROWS][TILE];
     int first = blockIdx.x * TILE;
     Sums sums = {};
     const WEIGHT* w3 = row_of(w13, n_out, width);
     float gate_scale = row_scale(w13, first, n_out, width), up_scale = row_scale(w3, first, n_out, width);
     multiply(sums, weight_rows(w13, w3, first, first, n_out, width), x, n_tokens, width);
     float gate[PER_THREAD], up[PER_THREAD];
-    add_up(gate, sums, 0, part);
-    add_up(up, sums, 1, part);
+    add_up(gate, sums, 0);
+    add_up(up, sums, 1);
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
         int i = threadIdx.x + j * THREADS, token = i / TILE, output = first + i % TILE;

@@ -1,13 +1,14 @@
 // Everything from the residual stream to attention for one row, in one launch: RMSNorm, the product with wqkv, rope,
 // and the write of keys and values to the cache. (More rows, or a row with a LoRA adapter, take several launches:
 // rms_norm.cu, a product, rope.cu. The tests compare this kernel with those.)
-//   wqkv ((n_heads + 2 n_kv_heads) head_dim, width) bf16; x (width) float; norm (width) bf16
+//   wqkv ((n_heads + 2 n_kv_heads) head_dim, width) bf16, or rows of codes (weights.cuh: WEIGHT); x (width) float;
+//   norm (width) bf16
 //   cos, sin, position, slot, q, k_cache, v_cache: as in rope.cu, for one row
 // Rope rotates channels i and i + head_dim / 2 of a head together. So four of a block's eight warps take neighbouring
 // channels in the first half of a head, and the other four their partners in the second half.
 //
-// Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp for each channel of a head (linear.cuh),
-//         with 2 width bytes of dynamic shared memory.
+// Launch: (n_heads + 2 n_kv_heads) head_dim / 8 blocks of 256 threads, a warp for each channel of a head (linear.cuh;
+//         linear_codes.cuh for codes), with 2 width bytes of dynamic shared memory; with codes as linear.cu says.
 // Bytes:  2 (n_heads + 2 n_kv_heads) head_dim width: 50.3 MB for the 8B model, 11.7 microseconds at 4.3 TB/s.
 #include "linear_codes.cuh"
 

@@ -18,7 +18,7 @@ from gpu_floor import LLAMA3_8B, weights_read
 
 from llama3.checkpoint import load_folder
 from llama3.config import MAX_CONTEXT
-from llama3.cuda import linear, memory
+from llama3.cuda import linear, memory, quantised
 from llama3.engine import MAX_TOKENS
 from llama3.parity.report import RTOL
 from tests.pages import ROOT, prose
@@ -103,9 +103,14 @@ def of_full_8b(side: str, name: str) -> Source:
 
 
 def quantised_8b_ratio(kind: str) -> Source:
-    """Tokens a second with numba against those in bfloat16."""
-    measured = load(QUANTISED_8B)["measured"]
-    return equals(measured[f"numba {kind} 1"]["decode_tokens_per_s"] / measured["numba bf16 1"]["decode_tokens_per_s"])
+    """Tokens a second with numba against those in bfloat16: the median of the turns' ratios."""
+    measured, rate = load(QUANTISED_8B)["measured"], "decode_tokens_per_s"
+    turns = [[measured[f"numba {name} {turn}"][rate] for name in (kind, "bf16")] for turn in (1, 2, 3)]
+    return equals(median(ours / bf16 for ours, bf16 in turns))
+
+
+def quantised_8b_peak(kind: str) -> Source:
+    return equals(max(load(QUANTISED_8B)["measured"][f"numba {kind} {turn}"]["peak_gb"] for turn in (1, 2, 3)))
 
 
 def full_8b_ratio(name: str) -> Source:
@@ -208,6 +213,8 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ("docs/gpu.md", "multiples of 64", [equals(memory.MULTIPLE)]),
     ("docs/gpu.md", "more than 32 rows", [equals(linear.MAX_FEW)]),
     ("docs/gpu.md", "more than 64 rows", [equals(linear.MAX_GRAPH_ROWS)]),
+    ("docs/gpu.md", "in groups of 128 columns", [equals(quantised.GROUP)]),
+    ("docs/gpu.md", "For 64 sequences", [equals(linear.MAX_GRAPH_ROWS)]),
     (
         "docs/gpu.md",
         "(with codes more than 64; with memory of more than 4 TB/s, as an `H200` has, more than 16)",
@@ -386,7 +393,11 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         [equals(n) for n in (1, 16, 512)] + [result(TRACE_OFF, f"demo_{n}/ratio") for n in (1, 16, 512)],
     ),
     # ---- evidence: Ray
-    ("docs/evidence.md", "The models' steps sleep for 10 ms", [in_file("benchmarks/ray_serve.py", "= 4, 16, 0.01")]),
+    (
+        "docs/evidence.md",
+        "The models' steps sleep for 10 ms",
+        [result(RAY_BATCH, "step_seconds", lambda seconds: 1e3 * seconds)],
+    ),
     ("docs/evidence.md", "with two replicas, against one | 1.98 times", [result(RAY_BATCH, "gain")]),
     (
         "docs/evidence.md",
@@ -437,16 +448,16 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ),
     (
         "docs/evidence.md",
-        "in 8 and 4 bits, against bfloat16, one turn | 1.93 and 2.41 times",
-        [equals(8), equals(4), equals(16), quantised_8b_ratio("int8"), quantised_8b_ratio("int4")],
+        "in 8 and 4 bits, against bfloat16, in turns, at a context of 2,048 | 1.57 and 2.20 times",
+        [equals(8), equals(4), equals(16), equals(2048), quantised_8b_ratio("int8"), quantised_8b_ratio("int4")],
     ),
     (
         "docs/evidence.md",
-        "in 8 and 4 bits when a context of 2,048 is full | 8.77 GB and 5.41 GB",
+        "in 8 and 4 bits when a context of 2,048 is full | 8.77 GB and 5.40 GB",
         [
             *(equals(8), equals(4), equals(2048)),
-            result(QUANTISED_8B, "measured/numba int8 1/peak_gb"),
-            result(QUANTISED_8B, "measured/numba int4 1/peak_gb"),
+            quantised_8b_peak("int8"),
+            quantised_8b_peak("int4"),
         ],
     ),
     ("docs/evidence.md", "first answer | 0.3 s", [result(SERVER, "seconds_to_health")]),

@@ -1,6 +1,7 @@
 """From a model's name or folder to its weights.
 
-Reading order: safetensors_file, shards, names, config_file, chat_template, folder, adapter, hub, transfer.
+Reading order: safetensors_file, json_file, shards, names, config_file, chat_template, quantised, folder, adapter, hub,
+transfer.
 """
 
 from llama3.checkpoint.adapter import load_adapter

@@ -1,8 +1,9 @@
 """Products with the weight matrices, for any number of rows, and the operations that are fused with them.
 
 One row goes through kernels/linear.cu, up to 32 rows through kernels/linear_few.cu (up to 16 on a GPU whose memory is
-as fast as an H200's), more rows through cuBLAS. A CUDA graph can hold all of them. Why 32 and 16: microseconds for a
-matrix, computed (not measured), on an H100 that reads 3.0 TB/s and an H200 that reads 4.3.
+as fast as an H200's), more rows through cuBLAS. A CUDA graph can hold all of them. Quantised matrices go through
+linear_few.cu up to 64 rows, 32 at a time, because cuBLAS multiplies by bfloat16 only. Why 32 and 16: microseconds for a
+matrix in bfloat16, computed (not measured), on an H100 that reads 3.0 TB/s and an H200 that reads 4.3.
 
                    linear_few, H100     cuBLAS,    linear_few, H200     cuBLAS,
                    16    32    64 rows    H100     16    32    64 rows    H200

@@ -63,7 +63,7 @@ def row_bytes(kind: str, width: int) -> int:
 
 
 def upload_rows(device: Device, kind: str, w: QuantisedMatrix, into: Array) -> None:
-    """into (n_out, row_bytes) uint8"""
+    """Fill `into` (n_out, row_bytes) uint8 with the codes and scales of a matrix; kind: as `kind_of` names it."""
     (n_out, width), codes = w.shape, w.codes
     n_bytes = width * 16 // PER_PIECE[kind]
     scales = np.zeros((n_out, row_bytes(kind, width) - n_bytes), np.uint8)
@@ -88,9 +88,9 @@ def upload_rows(device: Device, kind: str, w: QuantisedMatrix, into: Array) -> N
 
 def dequantised(device: Device, w: QuantisedArray, first: int, last: int) -> Array:
     """Rows first to last - 1, at most SCRATCH_ROWS, as bfloat16 in the scratch memory: until the next call."""
-    (n, width), part = (last - first, w.shape[1]), w.rows[first:last]
+    n, width = last - first, w.shape[1]
     out = w.scratch[: n * width].reshape(n, width)
     blocks = -(-n * width // PER_PIECE[w.kind] // THREADS)
-    args = [part, out, np.int32(n), np.int32(width)]
+    args = [w.rows[first:last], out, np.int32(n), np.int32(width)]
     device.launch(Kernel("quantised.cu", "dequantise", w.defines), (blocks,), (THREADS,), args, dependent=True)
     return out

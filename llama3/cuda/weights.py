@@ -4,6 +4,7 @@ A quantised matrix keeps its codes if the kernels take its kind (`quantised.kind
 after the other, which rounds them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -113,15 +114,13 @@ def uploaded_bytes(weights: numpy_weights.Weights) -> int:
 
 def described(weights: numpy_weights.Weights) -> str:
     """What becomes of quantised matrices, in one line; empty if there are none."""
-    kinds: dict[str | None, int] = {}
+    kinds: Counter[str | None] = Counter()
     for parts in products(weights):
-        if quantised := sum(isinstance(part, QuantisedMatrix) for part in parts):
-            kind = joint_kind(parts)
-            kinds[kind] = kinds.get(kind, 0) + quantised
-    return ", ".join(
-        f"{n} quantised matrices become bfloat16" if kind is None else f"{n} matrices stay {kind}"
-        for kind, n in sorted(kinds.items(), key=str)
-    )
+        kinds[joint_kind(parts)] += sum(isinstance(part, QuantisedMatrix) for part in parts)
+    rounded = kinds.pop(None, 0)
+    codes = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=str))
+    found = {"quantised matrices that stay codes": codes, "quantised matrices that become bfloat16": rounded}
+    return "; ".join(f"{what}: {n}" for what, n in found.items() if n)
 
 
 def _upload_bf16(device: Device, part: np.ndarray | QuantisedMatrix, into: Array) -> None:

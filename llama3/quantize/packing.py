@@ -7,7 +7,7 @@ import numpy as np
 from llama3.config import ModelConfig
 
 BITS = (8, 4)
-WIDTHS = (128, 64, 32)  # columns of a group, the first one that divides every row; the codes of vLLM know these
+WIDTHS = (128, 64, 32)  # columns of a group: the first that divides every row. vLLM's kernels take all three
 
 
 def group_width(config: ModelConfig, bits: int) -> int | None:

@@ -10,7 +10,7 @@ sum (w - s c)^2 is smallest at s = sum w c / sum c c. The codes of this scale ar
 
 import numpy as np
 
-# The scales that are tried: those by which the largest entry becomes so many times the largest code.
+# The scales that are tried: with each, the largest entry is this many times the largest code, before it is cut off.
 REACH = {
     8: np.linspace(1.0, 1.28, 8, dtype=np.float32),
     4: np.linspace(1.0, 1.6, 13, dtype=np.float32),

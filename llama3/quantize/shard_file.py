@@ -61,7 +61,7 @@ def _write_matrix(file: BinaryIO, tensor: Tensor, shard: Shard, bits: int, width
     for first, block in tensor.blocks():
         packed = np.empty((len(block), row), np.uint8)
         height = max(1, TILE // n_in)
-        share(partial(_round, tensor, first, block, bits, width or n_in, packed, scales), len(block), height)
+        share(partial(_round_rows, tensor, first, block, bits, width or n_in, packed, scales), len(block), height)
         file.seek(shard.begins[f"{tensor.name}_packed"] + first * row)
         file.write(packed.data)
         report(block.nbytes)
@@ -71,7 +71,7 @@ def _write_matrix(file: BinaryIO, tensor: Tensor, shard: Shard, bits: int, width
     file.write(np.array(tensor.shape, "<i8").tobytes())
 
 
-def _round(
+def _round_rows(
     tensor: Tensor,
     first: int,
     block: np.ndarray,

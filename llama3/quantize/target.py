@@ -23,7 +23,7 @@ def partial_folder(to: Path) -> Path:
 
 
 def is_complete(to: Path, made_of: dict[str, Any]) -> bool:
-    """Whether a run of this kind was interrupted after its last step but one; the last one is then done."""
+    """Whether an interrupted run lacked its last step only: to delete its note. Then this deletes it."""
     if (to / NOTE).is_file() and read_json_file(to / NOTE) == made_of:
         (to / NOTE).unlink()
         return True
@@ -35,6 +35,8 @@ def open_partial(to: Path, made_of: dict[str, Any]) -> Path:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"{to} exists and is not an empty folder: delete it, or name another one")
     folder = partial_folder(to)
+    if folder.is_dir():
+        (folder / f"{NOTE}.incomplete").unlink(missing_ok=True)  # of a run that ended before its note was whole
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / NOTE).is_file() or read_json_file(folder / NOTE) != made_of:
             raise CheckpointError(

@@ -34,6 +34,7 @@ def test_every_matrix_of_every_layer_is_read_and_scaled(tmp_path: Path):
         ({"r": True}, "r is True"),
         ({"r": 3}, r"lora_A.weight' has the shape \(4, 80\); expected \(3, 80\) for rank 3"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'; expected a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"use_dora": True}, "use_dora is True; expected false: only plain LoRA is supported"),
         ({"bias": "all"}, "bias is 'all'; expected \"none\""),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llama3.cuda.launch import Kernel
 from llama3.cuda.source import kernel_source
+from tests.cuda.emulator.build import built
 
 ARCHITECTURES: tuple[int | str, ...] = (80, 89, 90, 100, 120)  # A100, RTX 4090, H100, B200, RTX 5090
 ONLY = {"attention_wgmma.cu": ("90a",)}  # files for one architecture: with Hopper's own instructions
@@ -96,16 +97,26 @@ def read_table() -> list[Resources]:
 def compiled(source: str, file: str, defines: tuple[str, ...], architecture: int | str) -> tuple[bytes, str]:
     """The cubin of a kernel file whose text is `source`, and what ptxas says about it.
 
-    Raises CuPy's CompileException if NVRTC refuses the text.
+    Both are kept in the temporary folder, because two tests want them, perhaps in two processes. Raises CuPy's
+    CompileException if NVRTC refuses the text.
     """
+    import cupy
     from cupy._core.core import assemble_cupy_compiler_options
     from cupy.cuda.compiler import _NVRTCProgram
     from cupy_backends.cuda.libs import nvrtc
 
-    program = _NVRTCProgram(source, file, method="cubin")
     options = assemble_cupy_compiler_options(Kernel(file, "", defines).options)
-    cubin, _ = program.compile((*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v"))
-    return cubin + b"\0", nvrtc.getProgramLog(program.ptr)  # CuPy cuts off the last byte, which is 0
+    options = (*options, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v")
+
+    def build(work: Path) -> None:
+        program = _NVRTCProgram(source, file, method="cubin")
+        cubin, _ = program.compile(options)
+        (work / "cubin").write_bytes(cubin + b"\0")  # CuPy cuts off the last byte, which is 0
+        (work / "log").write_text(nvrtc.getProgramLog(program.ptr))
+
+    versions = f"{nvrtc.getVersion()} {cupy.__version__}"
+    folder = built(f"nvrtc-{Path(file).stem}", [versions, *options, source], build)
+    return (folder / "cubin").read_bytes(), (folder / "log").read_text()
 
 
 def compile_kernels(file: str, defines: tuple[str, ...], architecture: int | str) -> list[Resources]:

@@ -48,9 +48,9 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "device", "found"),
     [
-        ("float8 by row", "cuda", "14 matrices stay Fp8"),
-        ("float8 by row", "cuda:0-1", "14 matrices stay Fp8"),
-        ("int4 with zeros", "cuda", "14 quantised matrices become bfloat16"),  # groups of 64
+        ("float8 by row", "cuda", "quantised matrices that stay codes: 14 Fp8"),
+        ("float8 by row", "cuda:0-1", "quantised matrices that stay codes: 14 Fp8"),
+        ("int4 with zeros", "cuda", "quantised matrices that become bfloat16: 14"),  # groups of 64
     ],
 )
 def test_what_becomes_of_quantised_matrices_is_said(scheme, device, found, tmp_path):

@@ -116,8 +116,15 @@ def test_queries_keys_and_values_in_one_launch(device, kind):
 
 
 @kinds
-def test_a_row_does_not_see_its_neighbours_or_how_many_they_are(device, kind):
-    w, x = quantised(kind, 1, 35, WIDTH[kind]), random(2, 8, WIDTH[kind])
-    whole = run(device, cuda.linear, [x], kind, w, poison(8, 35, np.float32))
-    fewer = run(device, cuda.linear, [x[:2]], kind, w, poison(2, 35, np.float32))
-    assert np.array_equal(whole[:2], fewer)
+@pytest.mark.parametrize(
+    ("few", "more"), [(2, 8), *(pytest.param(*rows, marks=pytest.mark.slow) for rows in ((9, 16), (17, 32)))]
+)
+def test_a_row_does_not_see_its_neighbours_or_how_many_they_are(device, kind, few, more):
+    """As in test_linear.py: within a variant of the kernel."""
+    w, x = quantised(kind, 1, 35, WIDTH[kind]), random(2, more, WIDTH[kind])
+    whole, fewer, other = (
+        run(device, cuda.linear, [rows], kind, w, poison(len(rows), 35, np.float32))
+        for rows in (x, x[:few], np.concatenate([x[:1], -x[1:] * 3]))
+    )
+    assert np.array_equal(whole[:few], fewer)
+    assert np.array_equal(whole[:1], other[:1])

@@ -3,14 +3,12 @@
 Each rule is shown to catch its fault: in the text of a kernel as it once was, or with one thing changed.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from llama3.cuda.source import kernel_source
-from tests.cuda.compile_gates import VARIANTS, architectures_of
+from tests.cuda.compile_gates import VARIANTS
 from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, UNDER_WAY, faults, machine_code
-from tests.cuda.test_compile_gates import slow
+from tests.cuda.test_compile_gates import variants
 
 WAIT = "    wait_for_predecessor();\n"
 LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + elements(channel)"
@@ -30,21 +28,12 @@ BROKEN = [
 
 def found(file, defines, source, architecture):
     code = machine_code(source, file, defines, architecture)
-    return [
-        f"sm_{architecture} {kernel}: {fault}"
-        for kernel in code
-        for fault in faults(file, kernel, code[kernel], defines)
-    ]
+    return [f"{kernel}: {fault}" for kernel in code for fault in faults(file, kernel, code[kernel], defines)]
 
 
-@pytest.mark.parametrize(
-    ("file", "defines"), [pytest.param(file, defines, marks=slow(defines)) for file, defines in VARIANTS]
-)
-def test_every_kernel_keeps_every_rule(file, defines):
-    architectures = [sm for sm in architectures_of(file) if sm in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda sm: found(file, defines, kernel_source(file), sm), architectures)
-    assert [fault for result in results for fault in result] == []
+@pytest.mark.parametrize(("file", "defines", "architecture"), variants(ARCHITECTURES))
+def test_every_kernel_keeps_every_rule(file, defines, architecture):
+    assert found(file, defines, kernel_source(file), architecture) == []
 
 
 @pytest.mark.parametrize(("file", "text", "instead", "fault"), BROKEN)

@@ -51,7 +51,7 @@ def read(fields: dict[str, Any], shape: tuple[int, int], tensors: dict[str, torc
 @pytest.mark.parametrize("shape", [(256, 384), (136, 128), (129, 256)])
 def test_compressed_tensors_reads_the_same_bits(preset: str, shape: tuple[int, int]) -> None:
     pytest.importorskip("compressed_tensors")
-    import compressed_tensors.compressors
+    import compressed_tensors.compressors  # noqa: F401 - fills the registry
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
     from compressed_tensors.quantization.utils import calculate_qparams
@@ -82,7 +82,6 @@ def test_compressed_tensors_reads_the_same_bits(preset: str, shape: tuple[int, i
     found = read(compressed(PRESETS[preset], fields["weights"], fields["input_activations"]), shape, stored)
     entries = found.rows(0, shape[0])
     assert np.array_equal(entries.astype(BF16), as_numpy(expected.to(torch.bfloat16))), SEED
-    assert compressed_tensors.compressors
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -101,7 +100,7 @@ def test_bitsandbytes_reads_the_same_bits(double: bool, shape: tuple[int, int]) 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_logits_are_transformers_on_the_same_entries(example: Example, tmp_path: Path) -> None:
-    folder, tensors = write(tmp_path / "quantised", example, seed=SEED % 2**31)
+    folder, tensors = write(tmp_path / "quantised", example, seed=SEED)
     tokens = list(range(2, 60))
     model = load(write_hf(tmp_path / "plain", example.config, {n: a.astype("f4") for n, a in tensors.items()}))
     with torch.no_grad():

@@ -80,7 +80,7 @@ def test_zeros_and_tiny_entries_stay_finite_and_become_zero(bits: int, width: in
 def test_the_smallest_numbers_of_float16_keep_a_positive_scale():
     w = np.full((1, 128), 6e-8, np.float32)
     codes, scales = quantise(w, 4, 128, F16)
-    assert np.abs(values(codes, scales) - w).max() <= 6e-8 and scales[0, 0] > 0
+    assert np.abs(values(codes, scales) - w).max() <= 1e-9 and scales[0, 0] > 0  # float16's smallest is 5.96e-8
 
 
 @pytest.mark.parametrize(("bits", "width"), SCHEMES)

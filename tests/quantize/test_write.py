@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,10 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from llama3.checkpoint import load_folder
 from llama3.errors import CheckpointError, RequestError
 from llama3.model.quantised import QuantisedMatrix
 from llama3.quantize import plan, quantize, shard_file, source
-from tests.tiny import TINY_VOCAB, hf_config, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
+from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 CONFIG = tiny_config(dim=128, head_dim=32, hidden_dim=256)
 
@@ -59,28 +59,23 @@ def test_layers_are_rounded_and_all_else_is_copied(tmp_path: Path, bits: int, mo
     assert not found
 
 
-def test_config_and_small_files(model: Path, tmp_path: Path):
-    for name in ("generation_config.json", "tokenizer_config.json", "LICENSE.txt", "chat_template.jinja"):
-        (model / name).write_text(json.dumps({"name": name}))
+def test_small_files_are_copied_and_the_config_gets_a_field(tmp_path: Path):
+    config = tiny_config(dim=128, hidden_dim=256, vocab_size=TINY_VOCAB)
+    model = write_tokenizer(write_hf(tmp_path / "model", config, random_tensors(config)))
     (model / "original").mkdir()
-    (model / "original" / "tokenizer.model").write_text("")
-    write_tokenizer(model)
+    small = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "original/tokenizer.model"]
+    small += ["LICENSE.txt", "USE_POLICY.md", "NOTICE"]
+    for name in small:
+        (model / name).write_text(json.dumps({"name": name}))
     (model / "README.md").write_text("a description of the model in bf16")
-    new = write_hf(
-        tmp_path / "m2",
-        tiny_config(dim=128, hidden_dim=256, vocab_size=TINY_VOCAB),
-        random_tensors(tiny_config(dim=128, hidden_dim=256, vocab_size=TINY_VOCAB)),
-    )
-    for path in new.iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
     folder = quantize(model, tmp_path / "new", 4)
-    config = json.loads((folder / "config.json").read_text())
-    assert config.pop("quantization_config")["quant_method"] == "compressed-tensors"
-    assert config == json.loads((model / "config.json").read_text())
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
-        "config.json", "model.safetensors", "generation_config.json", "tokenizer_config.json", "LICENSE.txt",
-        "chat_template.jinja", "tokenizer.model", "original/tokenizer.model",
-    }  # fmt: skip
+    fields = json.loads((folder / "config.json").read_text())
+    assert fields.pop("quantization_config")["quant_method"] == "compressed-tensors"
+    assert fields == json.loads((model / "config.json").read_text())
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json", "model.safetensors", "tokenizer.model", *small}
+    for name in ("tokenizer.model", *small):
+        assert (folder / name).read_bytes() == (model / name).read_bytes()
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path):
@@ -209,6 +204,13 @@ def test_what_is_whole_is_kept_when_the_disk_fails(
     assert not (tmp_path / "new.partial").exists()
 
 
+def test_a_run_that_was_interrupted_before_its_note_was_whole_is_continued(model: Path, tmp_path: Path):
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "quantize.json.incomplete").write_text("{")
+    folder = quantize(model, tmp_path / "new")
+    assert contents(folder).keys() == {"config.json", "model.safetensors"}
+
+
 def test_an_interrupted_run_is_not_continued_with_other_bits_or_another_source(
     model: Path, tmp_path: Path, many_shards: None
 ):
@@ -221,15 +223,13 @@ def test_an_interrupted_run_is_not_continued_with_other_bits_or_another_source(
 
 
 def test_too_little_space_is_noticed_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: os.terminal_size((0, 0)) and type("", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     refused(model, tmp_path / "new", "but only 0.00 are free")
 
 
 def test_a_run_that_was_interrupted_after_its_last_step_is_complete(model: Path, tmp_path: Path):
     folder = quantize(model, tmp_path / "new")
     before = contents(folder)
-    config = json.loads((model / "config.json").read_text())
-    assert config == hf_config(load_folder(model).config)
     files = [path.stat() for path in (model / "model.safetensors", model / "config.json")]
     note = {"source": str(model), "bits": 8, "files": [[f.st_size, f.st_mtime_ns] for f in files]}
     (folder / "quantize.json").write_text(json.dumps(note))

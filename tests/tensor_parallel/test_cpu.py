@@ -17,7 +17,8 @@ from tests.quantised_files import BY_NAME, write
 from tests.tensor_parallel.in_threads import groups_of, in_threads, models_of, relative
 from tests.tiny import MODULES, random_adapter, random_tensors, tiny_config, write_adapter
 
-CONFIG = tiny_config(dim=64, n_heads=8, n_kv_heads=4, hidden_dim=256)
+CONFIG = tiny_config(dim=64, n_heads=8, n_kv_heads=4, hidden_dim=192)
+QUANTISED = replace(CONFIG, hidden_dim=256)  # a quarter of it is a group of each scheme
 WEIGHTS = to_weights(CONFIG, random_tensors(CONFIG, dtype="bf16"), HUGGING_FACE)
 random = np.random.RandomState(0)
 # (slot, tokens, adapter) of each sequence of a step; a slot is cut to `length` before it, if one is given
@@ -29,13 +30,16 @@ STEPS = [
 ]
 
 
+def adapters_of(config, folder):
+    kinds = {"all": random_adapter(config, 1), "some": random_adapter(config, 2, rank=1, modules=MODULES[::3])}
+    return {
+        name: load_adapter(write_adapter(folder / name, kind, lora_alpha=1), config) for name, kind in kinds.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    kinds = {"all": random_adapter(CONFIG, 1), "some": random_adapter(CONFIG, 2, rank=1, modules=MODULES[::3])}
-    return {
-        name: load_adapter(write_adapter(folder / name, kind, lora_alpha=1), CONFIG) for name, kind in kinds.items()
-    }
+    return adapters_of(CONFIG, tmp_path_factory.mktemp("adapters"))
 
 
 def run(model: CpuModel, begin_step=lambda: None) -> list[np.ndarray]:
@@ -89,15 +93,16 @@ SCHEMES = ("int4 with zeros", "int8 by row", "float8 by matrix", "float8 by bloc
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
     """The weights of each scheme, by its name."""
-    folders = [write(tmp_path_factory.mktemp("model"), BY_NAME[name], **vars(CONFIG))[0] for name in SCHEMES]
+    folders = [write(tmp_path_factory.mktemp("model"), BY_NAME[name], **vars(QUANTISED))[0] for name in SCHEMES]
     return {name: load_folder(folder).weights for name, folder in zip(SCHEMES, folders)}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_ranks_of_quantised_weights_and_adapters_compute_what_one_process_does(scheme, ranks, quantised, adapters):
-    weights = quantised[scheme]
-    assert_agree(on_ranks(ranks, adapters, weights=weights), run(CpuModel(CONFIG, weights, adapters)))
+def test_ranks_of_quantised_weights_and_adapters_compute_what_one_process_does(scheme, ranks, quantised, tmp_path):
+    weights, adapters = quantised[scheme], adapters_of(QUANTISED, tmp_path)
+    found = on_ranks(ranks, adapters, weights=weights, config=QUANTISED)
+    assert_agree(found, run(CpuModel(QUANTISED, weights, adapters)))
 
 
 def test_the_scales_of_another_rank_are_noticed(quantised):
@@ -106,8 +111,8 @@ def test_the_scales_of_another_rank_are_noticed(quantised):
         return with_layer_0(model, wo=replace(wo, w=replace(wo.w, scale=columns(whole, 1 - rank, 2).scale)))
 
     weights = quantised["int4 with zeros"]
-    expected = run(CpuModel(CONFIG, weights))
-    assert relative(on_ranks(2, {}, of_another, weights)[0][0], expected[0]) > 1e-2
+    expected = run(CpuModel(QUANTISED, weights))
+    assert relative(on_ranks(2, {}, of_another, weights, QUANTISED)[0][0], expected[0]) > 1e-2
 
 
 @pytest.mark.slow
@@ -115,7 +120,7 @@ def test_the_scales_of_another_rank_are_noticed(quantised):
 def test_numba_multiplies_by_the_parts_too(scheme, tmp_path):
     """Of 4 bits a kernel takes rows of 128 columns, or of a multiple."""
     pytest.importorskip("numba", reason="numba is not installed")
-    config = replace(CONFIG, dim=128, n_heads=16)
+    config = replace(QUANTISED, dim=128, n_heads=16)
     weights = load_folder(write(tmp_path, BY_NAME[scheme], **vars(config))[0]).weights
     choice = LinearChoice("numba", "the test says so")
 

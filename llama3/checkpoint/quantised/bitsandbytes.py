@@ -10,7 +10,6 @@ With double quantisation, absmax is quantised as well: U8, where code c stands f
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +51,10 @@ def _state(parts: Parts) -> Mapping[str, Any]:
     found = parts.take(STATE, ("U8",)).tobytes()
     try:
         state = json.loads(found)
-        assert isinstance(state, dict)
-    except (ValueError, RecursionError, AssertionError):
-        raise CheckpointError(f"tensor {parts.module + '.' + STATE!r} holds no JSON object") from None
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"tensor {parts.module + '.' + STATE!r} holds no JSON object")
     return state
 
 
@@ -65,9 +65,9 @@ def _nested(parts: Parts, state: Mapping[str, Any], where: str, n: int) -> np.nd
     numbers = parts.take_scale("weight.nested_quant_map", (256,)).astype(np.float32)
     largest = parts.take_scale("weight.nested_absmax", (-(-n // size),)).astype(np.float32)
     offset: Any = state.get("nested_offset")
-    if type(offset) not in (int, float) or not math.isfinite(offset):
-        raise CheckpointError(f"{where}.nested_offset is {offset!r}; expected a number")
-    return numbers[codes] * np.repeat(largest, size)[:n] + np.float32(offset)
+    if type(offset) not in (int, float) or not -1e30 < offset < 1e30:  # neither NaN nor infinity
+        raise CheckpointError(f"{where}.nested_offset is {repr(offset)[:60]}; expected a number")
+    return numbers[codes] * largest[np.arange(n) // size] + np.float32(offset)
 
 
 def from_config(fields: Mapping[str, Any]) -> Nf4:

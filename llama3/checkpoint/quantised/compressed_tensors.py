@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llama3.checkpoint.quantised.parts import Parts, expect, get_object, get_size, one_value, trivial_order
+from llama3.checkpoint.quantised.parts import Parts, expect, get_block, get_object, get_size, one_value, trivial_order
 from llama3.errors import CheckpointError
 from llama3.model.quantised import QuantisedMatrix
 
@@ -85,11 +85,12 @@ class CompressedTensors:
         packed = (-(-groups[0] // in_word), groups[1])
         may = (("I32", "I8"), packed, groups) if middle else (("I8",), groups)
         found = parts.take("weight_zero_point", *may)
+        expected = packed if found.dtype == np.int32 else groups
+        if found.shape != expected:
+            raise CheckpointError(
+                f"tensor {parts.module + '.weight_zero_point'!r} has the shape {found.shape}; expected {expected}"
+            )
         if found.dtype == np.int32:
-            if found.shape != packed:
-                raise CheckpointError(
-                    f"tensor {parts.module + '.weight_zero_point'!r} has the shape {found.shape}; expected {packed}"
-                )
             shifts = np.arange(0, 32, self.bits, dtype=np.int32)[:, None]  # one for each row of a word
             codes = found[:, None] >> shifts & ((1 << self.bits) - 1)
             return one_value(codes.reshape(-1, groups[1])[: groups[0]].astype(np.uint8))
@@ -135,10 +136,7 @@ def _scheme(format: str, w: Mapping[str, Any], where: str, group: Mapping[str, A
     if strategy == "group":
         block = (1, get_size(w, "group_size", where))
     elif strategy == "block":
-        found = w.get("block_structure")
-        if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and n > 0 for n in found)):
-            raise CheckpointError(f"{where}.block_structure is {found!r}; expected two numbers, such as [128, 128]")
-        block = (found[0], found[1])
+        block = get_block(w, "block_structure", where)
     rounded = group.get("input_activations")
     activations = ""
     if rounded is not None:

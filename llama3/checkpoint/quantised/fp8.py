@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llama3.checkpoint.quantised.parts import Parts, expect
+from llama3.checkpoint.quantised.parts import Parts, expect, get_block
 from llama3.checkpoint.safetensors_file import FLOATS
-from llama3.errors import CheckpointError
 from llama3.model.quantised import QuantisedMatrix
 
 CONFIG = "quantization_config"
@@ -41,10 +40,7 @@ def from_config(fields: Mapping[str, Any]) -> Fp8:
     """fields: the contents of quantization_config. Raises CheckpointError, naming the field that is wrong."""
     expect(fields, CONFIG, activation_scheme=("dynamic", "static"), fmt=("e4m3", None), kv_cache_scheme=(None,))
     expect(fields, CONFIG, scale_fmt=(None, "float"))
-    block = fields.get("weight_block_size")
-    if block is not None:
-        if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
-            raise CheckpointError(f"{CONFIG}.weight_block_size is {block!r}; expected two numbers, such as [128, 128]")
-        block = (block[0], block[1])
+    size = "weight_block_size"
+    block = None if fields.get(size) is None else get_block(fields, size, CONFIG)
     dynamic = fields.get("activation_scheme", "dynamic") == "dynamic"
     return Fp8(block, f"float8, scaled {'at each step' if dynamic else 'by constants in the file'}")

@@ -117,6 +117,18 @@ def get_object(fields: Mapping[str, Any], name: str, where: str) -> Mapping[str,
 def get_size(fields: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
     """A positive number of columns. Raises CheckpointError."""
     found = fields.get(name, default)
-    if type(found) is not int or found < 1:
-        raise CheckpointError(f"{where}.{name} is {repr(found)[:60]}; expected a positive number")
-    return found
+    if not _is_size(found):
+        raise CheckpointError(f"{where}.{name} is {repr(found)[:60]}; expected a positive number below 2^31")
+    return int(found)
+
+
+def get_block(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
+    """The rows and the columns of a block. Raises CheckpointError."""
+    found = fields.get(name)
+    if not (isinstance(found, list) and len(found) == 2 and all(map(_is_size, found))):
+        raise CheckpointError(f"{where}.{name} is {repr(found)[:60]}; expected two numbers, such as [128, 128]")
+    return found[0], found[1]
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31  # NumPy divides indices by it

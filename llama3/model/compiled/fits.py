@@ -25,13 +25,15 @@ def fits(w: np.ndarray, rows: int, columns: int) -> bool:
 def fits_quantised(w: QuantisedMatrix) -> bool:
     """Whether the compiled kernels take w: rows in multiples of 4, columns of 16 (4 bits: 128), and whole groups.
 
-    A group has all columns, or a multiple of 16. With 4 bits it has all, 16, 32, 64, or a multiple of 128.
+    A group has all columns, or a multiple of 16. With 4 bits it has all, 16, 32, 64, or a multiple of 128. Codes of
+    float8 have no zero.
     """
     (n_out, n_in), width = w.shape, w.group[1]
     if w.bits == 4:
         known, whole = w.codes.dtype == np.uint8, width in (16, 32, 64) or width % 128 == 0
     else:
         known, whole = w.codes.dtype.name in CODES and w.table is None, width % 16 == 0
+        known = known and not (w.codes.dtype.kind == "V" and np.any(w.zero))
     return bool(
         known
         and n_out * n_in

@@ -41,7 +41,8 @@ class NumbaQuantisedMatrix:
         elif w.zero:
             table, zeros = table - np.float32(w.zero), kernels.SHIFTED
         width = min(w.group[1], w.shape[1])
-        scales = 0 if width == w.shape[1] else max(1, kernels.BLOCK // width) if w.bits == 4 else 1
+        in_vector = max(1, kernels.BLOCK // width) if w.bits == 4 else 1
+        scales = 0 if width == w.shape[1] else in_vector  # that a vector of codes has; 0: a row has one
         self._ordered = w.bits == 4  # whether x must be `in_order`
         stored = scale if scale.dtype == np.float32 else scale.view(np.uint16)
         self._arrays = w.codes.view(np.uint8), self._by_row(stored), zero, table, width

@@ -80,6 +80,7 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     (INT4, weights(dynamic=True), "weights.dynamic is True; expected False"),
     (INT8, weights(num_bits=4), "weights.num_bits is 4; expected 8"),
     ("float8 by block", weights(block_structure=[128]), "block_structure is [128]; expected two numbers"),
+    ("float8 by block", weights(block_structure=[2**64, 32]), "block_structure is [18446744073709551616, 32]"),
     # compressed-tensors: tensors
     (INT4, weights(num_bits=8), "proj.weight_packed' has the shape"),
     (INT4, weights(group_size=16), "proj.weight_scale' has the shape"),
@@ -95,6 +96,7 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     (INT4, put("bias", lambda a: np.ones(40, "f4")), f"{Q}bias' is not part of the scheme"),
     (ZEROS, put("weight_zero_point", lambda a: a[:-1]), f"{Q}weight_zero_point' has the shape"),
     (ZEROS, put("weight_zero_point", lambda a: np.full((128, 2), 9, "i1")), "holds 9 to 9; expected integers of"),
+    (ZEROS, put("weight_zero_point", lambda a: np.ones((16, 2), "i1")), "has the shape (16, 2); expected (128, 2)"),
     (INT8, put("weight", lambda a: a.astype("f4")), f"{Q}weight' is F32; expected I8"),
     (INT8, put("weight", lambda a: a.view(np.uint8)), f"{Q}weight' is U8; expected I8"),
     (FP8, put("weight_scale", lambda a: None), f"{Q}weight_scale' is missing"),
@@ -105,6 +107,7 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("AutoFP8", config(lambda f: f.update(weight_block_size=[128, 128])), "proj.weight_scale_inv' is missing"),
     ("AutoFP8", put("weight_scale", spoilt(np.inf)), "not finite"),
     ("fp8 by block", config(lambda f: f.update(weight_block_size=128)), "weight_block_size is 128; expected two"),
+    ("fp8 by block", config(lambda f: f.update(weight_block_size=[32, 0])), "weight_block_size is [32, 0]; expected"),
     # GPTQ
     ("GPTQ", config(lambda f: f.update(bits=3)), "bits is 3; expected 4 or 8"),
     ("GPTQ", config(lambda f: f.pop("bits")), "bits is missing"),
@@ -112,6 +115,7 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("GPTQ", config(lambda f: f.update(is_marlin_format=True)), "is_marlin_format is True; expected False"),
     ("GPTQ", config(lambda f: f.update(dynamic={"+:.*": {"bits": 8}})), "dynamic is {"),
     ("GPTQ", config(lambda f: f.update(group_size=-2)), "group_size is -2; expected a positive number"),
+    ("GPTQ", config(lambda f: f.update(group_size=2**64)), "group_size is 18446744073709551616; expected"),
     ("GPTQ", put("g_idx", lambda a: a[::-1]), f"{Q}g_idx' puts columns into groups in another order (act-order)"),
     ("GPTQ", put("g_idx", lambda a: np.random.RandomState(0).permutation(a)), "in another order (act-order)"),
     ("GPTQ", put("qzeros", lambda a: np.full_like(a, -1)), f"{Q}qzeros' holds 15, which plus 1 is no code of 4 bits"),
@@ -135,7 +139,10 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("NF4", put(STATE, state(blocksize=48)), "expected a multiple of the block size, 48"),
     ("NF4", put(STATE, state(shape=[128, 64])), "shape is [128, 64]; expected [128, 128]"),
     ("NF4", put("weight", lambda a: a[:-1]), f"{Q}weight' has the shape"),
+    ("NF4", put(STATE, lambda a: np.frombuffer(b"[1]", np.uint8)), f"{Q}{STATE}' holds no JSON object"),
     ("NF4 twice", put(STATE, state(nested_offset=float("nan"))), "nested_offset is nan; expected a number"),
+    ("NF4 twice", put(STATE, state(nested_offset=10**400)), "nested_offset is 1000"),
+    ("NF4 twice", put(STATE, state(nested_blocksize=2**40)), "nested_blocksize is 1099511627776; expected a positive"),
     ("NF4 twice", put("weight.nested_absmax", spoilt(np.inf)), "not finite"),
     ("NF4 twice", put("weight.nested_quant_map", lambda a: a[:-1]), "has the shape (255,); expected (256,)"),
 ]  # fmt: skip

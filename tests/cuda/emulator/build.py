@@ -83,7 +83,7 @@ def _library(file: str, defines: tuple[str, ...]) -> ctypes.CDLL:
         # A separate link without -fsanitize: g++'s own handlers of the reports stay out.
         _run(["-shared", "-Wl,-Bsymbolic", f"{work}/object", "-o", f"{work}/library.so"])
 
-    return ctypes.CDLL(str(_built(Path(file).stem, [*options, source], build) / "library.so"))
+    return ctypes.CDLL(str(built(Path(file).stem, [*options, source], build) / "library.so"))
 
 
 @functools.cache
@@ -94,11 +94,11 @@ def _headers() -> Path:
         (work / "all.h").write_text(f'#include "{HERE}/cuda_emulator.h"\n')
         _run([*COMPILE, "-x", "c++-header", f"{work}/all.h", "-o", f"{work}/all.h.gch"])
 
-    return _built("headers", [str(HERE), *COMPILE], build)
+    return built("headers", [str(HERE), *COMPILE], build)
 
 
-def _built(name: str, inputs: list[str], build: Callable[[Path], None]) -> Path:
-    """A folder that `build` has filled, now or in an earlier run; inputs: what it depends on, beside the headers."""
+def built(name: str, inputs: list[str], build: Callable[[Path], None]) -> Path:
+    """A folder that `build` has filled, now or in an earlier run; inputs: what it depends on, beside our headers."""
     headers = "".join(path.read_text() for path in sorted(HERE.glob("*.h")))
     key = hashlib.sha256("\0".join([*inputs, headers]).encode()).hexdigest()[:24]
     everything = Path(tempfile.gettempdir()) / f"llama3-emulated-{os.getuid()}"

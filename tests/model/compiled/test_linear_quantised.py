@@ -210,7 +210,7 @@ def test_a_float64_input_is_refused() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    eight, four = matrix(SOME[0], 8, 256), matrix(SOME[2], 8, 256)
+    eight, four, float8s = (matrix(kind, 8, 256) for kind in (SOME[0], SOME[2], "float8, a scale a row"))
     for w in (
         matrix(SOME[0], 6, 256),
         matrix(SOME[0], 8, 24),
@@ -219,6 +219,7 @@ def test_what_does_not_fit_is_refused() -> None:
         QuantisedMatrix((8, 256), 8, eight.codes, (1, 96), eight.scale),
         QuantisedMatrix((8, 256), 4, four.codes, (1, 24), four.scale, 8),
         QuantisedMatrix((8, 256), 8, eight.codes.astype(np.int16), (1, 256), eight.scale),
+        QuantisedMatrix((8, 256), 8, float8s.codes, (1, 256), float8s.scale, 1),
     ):
         assert not fits_quantised(w)
         with pytest.raises(AssertionError):
