@@ -67,12 +67,19 @@ def choose_names(patterns: str | Iterable[str], config: ModelConfig) -> list[str
     return [name for name in known if name in chosen]
 
 
+def missing_part(name: str, c: ModelConfig) -> str | None:
+    """What is said of a name or pattern with a layer or a head that the model lacks; None for any other."""
+    if (layer := re.match(r"layers\.(\d+)", name)) and int(layer[1]) >= c.n_layers:
+        return f"there is no layer {layer[1]}; the model has layers 0 to {c.n_layers - 1}"
+    if (head := re.match(r"layers\.[^.]+\.heads\.(\d+)", name)) and int(head[1]) >= c.n_heads:
+        return f"there is no head {head[1]}; a layer has heads 0 to {c.n_heads - 1}"
+    return None
+
+
 def _nothing(pattern: str, c: ModelConfig) -> str:
     """Why a pattern selects nothing, in one line."""
-    if (layer := re.match(r"layers\.(\d+)", pattern)) and int(layer[1]) >= c.n_layers:
-        return f"{pattern!r}: there is no layer {layer[1]}; the model has layers 0 to {c.n_layers - 1}"
-    if (head := re.match(r"layers\.[^.]+\.heads\.(\d+)", pattern)) and int(head[1]) >= c.n_heads:
-        return f"{pattern!r}: there is no head {head[1]}; a layer has heads 0 to {c.n_heads - 1}"
+    if lack := missing_part(pattern, c):
+        return f"{pattern!r}: {lack}"
     parts = "X is attention_norm, q, k, v, q_rope, k_rope, heads.0.scores, heads.0.weights, heads.0.output, attention, "
     parts += "attention_residual, ffn_norm, gate, up, feed_forward"
     return (

@@ -142,6 +142,18 @@ def test_every_extra_that_a_page_installs_is_there():
 # ---- Python
 
 
+def llama_cpp_file(tokens: np.ndarray, logits: np.ndarray) -> bytes:
+    """What llama-perplexity saves of one chunk: the log-probabilities of its second half in 16 bits."""
+    high = logits.max(axis=1, keepdims=True)  # (n, 1)
+    low = np.maximum(logits.min(axis=1, keepdims=True), high - 16)  # (n, 1)
+    rows = np.zeros(len(logits), [("scale", "<f4"), ("least", "<f4"), ("numbers", "<u2", logits.shape[1])])
+    rows["scale"] = ((high - low) / 65535)[:, 0]
+    rows["least"] = (low - high - np.log(np.exp(logits - high).sum(axis=1, keepdims=True)))[:, 0]
+    rows["numbers"] = np.rint(np.maximum(logits - low, 0) / (high - low) * 65535)
+    sizes = np.array([len(tokens), logits.shape[1], 1], "<i4")
+    return b"_logits_" + sizes.tobytes() + tokens.astype("<i4").tobytes() + rows.tobytes()
+
+
 def prepared(page: Path, folder: Path) -> dict[str, Any]:
     """The names that a page's Python takes for granted."""
     if page.name != "parity.md":
@@ -159,6 +171,9 @@ def prepared(page: Path, folder: Path) -> dict[str, Any]:
         activations=seen,
     )
     save_reference(folder / "reference.safetensors", reference)
+    text = np.arange(100, 117)
+    rows = llama.logits([llama.tokenizer.bos_id, *text[1:]])[8:16]
+    (folder / "base.bin").write_bytes(llama_cpp_file(text, rows))
     x = seen["layers.0.attention"]
     return {"my_llama": lambda _: logits, "tokens": tokens, "x": x, "logits": np.zeros((2, 128_256), np.float32)}
 

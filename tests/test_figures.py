@@ -20,7 +20,10 @@ from llama3.checkpoint import load_folder
 from llama3.config import MAX_CONTEXT
 from llama3.cuda import linear, memory, quantised
 from llama3.engine import MAX_TOKENS
+from llama3.inspect import run as inspect_run
+from llama3.parity import compact
 from llama3.parity.report import RTOL
+from llama3.server import inspect_api
 from tests.pages import ROOT, prose
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?<!,)")
@@ -86,10 +89,13 @@ def sampling(options: dict[str, float]) -> Source:
 
 CPU, STARTUP, PARITY = "cpu-rows-cascade-lake-2026-11-28.json", "startup-2026-11-22.json", "parity-2026-11-27.json"
 NUMBA, NUMBA_SCIPY = (f"startup-numba{scipy}-cascade-lake-2026-11-28.json" for scipy in ("", "-scipy"))
+INSPECT_PAGE = "inspect-page-cascade-lake-2026-11-28.json"
 TRACE_OFF = "trace-off-cascade-lake-2026-11-28.json"
 SERVER, FLOAT64 = "server-threads-2026-11-26.json", "float64-cascade-lake-2026-11-27.json"
 LORA = [load(f"lora{again}-2026-11-26.json")["ratio_median"] for again in ("", "-again-1", "-again-2", "-again-3")]
-ROUNDED = load("rounding-cascade-lake-2026-11-27.json")["models"].values()
+ROUNDING = "rounding-cascade-lake-2026-11-27.json"
+ROUNDED = load(ROUNDING)["models"].values()
+DEMO_CONFIG = load_folder(ROOT / "weights" / "demo").config
 ROWS = (1, 4, 16, 32)
 FULL_8B = load("full-8b-cascade-lake-2026-11-27.json")["measured"]
 QUANTISED_8B = "quantised-8b-cascade-lake-2026-11-28.json"
@@ -384,7 +390,12 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     (
         "docs/evidence.md",
         "answers a click in Chromium | 257 ms",
-        [result("inspect-page-cascade-lake-2026-11-28.json", "interactive_ms/median")],
+        [result(INSPECT_PAGE, "interactive_ms/median")],
+    ),
+    (
+        "docs/evidence.md",
+        "that page of 197 tokens, and what else it requests | 580 KB, nothing",
+        [result(INSPECT_PAGE, "tokens"), result(INSPECT_PAGE, "bytes", lambda n: n / 1e3)],
     ),
     (
         "docs/evidence.md",
@@ -433,6 +444,11 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
     ),
     (
         "docs/evidence.md",
+        "two layers of the 8B's shapes | 0.999, 0.998 and 0.995 times",
+        [result(TRACE_OFF, f"8b_{n}/ratio") for n in (1, 16, 512)],
+    ),
+    (
+        "docs/evidence.md",
         "from 128,256 logits | 0.7 ms; with `top_p` 1.5 ms",
         [result("sampler-2026-11-22.json", "vocab_size"), sampling({}), sampling({"top_p": 0.9})],
     ),
@@ -471,6 +487,32 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
             result(SERVER, "every_15_s/7/resident_bytes", lambda n: n / MEGABYTE),
             result(SERVER, "every_15_s/39/resident_bytes", lambda n: n / MEGABYTE),
         ],
+    ),
+    # ---- parity, inspect
+    ("docs/parity.md", "528 bytes a position", [equals(compact.TOP * (4 + 4) + 8 + 8)]),  # ids, logits, log_sum, token
+    (
+        "docs/parity.md",
+        "is 0.5 times as far from transformers with it as float64 is (NMSE; the demo, 200 tokens, "
+        '"eager"), and 2.4 times',
+        [
+            result(ROUNDING, "models/demo, random tokens/eager/transformers_without_onednn"),
+            result(ROUNDING, "models/demo, random tokens/tokens"),
+            result(ROUNDING, "models/SmolLM2-135M/eager/transformers_without_onednn"),
+        ],
+    ),
+    (
+        "docs/inspect.md",
+        "at most 1 GB: 4,096 tokens of the demo, 512 of an 8B",
+        [
+            equals(inspect_run.MEMORY / 2**30),
+            equals((inspect_run.MEMORY / 4 / DEMO_CONFIG.n_layers / DEMO_CONFIG.n_heads) ** 0.5),
+            equals((inspect_run.MEMORY / 4 / LLAMA3_8B.n_layers / LLAMA3_8B.n_heads) ** 0.5),
+        ],
+    ),
+    (
+        "docs/inspect.md",
+        "at most 256 tokens of prompt and 200 of answer",
+        [equals(inspect_api.MAX_PROMPT), equals(inspect_api.MAX_TOKENS)],
     ),
     # ---- using
     ("docs/using.md", "| `max_tokens` | 256 |", [equals(MAX_TOKENS)]),

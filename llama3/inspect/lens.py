@@ -13,7 +13,7 @@ from llama3.config import ModelConfig
 from llama3.model.weights import Weights
 from llama3.plain import linear, rms_norm
 
-ROWS, OUTPUTS = 1024, 16384  # of about so many rows and so many tokens the logits are in memory at once: 64 MB
+ROWS, OUTPUTS = 1024, 16384  # at most about so many rows of so many logits are in memory at once: 64 MB
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """An `Inspection` as one HTML file that loads nothing, and as the JSON object that its script draws.
 
 Attention weights are stored as bytes, 255 for a weight of 1, the lower triangle of each head row by row. So a page of
-200 tokens of a small model takes about half a megabyte. Of a model with many heads, the page holds as many as fit into
-`ATTENTION_BYTES`: those asked for, then those that look least at the first token.
+200 tokens of a small model takes about half a megabyte. Of a model with many heads, the page holds as many as
+`DATA_BYTES` leave room for: those asked for, then those that look least at the first token.
 """
 
 import base64
@@ -17,7 +17,7 @@ from llama3.inspect.steps import STAGES
 from llama3.inspect.without import Part, name_of
 from llama3.resources import resource
 
-ATTENTION_BYTES = 1_500_000  # before base64, which adds a third
+DATA_BYTES = 2_900_000  # with its script and style sheet, a page then has at most 3 MB
 SAME = "the same answer"  # instead of its text; inspect.js knows these words
 NUMBERS = 4  # digits of a probability
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -45,15 +45,21 @@ def static(name: str) -> str:
 
 def page_data(seen: Inspection, heads: Sequence[Part] = ()) -> dict[str, Any]:
     """What inspect.js draws."""
-    shown = chosen_heads(seen, heads)
+    data = all_but_attention(seen, heads)
+    room = DATA_BYTES - len(json.dumps(data))
+    shown = chosen_heads(seen, heads, room * 3 // 4)  # base64 adds a third
     rows, columns = np.tril_indices(len(seen.tokens))
     weights = [np.rint(seen.attention[layer, head][rows, columns] * 255).astype(np.uint8) for layer, head in shown]
+    return data | {"heads": shown, "attention": encoded(np.concatenate(weights))}
+
+
+def all_but_attention(seen: Inspection, heads: Sequence[Part]) -> dict[str, Any]:
+    """The data without attention weights, which take as much room as is left."""
     setting = {name: getattr(seen.params, name, None) for name in STAGES}
     return {
         "model": seen.model,
         "layers": seen.config.n_layers,
         "headCount": seen.config.n_layers * seen.config.n_heads,
-        "heads": shown,
         "first": list(heads[0]) if heads else strongest(seen),
         "tokens": [[t.id, t.text, t.bytes.hex(" "), int(t.special)] for t in seen.tokens],
         "prompt": seen.n_prompt,
@@ -62,7 +68,6 @@ def page_data(seen: Inspection, heads: Sequence[Part] = ()) -> dict[str, Any]:
         "vocabulary": seen.vocabulary,
         "stages": [[name, "" if setting[name] is None else f"{setting[name]:g}"] for name in STAGES],
         "steps": [rounded(vars(step)) for step in seen.steps],
-        "attention": encoded(np.concatenate(weights)),
         "lens": {
             "points": seen.lens.points,
             "n": seen.lens.tokens.shape[2],
@@ -87,10 +92,10 @@ def page_data(seen: Inspection, heads: Sequence[Part] = ()) -> dict[str, Any]:
     }
 
 
-def chosen_heads(seen: Inspection, heads: Sequence[Part]) -> list[list[int]]:
-    """The heads that the page holds, in the model's order."""
+def chosen_heads(seen: Inspection, heads: Sequence[Part], room: int) -> list[list[int]]:
+    """The heads whose weights fit into `room` bytes, at least one, in the model's order."""
     L, H, T, _ = seen.attention.shape
-    fits = max(ATTENTION_BYTES // (T * (T + 1) // 2), 1)
+    fits = max(room // (T * (T + 1) // 2), 1)
     if fits >= L * H:
         return [[layer, head] for layer in range(L) for head in range(H)]
     sink = seen.attention[:, :, :, 0].mean(axis=2)  # (L, H): the share of the first token

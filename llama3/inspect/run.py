@@ -1,4 +1,4 @@
-"""`inspect`: generate an answer, compute the whole text once more with every activation in sight, and keep what tells.
+"""`inspect`: generate an answer, compute the whole text once more, and keep the activations that are worth showing.
 
 The answer comes from the fast model. The activations come from `plain.forward`, in float64, one matrix at a time; so a
 model whose weights are larger than memory is inspected too, slowly. What is kept is small: attention weights, norms,

@@ -16,4 +16,8 @@ def beginning(ours: Array, right: Array | None) -> str | None:
         return "<|begin_of_text|> is there twice"
     n, m = len(ours), len(right)
     first = next((i for i in range(min(n, m)) if ours[i] != right[i]), min(n, m))
-    raise CheckpointError(f"the files hold different tokens, {n} and {m} of them; the first difference is at {first}")
+    a, b = (tokens[first] if first < len(tokens) else "none" for tokens in (ours, right))
+    raise CheckpointError(
+        f"the files hold different tokens, {n} and {m} of them; the first difference is at {first}: {a} in ours, "
+        f"{b} in the reference"
+    )

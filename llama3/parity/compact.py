@@ -26,6 +26,7 @@ from llama3.parity.beginning import beginning
 from llama3.parity.reference_file import (
     DTYPES,
     Reference,
+    check_array,
     config_from_json,
     hashes_from_json,
     same_model,
@@ -58,11 +59,11 @@ class Compact:
     weights: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        T, k, vocab_size = len(self.tokens), min(TOP, self.config.vocab_size), self.config.vocab_size
-        for name, shape in {"tokens": (T,), "ids": (T, k), "logits": (T, k), "log_sum": (T,)}.items():
-            found = getattr(self, name).shape
-            if found != shape or not T:
-                raise CheckpointError(f"{name} has the shape {found}; expected {shape}, for {T} tokens")
+        T, k, vocab_size = self.tokens.size, min(TOP, self.config.vocab_size), self.config.vocab_size
+        check_array("tokens", self.tokens, np.int64, ("T",))
+        check_array("ids", self.ids, np.int32, (T, k))
+        check_array("logits", self.logits, np.float32, (T, k))
+        check_array("log_sum", self.log_sum, np.float64, (T,))
         for name in ("tokens", "ids"):
             if np.any((getattr(self, name) < 0) | (getattr(self, name) >= vocab_size)):
                 raise CheckpointError(f"{name} holds ids outside 0 to {vocab_size - 1}, the vocabulary in its config")

@@ -28,9 +28,10 @@ OTHER_MODEL = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 0.
 
 
 def explained(report: Report, ours: Reference, config: ModelConfig, weights: Weights, bos: int | None = None) -> Report:
-    """The same report with its `explanation`. ours: what report.reference was compared with, or itself if the model
-    was compared with the file; config, weights: of the right model; bos: the id of <|begin_of_text|>, if it is known.
-    Raises CheckpointError as `explain` does.
+    """The same report with its `explanation`. Raises CheckpointError as `explain` does.
+
+    ours: the file that was compared with report.reference; or report.reference itself, if the model was compared with
+    it. config, weights: of the right model. bos: the id of <|begin_of_text|>, if it is known.
     """
     if report.ok:
         return replace(report, explanation=Explanation(None, [], 0.0, 0.0))
@@ -85,6 +86,12 @@ def explain(
 
 def check_model(model: PlainModel, right: Reference, weights: Weights) -> None:
     """Raises CheckpointError unless the model gives the reference's own numbers: a wrong one would accuse anybody."""
+    finite = np.isfinite(right.logits).all(axis=1)  # (n,)
+    if not finite.all():
+        raise CheckpointError(
+            "the logits of the reference hold NaN or infinity, first at position "
+            f"{right.positions[np.argmin(finite)]}; expected the right numbers"
+        )
     limit = OTHER_MODEL[right.dtype]
     errors = row_errors(model.right.logits[right.positions], right.logits)  # (n,)
     if not np.all(errors <= limit):  # or its angles are float32, as transformers has them

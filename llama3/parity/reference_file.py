@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llama3.activation_names import activation_names, activation_shape
+from llama3.activation_names import activation_names, activation_shape, missing_part
 from llama3.config import ModelConfig, RopeScaling
 from llama3.errors import CheckpointError
 from llama3.lfs_pointer import LFS_POINTER, is_lfs_pointer
@@ -48,19 +48,21 @@ class Reference:
         c = self.config
         if self.dtype not in DTYPES:
             raise CheckpointError(f"dtype is {self.dtype!r}; expected {', '.join(DTYPES)}")
-        _check("tokens", self.tokens, np.int64, ("T",))
+        check_array("tokens", self.tokens, np.int64, ("T",))
         if not np.all((self.tokens >= 0) & (self.tokens < c.vocab_size)):
             raise CheckpointError(f"tokens holds ids outside 0 to {c.vocab_size - 1}, the vocabulary in its config")
-        _check("logits", self.logits, np.float32, ("n", c.vocab_size))
-        _check("positions", self.positions, np.int64, (len(self.logits),))
+        check_array("logits", self.logits, np.float32, ("n", c.vocab_size))
+        check_array("positions", self.positions, np.int64, (len(self.logits),))
         if np.any(np.diff(self.positions) <= 0) or self.positions[0] < 0 or self.positions[-1] >= len(self.tokens):
             raise CheckpointError(f"positions must ascend from 0 or more to {len(self.tokens) - 1} or less")
         known = activation_names(c)[:-1]  # without the logits
         for name, values in self.activations.items():
             if name not in known:
-                raise CheckpointError(f"activations.{name} is unknown; expected {', '.join(known[:4])}, ..., norm")
+                lack = missing_part(name, c)
+                reason = f": {lack}" if lack else f"; expected {', '.join(known[:4])}, ..., norm"
+                raise CheckpointError(f"activations.{name} is unknown{reason}")
             T, *width = activation_shape(name, c, len(self.tokens))
-            _check(f"activations.{name}", values, np.float32, (len(self.logits) if name == "norm" else T, *width))
+            check_array(f"activations.{name}", values, np.float32, (len(self.logits) if name == "norm" else T, *width))
         if self.activations:
             ordered = {name: self.activations[name] for name in known if name in self.activations}
             object.__setattr__(self, "activations", ordered)
@@ -245,7 +247,7 @@ def _exact_fields(cls: type[ModelConfig] | type[RopeScaling], values: dict[str, 
     return values
 
 
-def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[str | int, ...]) -> None:
+def check_array(name: str, array: np.ndarray, dtype: type, shape: tuple[str | int, ...]) -> None:
     """Raises CheckpointError for another dtype or shape. A letter in `shape` means any length except 0."""
     fits = array.ndim == len(shape) and all(
         n == s or (isinstance(s, str) and n > 0) for n, s in zip(array.shape, shape)

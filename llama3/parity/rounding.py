@@ -9,8 +9,9 @@ PyTorch keeps the result of each operation in the model's dtype, and adds up the
 `fused` rounds less often, as fused kernels do: scores, softmax and silu(gate) * up stay in float32 up to their end.
 
 Sums are added in the order of torch_sums.py, which is that of a processor with AVX-512 and without instructions for
-bfloat16. With another order, another processor or another number of rows at a time, the same recipe gives other last
-bits, and after some layers logits that are half as far away as those of float32 or more: docs/parity.md has numbers.
+bfloat16. On another processor, or with another number of rows at a time, transformers adds in another order and gets
+other last bits. Some layers later, its logits are about half as far from these as float32's are, or farther:
+docs/parity.md has numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence

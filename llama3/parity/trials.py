@@ -77,6 +77,7 @@ class Trials:
         return found
 
     def best_in(self, layer: int | None) -> Tried | None:
+        """The same among the faults that sit in this layer alone, or (None) in every layer."""
         start = len(self.tried)
         for group, nearer in ((self.angles(), NEARER), (self.fixed(), SURE), (self.late(), SURE)):
             for fault in group:
@@ -106,7 +107,7 @@ class Trials:
         return fault.in_layers and (layer < self.config.n_layers or "rms_norm" in fault.functions)
 
     def late(self) -> Iterable[Fault]:
-        """Faults that begin at some position: the first row that differs, or one since the last that does not."""
+        """Faults that begin at some position. It lies behind the last right row, up to the first row that differs."""
         rows = np.linalg.norm(self.errors_of(self.model.right), axis=1)  # (rows,)
         limit = max(RTOL["float32"][0], 10 * float(self.rounding), float(rows.min()) * 10)
         over = np.flatnonzero(rows > limit)
@@ -117,7 +118,10 @@ class Trials:
                 yield from from_row(self.config, row)
 
     def named(self, tried: list[Tried], nearer: float) -> Tried | None:
-        """The first of those about as near as the nearest that brings the numbers nearer, and to within rounding."""
+        """The first of these that brings the numbers nearer by this factor, and to within rounding.
+
+        Faults that are clearly farther than the nearest are left out.
+        """
         smallest = min((t.distance for t in tried), default=np.inf)
         near = (t for t in tried if t.distance <= AS_NEAR * smallest and t.distance * nearer <= self.right)
         return next((t for t in near if t.distance <= max(ROUNDING * self.noise(t.fault, t.layer), 1e-7)), None)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -115,6 +116,62 @@ def test_what_cannot_be_done_is_one_line_before_a_model_is_loaded(
         assert main(["compare", *arguments, "--model", "no-such-folder"]) == 2
         out, err = capsys.readouterr()
         assert message in err and err.count("\n") == 1 and out == ""
+
+
+def other(reference: Reference, name: str) -> bytes:
+    """A file of another text or model, or the talker's file with something wrong in it, by name."""
+    r, c = reference, reference.config
+    if name in ("cut", "version", "layer"):
+        content = written(replace(r, activations={"layers.1": np.zeros((20, c.dim), np.float32)}))
+        changes = {"version": (b'"version": "1"', b'"version": "9"'), "layer": (b"layers.1", b"layers.7")}
+        return content[:-9] if name == "cut" else content.replace(*changes[name])
+    larger = np.zeros((20, c.vocab_size + 1), np.float32)
+    return written(
+        {
+            "tokens": replace(r, tokens=r.tokens[::-1].copy()),
+            "vocabulary": replace(r, logits=larger, config=replace(c, vocab_size=c.vocab_size + 1)),
+            "positions": replace(r, logits=r.logits[:9], positions=r.positions[:9]),
+        }[name]
+    )
+
+
+def written(reference: Reference) -> bytes:
+    with TemporaryDirectory() as folder:
+        save_reference(Path(folder, "r"), reference)
+        return Path(folder, "r").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tokens", "different tokens, 20 and 20 of them; the first difference is at 0: 19 in ours, 0 in the reference"),
+        ("vocabulary", "in ours and {vocabulary} in the reference: these are different models"),
+        ("positions", "ours has no logits at position 9, but the reference has"),
+        ("cut", "/other: cannot be read as a safetensors file, it may be cut off or damaged"),
+        ("version", "/other: version is '9'; this program reads the versions 1, 2"),
+        ("layer", "/other: activations.layers.7 is unknown: there is no layer 7; the model has layers 0 to 1"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(
+    name: str, says: str, files: tuple[str, str], reference: Reference, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "other").write_bytes(other(reference, name))
+    assert main(["compare", files[0], str(tmp_path / "other")]) == 1
+    out, err = capsys.readouterr()
+    assert says.format(vocabulary=reference.config.vocab_size) in err and err.count("\n") == 1 and out == ""
+
+
+def test_nan_is_a_difference_and_a_name_that_one_side_lacks_is_told(
+    files: tuple[str, str], reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = reference.logits.copy()
+    logits[4, 7] = np.nan
+    norm = {"norm": np.ones((20, reference.config.dim), np.float32)}
+    save_reference(tmp_path / "nan", replace(reference, logits=logits, activations=norm))
+    assert main(["compare", files[0], str(tmp_path / "nan")]) == 3
+    out = capsys.readouterr().out
+    assert "DIFFERS: our logits hold NaN or infinity at 1 of 20 positions, first at 4" in out
+    assert "the reference lacks norm that ours has" in out
 
 
 @pytest.mark.parametrize("compact", [[], ["--compact"]])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from llama3 import Llama
@@ -53,6 +54,15 @@ def test_the_logits_are_close_to_those_of_numpy(cuda):
     found, expected = (Llama.load(device=name).logits(ids) for name in ("cuda", "cpu"))
     error = ((found - expected) ** 2).sum(axis=-1) / (expected**2).sum(axis=-1)
     assert error.max() ** 0.5 <= 2e-2, error
+
+
+def test_a_trace_has_every_name_and_the_values_of_numpy(cuda):
+    found, expected = (Llama.load(device=name).trace([128, 7, 9, 300, 12], "**") for name in ("cuda", "cpu"))
+    assert list(found) == list(expected) and "layers.3.heads.3.weights" in found
+    for name, value in expected.items():
+        seen = np.isfinite(value)  # scores of later positions are -inf
+        assert np.array_equal(found[name][~seen], value[~seen]), name
+        assert np.linalg.norm(found[name][seen] - value[seen]) <= 3e-2 * np.linalg.norm(value[seen]), name
 
 
 def test_too_little_memory_is_reported_before_anything_is_uploaded(cuda, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from docs.make_heads_picture import PICTURE, picture
 from llama3 import Llama
 from llama3.inspect import summary, svg
 from llama3.inspect.as_json import as_dict
-from llama3.inspect.page import page, page_data
+from llama3.inspect.lens import Lens
+from llama3.inspect.page import all_but_attention, page, page_data
 from llama3.inspect.run import Inspection, inspect
 
 
@@ -40,13 +42,31 @@ def test_a_token_cannot_end_the_script(demo: Llama):
 
 
 def test_a_page_of_200_tokens_has_at_most_3_mb(demo: Llama):
-    seen = inspect(demo, [7] * 190, temperature=0, max_tokens=10)
+    seen = inspect(demo, [7] * 200, temperature=0, max_tokens=10)
     assert len(page(seen).encode()) <= 3_000_000
+
+
+def test_so_has_one_of_a_model_with_80_layers_and_the_vocabulary_of_llama_3(seen: Inspection):
+    layers, heads, T = 80, 64, 200
+    random, points = np.random.default_rng(0), 2 * layers + 1
+    tokens = random.choice(128_256, 20_000, replace=False)[random.integers(0, 20_000, (points, T, 5))]
+    shares = random.random((points, T, 5), np.float32)
+    large = replace(
+        seen,
+        config=replace(seen.config, n_layers=layers, n_heads=heads),
+        tokens=(seen.tokens * T)[:T],
+        attention=np.broadcast_to(np.tri(T, dtype=np.float32), (layers, heads, T, T)),
+        lens=Lens([f"layers.{i}" for i in range(points)], tokens, shares, shares[:, :, 0]),
+        norms=random.random((points, T), np.float32),
+        vocabulary={int(token): f" token{token}" for token in {*tokens.ravel(), *seen.vocabulary}},
+    )
+    assert 2_500_000 < len(page(large).encode()) <= 3_000_000
 
 
 def test_of_a_model_with_many_heads_the_page_holds_those_asked_for_and_says_so(seen: Inspection, monkeypatch):
     T = len(seen.tokens)
-    monkeypatch.setattr("llama3.inspect.page.ATTENTION_BYTES", 3 * T * (T + 1) // 2)
+    rest = len(json.dumps(all_but_attention(seen, [(2, 3)])))
+    monkeypatch.setattr("llama3.inspect.page.DATA_BYTES", rest + 4 * T * (T + 1) // 2)  # base64 adds a third
     data = page_data(seen, [(2, 3)])
     assert len(data["heads"]) == 3 and [2, 3] in data["heads"] and data["headCount"] == 16
 

@@ -1,12 +1,18 @@
 """What `inspect` sees in the demo: the facts that docs/inspect.md tells, and the properties of any model."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from llama3 import Llama, RequestError, plain
+from llama3.checkpoint import load_folder
+from llama3.inspect import lens
 from llama3.inspect.run import Inspection, inspect, see_inside
 from llama3.inspect.without import all_parts, parse_part, switch_off
 from tests.inspect.conftest import ASK
+from tests.tiny import random_tensors, tiny_config, write_hf
 
 
 def at(seen: Inspection, text: str) -> int:
@@ -114,6 +120,19 @@ def test_a_text_whose_attention_weights_do_not_fit_is_refused(demo: Llama, monke
     with pytest.raises(RequestError, match="the text has 30 tokens; the attention weights of at most 20 fit"):
         inspect(demo, [7] * 29)
     assert inspect(demo, [7] * 9, max_tokens=3).attention.shape == (4, 4, 12, 12)
+
+
+def test_one_matrix_is_converted_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So a model whose weights leave little memory can be inspected. The 8B's largest takes 0.5 GB in float64."""
+    config = tiny_config(dim=256, hidden_dim=1024, n_layers=4, vocab_size=4096)
+    weights = load_folder(write_hf(tmp_path, config, random_tensors(config, dtype="bf16"))).weights
+    monkeypatch.setattr(lens, "OUTPUTS", 512)
+    tracemalloc.start()
+    stream, _, _ = see_inside(range(8), config, weights)
+    lens.read_lens(stream, range(8), config, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.5 * 8 * config.hidden_dim * config.dim
 
 
 def test_what_a_step_cannot_show_is_refused(demo: Llama):

@@ -139,6 +139,28 @@ def test_a_fault_in_one_layer_is_named_and_so_is_the_layer(
     assert found.startswith(cause + ":") and found.endswith("in layer 1 alone")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "value", "cause", "name"),
+    [
+        ("linear_scaling", 2.5, "rope_scaling", "grouped"),
+        ("factor", 27.0, "rope_scaling", "scaled"),
+        ("eps_outside", True, "norm_eps", "scaled"),
+        ("no_mask", True, "mask", "deep"),
+        ("sees_next", True, "mask", "demo"),
+        ("shift_from", 9, "cache_position", "deep"),
+        ("tiled", True, "kv_head_order", "grouped"),
+        ("reversed_keys", True, "kv_head_order", "deep"),
+        ("no_residual_2", True, "residual_missing", "demo"),
+    ],
+)
+def test_so_is_each_other_kind_that_can_sit_in_one_layer(
+    fault: str, value: Any, cause: str, name: str, tmp_path: Path
+) -> None:
+    found = cause_of(model_of(name, tmp_path), layer=1, **{fault: value})
+    assert found.startswith(cause + ":") and found.endswith("in layer 1 alone")
+
+
 def limit_of(model: Model, tokens: list[int], fault: str, value: float) -> float:
     """By how much, relatively, a number may be off because the other side computes in float32.
 

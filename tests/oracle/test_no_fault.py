@@ -77,7 +77,8 @@ def test_transformers_at_4096_tokens_is_matched_with_its_angles(seed: int, tmp_p
     r = reference_of(load(folder), tokens_of(config, 4096), "")
     with_angles = compare_model(Llama.load(folder, rope_angles="float32").model, r)
     assert with_angles.ok and len(with_angles.logits) == 4096, str(with_angles)
-    assert compare_model(Llama.load(folder).model, r).logits["relative"].max() > with_angles.logits["relative"].max()
+    without = compare_model(Llama.load(folder).model, r)
+    assert np.sum(without.logits["relative"] > 1e-5) > 1
 
 
 @pytest.mark.slow

@@ -123,7 +123,12 @@ def test_hashes_do_not_depend_on_the_layout_or_the_dtype_and_name_the_part(tmp_p
     [
         ({"logits": np.full((20, 64), np.nan, np.float32)}, "logits or log_sum hold NaN or infinity; expected numbers"),
         ({"ids": np.full((20, 64), 300, np.int32)}, "ids holds ids outside 0 to 299"),
-        ({"log_sum": np.zeros(19)}, r"log_sum has the shape \(19,\); expected \(20,\), for 20 tokens"),
+        (
+            {"ids": np.zeros((20, 64), np.float32)},
+            r"ids is float32 of shape \(20, 64\); expected int32 of shape \(20, 64",
+        ),
+        ({"tokens": np.array(3)}, r"tokens is int64 of shape \(\); expected int64 of shape \(T,\)"),
+        ({"log_sum": np.zeros(19)}, r"log_sum is float64 of shape \(19,\); expected float64 of shape \(20,\)"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected float64"),
     ],
 )

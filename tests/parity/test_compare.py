@@ -186,8 +186,8 @@ def test_only_activations_that_both_files_hold_are_compared_and_the_others_named
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        ([3, 1, 5, 0], "4 and 4 of them; the first difference is at 2"),
-        ([3, 1, 6, 0, 0], "5 and 4 of them; the first difference is at 4"),
+        ([3, 1, 5, 0], "4 and 4 of them; the first difference is at 2: 5 in ours, 6 in the reference"),
+        ([3, 1, 6, 0, 0], "5 and 4 of them; the first difference is at 4: 0 in ours, none in the reference"),
     ],
 )
 def test_other_tokens_are_an_error(tokens: list[int], expected: str) -> None:

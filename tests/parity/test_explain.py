@@ -138,6 +138,24 @@ def test_rows_that_are_not_finite_are_not_called_rounding(checkpoint: Checkpoint
     assert "2 of 12 rows hold, first at position 5" in str(found)
 
 
+def test_rounding_alone_is_the_cause_if_a_limit_is_exceeded(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact, rounded = str(tmp_path / "exact"), str(tmp_path / "rounded")
+    save_reference(exact, written(checkpoint))
+    save_reference(rounded, written(checkpoint, dtype="bfloat16"))
+    assert main(["compare", exact, rounded, "--explain", "--json", "--model", str(folder)]) == 3
+    assert json.loads(capsys.readouterr().out)["cause"] == "rounding"
+
+
+def test_a_reference_with_nan_is_no_measure(checkpoint: Checkpoint) -> None:
+    r = written(checkpoint)
+    logits = r.logits.copy()
+    logits[5, 3] = np.nan
+    with pytest.raises(CheckpointError, match="the logits of the reference hold NaN or infinity, first at position 5"):
+        explain(r, checkpoint.config, checkpoint.weights, right=replace(r, logits=logits))
+
+
 def test_logits_that_are_all_nan_are_an_error(checkpoint: Checkpoint) -> None:
     r = written(checkpoint)
     with pytest.raises(CheckpointError, match="none of the logits is finite"):

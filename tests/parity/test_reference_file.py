@@ -187,7 +187,7 @@ NO: Any = None  # marks a field that is left out
         (
             {"activations.layers.1": np.zeros((4, 8), np.float32)},
             {},
-            "activations.layers.1 is unknown; expected tok_emb",
+            "activations.layers.1 is unknown: there is no layer 1; the model has layers 0 to 0",
         ),
         ({"activations.norm": np.zeros((4, 9), np.float32)}, {}, "activations.norm is float32 of shape (4, 9)"),
         (
@@ -195,8 +195,16 @@ NO: Any = None  # marks a field that is left out
             {},
             "activations.layers.0.q is float32 of shape (4, 64); expected float32 of shape (4, 4, 16)",
         ),
-        ({"activations.layers.0.heads.4.scores": np.zeros((4, 4), np.float32)}, {}, "heads.4.scores is unknown"),
-        ({"activations.logits": np.zeros((4, 7), np.float32)}, {}, "activations.logits is unknown"),
+        (
+            {"activations.layers.0.heads.4.scores": np.zeros((4, 4), np.float32)},
+            {},
+            "heads.4.scores is unknown: there is no head 4",
+        ),
+        (
+            {"activations.logits": np.zeros((4, 7), np.float32)},
+            {},
+            "activations.logits is unknown; expected tok_embeddings",
+        ),
         ({"hidden": np.zeros((4, 8), np.float32)}, {}, "the tensor hidden is unknown; expected tokens, logits"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value) or "good",

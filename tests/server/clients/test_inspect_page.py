@@ -79,7 +79,7 @@ def test_nothing_is_wider_than_the_window(page: Page, file: Path, width: int):
 
 
 def test_a_page_of_200_tokens_is_small_and_soon_ready(page: Page, tmp_path: Path):
-    seen = inspect(Llama.load(), [7 + i for i in range(190)], temperature=0, max_tokens=10)
+    seen = inspect(Llama.load(), [7 + i for i in range(200)], temperature=0, max_tokens=10)
     path = tmp_path / "long.html"
     path.write_text(page_of(seen), encoding="utf-8")
     assert path.stat().st_size <= 3_000_000
