@@ -1,11 +1,15 @@
 """Attention in blocks against `plain.py`, and what a query may see."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from llama3 import plain
+from llama3.model import attention as module
 from llama3.model.attention import BLOCK, attention, softmax
 
 
@@ -43,6 +47,15 @@ def test_agrees_with_the_definition(seed, n, start, n_kv_heads, group, head_dim)
 def test_agrees_with_the_definition_across_blocks(n, start):
     q, k, v = random_qkv(n, n, start, 2, 2, 8)
     np.testing.assert_allclose(attention(q, k, v), plain_attention(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_heads_give_the_same_bits_on_one_thread_and_on_several(n):
+    q, k, v = random_qkv(0, n, 900, 4, 2, 64)
+    with threadpool_limits(2, user_api="blas"), mock.patch.object(module, "LARGE", 1):
+        shared = attention(q, k, v)
+    with mock.patch.object(module, "LARGE", 2**30):
+        assert np.array_equal(attention(q, k, v), shared)
 
 
 def test_the_future_is_not_seen():

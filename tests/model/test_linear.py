@@ -1,5 +1,6 @@
 """The tiled product against float64: every dtype and shape, threads, forks, and which bits do not change."""
 
+import contextlib
 import struct
 import subprocess
 import sys
@@ -105,9 +106,10 @@ def test_a_float64_input_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, MANY])
-def test_neither_the_call_nor_the_number_of_threads_changes_a_bit(rows: int) -> None:
-    x, w = draw(rows, 100), draw(1001, 100, ml_dtypes.bfloat16, seed=1)
-    with small_tiles:
+@pytest.mark.parametrize("tiles", [small_tiles, contextlib.nullcontext()], ids=["many tiles", "a single one"])
+def test_neither_the_call_nor_the_number_of_threads_changes_a_bit(rows: int, tiles: Any) -> None:
+    x, w = draw(rows, 500), draw(250, 500, ml_dtypes.bfloat16, seed=1)
+    with tiles:
         first = linear(x, w)
         for threads in [1, 2, 2, 3]:
             with threadpool_limits(threads, user_api="blas"):
