@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from llama3.model.quantised_product import FEW, float8_values, multiply_by_row, multiply_few
+from llama3.model.quantised_product import FEW, float8_values, multiply_by_row, multiply_few, tile_height
 from llama3.model.threads import share
-
-TILE = 2**18  # entries of a tile: 1 MB as float32
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class QuantisedMatrix:
             return multiply_few(x, self.codes, self.bits, scale, zero)
         out = np.empty((len(x), n_out), np.float32)
         if len(x):
-            share(partial(self._multiply, x, out), n_out, max(8, TILE // n_in // 8 * 8))
+            share(partial(self._multiply, x, out), n_out, tile_height(n_in))
         return out
 
     def _multiply(self, x: np.ndarray, out: np.ndarray, tiles: Iterator[slice]) -> None:

@@ -23,9 +23,14 @@ from llama3.model.linear import linear
 from llama3.model.threads import share
 
 FEW = 8  # rows of x; with more of them and of groups, entries pay off
-TILE = 2**18  # codes that are converted at a time
+TILE = 2**18  # codes that are converted at a time: 1 MB as float32
 TILES = 8  # of a slice
 TWO_120 = np.float32(2.0**120)
+
+
+def tile_height(n_in: int) -> int:
+    """How many rows of so many columns are a tile. BLAS works in eights."""
+    return max(8, TILE // n_in // 8 * 8)
 
 
 def multiply_by_row(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
@@ -50,7 +55,7 @@ def multiply_few(x: np.ndarray, codes: np.ndarray, bits: int, scale: np.ndarray,
     if bits == 4:
         whole = by_group[:, 1::2] / 16
         lower = by_group[:, ::2] - whole
-    height, width = max(8, TILE // n_in // 8 * 8), n_in * bits // 8
+    height, width = tile_height(n_in), n_in * bits // 8
     out = np.empty((T, n_out), np.float32)
 
     def multiply(slices: Iterator[slice]) -> None:
