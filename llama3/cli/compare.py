@@ -62,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("compare takes a reference file, and optionally another one: llama3 compare FILE [OTHER]")
     if args.rope_angles not in ("float64", "float32"):
         raise RequestError(f"{args.source['rope_angles']} is {args.rope_angles!r}; expected float64 or float32")
+    if args.rope_angles == "float32" and len(args.words) == 2:
+        raise RequestError(
+            f"{args.source['rope_angles']} is for a model's own logits; {args.words[0]} is compared with a file"
+        )
     if args.html is not None:
         check_output(args.html)
     prepare_hub(args.quiet)

@@ -12,7 +12,7 @@ from llama3.ray.cluster import import_ray
 from llama3.ray.placement import Placement
 
 
-class Replica:
+class BatchReplica:
     """What runs in that process. `load` comes first; then `answer_line` is called from many threads."""
 
     answerer: Answerer
@@ -39,4 +39,4 @@ def start(placement: Placement, slots: int) -> Any:
     dispatch.py does both, because it knows which requests have an answer.
     """
     options = {"max_concurrency": IN_FLIGHT * slots, "scheduling_strategy": "SPREAD"}
-    return import_ray().remote(Replica).options(**options, **placement.options).remote()
+    return import_ray().remote(BatchReplica).options(**options, **placement.options).remote()

@@ -49,7 +49,10 @@ class Ingress:
     async def metrics(self, request: Request) -> Response:
         """The metrics of all replicas that answer, each sample with the name of its replica."""
         asked = self.replicas.broadcast("metrics")
-        found = await asked.results_async(timeout_s=5, return_exceptions=True)  # one may have died just now
+        try:
+            found = await asked.results_async(timeout_s=5, return_exceptions=True)  # one may have died just now
+        except TimeoutError:
+            return error_response("a replica has not given its metrics in 5 seconds", SERVICE_UNAVAILABLE, 503)
         text = joined([each for each in found if not isinstance(each, Exception)], self.counts)
         return Response(text, media_type="text/plain; version=0.0.4")
 

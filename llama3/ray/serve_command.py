@@ -38,6 +38,7 @@ def serve(settings: Settings, host: str, port: int, address: str | None, ready: 
         application = build(settings)
         ray_serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
         check_listener(ray_serve.context._get_global_client().http_config, host, port)
+        check_free(ray_serve.status().applications)
         try:
             handle = run(ray_serve, application)
             with signals() as stopped:
@@ -59,6 +60,15 @@ def check_listener(options: Any, host: str, port: int) -> None:
         raise RequestError(
             f"Ray Serve runs on this cluster already, at {options.host}:{options.port}; expected --host {options.host} "
             f"--port {options.port}, or end it first with `serve shutdown`"
+        )
+
+
+def check_free(applications: Any) -> None:
+    """Raise RequestError if the cluster serves this application already: Ray Serve would end that one."""
+    if APP in applications:
+        raise RequestError(
+            "this cluster runs `llama3 serve --ray` already; end that program first, or, if it was killed, "
+            "its replicas with `serve shutdown`"
         )
 
 

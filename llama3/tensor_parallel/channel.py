@@ -27,6 +27,13 @@ class RankError(DeviceError):
     """A rank is gone or has failed, and the model with it."""
 
 
+class RankGone(RankError):
+    """The process of a rank has ended."""
+
+    def __init__(self, rank: int):
+        super().__init__(f"rank {rank} is gone")
+
+
 class Channel:
     """One end of a pair of sockets."""
 

@@ -33,7 +33,7 @@ from llama3.model.transformer import Trace
 from llama3.model.weights import Weights
 from llama3.sampler import Sample, SequenceSampler
 from llama3.tensor_parallel.caches import Mirrored, Mirrors, Notes, Step
-from llama3.tensor_parallel.channel import COMMAND, READY, Channel, Closed, RankError
+from llama3.tensor_parallel.channel import COMMAND, READY, Channel, Closed, RankGone
 from llama3.tensor_parallel.ranks import Ranks, Setup
 
 Connect = Callable[[], Any]  # joins the other ranks -> an object with all_reduce, broadcast and abort, as `Nccl` is
@@ -63,7 +63,7 @@ class RankGroup:
             try:
                 channel.send(COMMAND, payload)
             except Closed:
-                raise RankError(f"rank {rank} is gone") from None
+                raise RankGone(rank) from None
 
 
 class RankCache(Mirrored, KVCache):
@@ -109,7 +109,7 @@ class FirstRank(Transformer):
             try:
                 joined.append(connect())
             except Exception as error:
-                self.ranks.failed(RankError(str(error)))
+                self.ranks.failed(error)
             done.set()
 
         threading.Thread(target=work, name="llama3-ranks-connect", daemon=True).start()
@@ -142,7 +142,7 @@ class FirstRank(Transformer):
                 return launch()
             except Exception as error:
                 library = self.group.library  # type: ignore[union-attr]  # a RankGroup
-                raise self.ranks.failed(RankError(str(error)), library.abort) from error
+                raise self.ranks.failed(error, library.abort) from error
 
         found = self.ranks.run(work, lambda: None)  # Ctrl-C waits for the launches: the other ranks make them, too
         if self.ranks.error:  # what was waited for has been aborted
@@ -270,7 +270,7 @@ def follower(
 
 
 def serve(setup: Setup, checkpoint: Checkpoint, channel: Channel) -> Follower:
-    """Another rank of this process, connected to all."""
+    """The rank that this process is, not rank 0; its group is connected to all ranks."""
     m, n = setup.model, setup.ranks
     library, device = load_library(), ready(m["device"], checkpoint, setup.rank, n, m["slots"])
     rank = follower(device, checkpoint, setup.rank, n, m["adapters"], m["rope_angles"])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama3.tensor_parallel.channel import ABANDON, FAILED, GO_ON, MEET, Channel, Closed, RankError
+from llama3.tensor_parallel.channel import ABANDON, FAILED, GO_ON, MEET, Channel, Closed, RankError, RankGone
 
 ROOM = 1 << 20  # numbers in a row of the memory; longer arrays go through it in pieces
 
@@ -84,7 +84,7 @@ class FirstGroup:
             try:
                 work(channel)
             except Closed:
-                raise RankError(f"rank {rank} is gone") from None
+                raise RankGone(rank) from None
             except RankError as error:
                 raise RankError(f"rank {rank}: {error}") from None
 

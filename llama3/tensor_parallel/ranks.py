@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet, finalize, ref
 
 from llama3.errors import DeviceError
-from llama3.tensor_parallel.channel import READY, SETUP, Channel, Closed, RankError
+from llama3.tensor_parallel.channel import READY, SETUP, Channel, Closed, RankError, RankGone
 
 T = TypeVar("T")
 PATIENCE = 5  # seconds for a rank to end by itself
@@ -88,7 +88,7 @@ class Ranks:
             try:
                 kind, payload = channel.receive()
             except Closed:
-                raise self.failed(RankError(f"rank {rank} is gone")) from None
+                raise self.failed(RankGone(rank)) from None
             if kind != READY:
                 raise self.failed(RankError(f"rank {rank}: {payload.decode()}"))
 
@@ -114,17 +114,17 @@ class Ranks:
             args = ref(self), rank, self.channels[rank - 1], on_end
             threading.Thread(target=_watch, args=args, name="llama3-ranks-watch", daemon=True).start()
 
-    def failed(self, error: RankError, on_end: Callable[[], None] = lambda: None) -> RankError:
+    def failed(self, error: Exception, on_end: Callable[[], None] = lambda: None) -> RankError:
         """End all ranks -> the error to raise, now and at every later step. It says how the first rank ended."""
         with self._failing:
             self._fail(error, on_end)
         assert self.error
         return self.error
 
-    def _fail(self, error: RankError, on_end: Callable[[], None]) -> None:
+    def _fail(self, error: Exception, on_end: Callable[[], None]) -> None:
         if self.error is None:
             endings = [f"rank {i} {how}" for i, p in enumerate(self.processes, 1) if (how := _ending(p))]
-            what = "; ".join(endings[:1]) if "is gone" in str(error) and endings else str(error)
+            what = "; ".join(endings[:1]) if isinstance(error, RankGone) and endings else str(error)
             self.error = RankError(f"device {self.device}: {what}; load the model again")
             for process in self.processes:
                 process.kill()
@@ -137,7 +137,7 @@ def _watch(weak: "ref[Ranks]", rank: int, channel: Channel, on_end: Callable[[],
         _, payload = channel.receive()
         error = RankError(f"rank {rank}: {payload.decode()}")
     except Closed:
-        error = RankError(f"rank {rank} is gone")
+        error = RankGone(rank)
     ranks = weak()
     if ranks is not None and ranks.stop.alive:  # else rank 0 has closed the channel, because the model is freed
         ranks.failed(error, on_end)

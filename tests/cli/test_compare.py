@@ -106,6 +106,7 @@ def test_what_cannot_be_done_is_one_line_before_a_model_is_loaded(
 ) -> None:
     right, folder = files[0], str(tmp_path)
     for arguments, message in (
+        ([right, right, "--rope-angles", "float32"], "--rope-angles is for a model's own logits"),
         ([right, "--html", folder], "is a folder; expected the name of a file"),
         ([right, "--html", f"{folder}/no/page.html"], "its folder does not exist"),
         ([right, "--html", f"{right}/page.html"], "its folder is a file"),

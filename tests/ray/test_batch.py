@@ -96,7 +96,7 @@ def test_a_replica_that_is_killed_changes_no_answer(programs: Programs, tmp_path
     for wanted in (5, 30):  # the second time, it may be the successor
         while process.poll() is None and (not target.exists() or target.read_bytes().count(b"\n") < wanted):
             time.sleep(0.01)
-        victim = next(pid for pid in programs.network.processes("ray::Replica") if pid not in killed)
+        victim = next(pid for pid in programs.network.processes("ray::BatchReplica") if pid not in killed)
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
     assert process.poll() is None
@@ -152,7 +152,7 @@ def test_ctrl_c_says_how_to_go_on(programs: Programs, tmp_path: Path) -> None:
     _, err = finish(process, 130)
     assert re.fullmatch(r"stopped; .* has \d+ answers: run the same command again to go on\n", err)
     assert 3 <= target.read_bytes().count(b"\n") < 500 and target.read_bytes().endswith(b"\n")
-    assert not programs.network.processes("ray::Replica")
+    assert not programs.network.processes("ray::BatchReplica")
 
 
 def test_python_gives_objects(programs: Programs) -> None:

@@ -196,6 +196,20 @@ def test_metrics_leave_out_a_replica_that_has_died(demo: Llama):
     assert reply.status == 200 and b'llama3_requests_in_flight{replica="r0"} 0.0' in reply.body
 
 
+def test_metrics_are_refused_while_a_replica_hangs(demo: Llama):
+    async def run() -> Reply:
+        app, handle, _ = await service(demo)
+
+        async def results_async(timeout_s: float, return_exceptions: bool) -> list[Any]:
+            raise TimeoutError
+
+        handle.broadcast = lambda method: SimpleNamespace(results_async=results_async)  # type: ignore[attr-defined]
+        return await call(app, "/metrics", b"", method="GET")
+
+    reply = asyncio.run(run())
+    assert reply.status == 503 and b"a replica has not given its metrics in 5 seconds" in reply.body
+
+
 def test_full_replicas_answer_429(demo: Llama):
     async def run() -> list[int]:
         app, _, _ = await service(demo, slots=1, queue=1)

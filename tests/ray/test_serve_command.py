@@ -103,6 +103,15 @@ def test_another_application_on_the_cluster_stays(monkeypatch: pytest.MonkeyPatc
     assert ray_serve.running == {"other"} and ray_serve.options
 
 
+def test_the_same_application_on_the_cluster_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_serve = RayServe()
+    ray_serve.running.add(APP)
+    ray_serve.options = SimpleNamespace(host="127.0.0.1", port=8000)
+    with pytest.raises(RequestError, match="runs `llama3 serve --ray` already"):
+        start(ray_serve, monkeypatch)
+    assert ray_serve.running == {APP} and ray_serve.options
+
+
 def test_ctrl_c_while_the_replicas_start_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for a replica, Ray Serve waits for ever."""
     ray_serve = RayServe(on_run=lambda: signal.raise_signal(signal.SIGINT))

@@ -23,7 +23,7 @@ from llama3.model.linear import linear
 from llama3.model.threads import share
 
 MOST_ROWS = 32  # of x. Above, NumPy's tiles are faster: BLAS uses every entry that it loads more often
-STEP, MOST = 2**18, 2**21  # entries of w that a thread takes at a time, at least and at most: 0.5 and 4 MB
+STEP, MOST = 2**19, 2**22  # bytes of w that a thread takes at a time, at least and at most
 
 READ_ONLY = "Array({}, 2, 'C', readonly=True)"
 SIGNATURE = f"void({READ_ONLY.format('float32')}, {READ_ONLY.format('uint16')}, float32[:, ::1], int64, int64)"
@@ -46,9 +46,13 @@ class NumbaMatrix:
         assert x.dtype == np.float32 and x.shape[1] == self.w.shape[1], (x.dtype, x.shape, self.w.shape)
         x = np.ascontiguousarray(x)
         out = np.empty((len(x), len(self.w)), np.float32)
-        least, most = (max(4, size // self.w.shape[1] // 4 * 4) for size in (STEP, MOST))  # rows of w
-        share(partial(_multiply, x, self.w.view(np.uint16), out), len(self.w), least, most)
+        share(partial(_multiply, x, self.w.view(np.uint16), out), len(self.w), *slice_rows(2 * self.w.shape[1]))
         return out
+
+
+def slice_rows(row_bytes: int) -> tuple[int, int]:
+    """How many rows of w a thread takes at a time, at least and at most: multiples of 4."""
+    return max(4, STEP // row_bytes // 4 * 4), max(4, MOST // row_bytes // 4 * 4)
 
 
 def _multiply(x: np.ndarray, w: np.ndarray, out: np.ndarray, blocks: Iterator[slice]) -> None:

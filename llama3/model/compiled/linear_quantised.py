@@ -15,12 +15,11 @@ import numpy as np
 from llama3.model.compiled import quantised_kernels as kernels
 from llama3.model.compiled.aligned import aligned
 from llama3.model.compiled.fits import fits_quantised
-from llama3.model.compiled.linear_numba import MOST_ROWS
+from llama3.model.compiled.linear_numba import MOST_ROWS, slice_rows
 from llama3.model.linear import MANY, MANY_TILE_ROWS, TILE_ROWS
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
-STEP, MOST = 2**19, 2**22  # bytes of codes that a thread takes at a time, at least and at most
 CODES = {"int8": kernels.SIGNED, "uint8": kernels.UNSIGNED, "float8_e4m3fn": kernels.FLOAT8}  # those of 8 bits
 
 
@@ -85,8 +84,7 @@ class NumbaQuantisedMatrix:
     def _product(self, x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), len(self)), np.float32)
         if 0 < len(x) <= MOST_ROWS:
-            least, most = (max(4, size // self._arrays[0].shape[1] // 4 * 4) for size in (STEP, MOST))  # rows of w
-            share(partial(self._few, x, out), len(self), least, most)
+            share(partial(self._few, x, out), len(self), *slice_rows(self._arrays[0].shape[1]))
         elif len(x):
             step = MANY_TILE_ROWS if len(x) >= MANY else TILE_ROWS
             share(partial(self._many, x, out, step), len(self), step)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from llama3.model.compiled import linear_quantised as module
+from llama3.model.compiled import linear_numba
 from llama3.model.compiled import quantised_kernels as kernels
 from llama3.model.compiled.fits import fits_quantised
 from llama3.model.compiled.linear_numba import MOST_ROWS
@@ -28,7 +28,7 @@ from llama3.model.quantised import QuantisedMatrix
 from tests.model.test_linear import draw, worst_error
 
 BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
-small_steps = mock.patch.multiple(module, STEP=512, MOST=512)  # so that small matrices have many
+small_steps = mock.patch.multiple(linear_numba, STEP=512, MOST=512)  # so that small matrices have many
 Codes = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
