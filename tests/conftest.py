@@ -36,6 +36,7 @@ if not importlib.util.find_spec("numba"):
         "test_same_bits.py",
         "model/compiled/test_linear_numba.py",
         "model/compiled/test_linear_amx.py",
+        "model/compiled/test_linear_amx_quantised.py",
         "model/compiled/test_linear_quantised.py",
         "model/compiled/test_attention_numba.py",
     ]

@@ -1,8 +1,8 @@
 """Chooses what multiplies by the weights on the CPU: NumPy, numba's float32 kernels, or AMX tiles.
 
 "auto" takes the fastest that is there. NumPy needs nothing. The others need the extra `numba`, and weights in bfloat16
-or, not for AMX, in 8 or 4 bits. AMX needs a CPU that has it, too. For a small model NumPy stays: loading the compiled
-kernels would take longer than an answer.
+or in 8 or 4 bits. AMX needs a CPU that has it, too. For a small model NumPy stays: loading the compiled kernels would
+take longer than an answer.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llama3.errors import DeviceError
-from llama3.model.compiled.fits import fits, fits_quantised
+from llama3.model.compiled.fits import fits, fits_amx_quantised, fits_quantised
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.weights import LayerWeights, Weights
 
@@ -82,18 +82,19 @@ def missing(kind: str, weights: Weights) -> str | None:
 
         if lack := linear_amx.missing():
             return lack
-    # Where AMX is chosen, numba's kernels multiply by the quantised matrices. It needs one in bfloat16 to be of use.
-    if not any(takes(kind, w) for w in matrices(weights) if kind == "numba" or isinstance(w, np.ndarray)):
+    if not any(takes(kind, w) for w in matrices(weights)):
         rows, columns = MULTIPLES[kind]
-        quantised = ", or 8 or 4 bits in multiples of 4 rows and 16 or 128 columns" if kind == "numba" else ""
-        return f"no matrix fits: bfloat16 in multiples of {rows} rows and {columns} columns{quantised}"
+        return (
+            f"no matrix fits: bfloat16 in multiples of {rows} rows and {columns} columns, or 8 or 4 bits in multiples "
+            f"of {rows} rows and {columns} or 128 columns"
+        )
     return None
 
 
 def takes(kind: str, w: np.ndarray | QuantisedMatrix) -> bool:
-    """Whether the kernels of a kind multiply by this matrix. NumPy multiplies by those that they do not take."""
+    """Whether the kernels of a kind multiply by this matrix."""
     if isinstance(w, QuantisedMatrix):
-        return fits_quantised(w)
+        return fits_amx_quantised(w) if kind == "amx" else fits_quantised(w)
     return fits(w, *MULTIPLES[kind])
 
 
@@ -106,7 +107,8 @@ def matrices(weights: Weights) -> Iterator[np.ndarray | QuantisedMatrix]:
 def prepare(weights: Weights, choice: LinearChoice) -> Weights:
     """The same weights, with each matrix that the chosen kind takes in a class that multiplies by it.
 
-    Matrices of another dtype or shape stay as they are, as do the embedding and the norms.
+    With AMX, numba's loops multiply by quantised matrices that AMX does not take. Matrices of another dtype or shape
+    stay as they are, as do the embedding and the norms.
     """
     if choice.kind == "numpy":
         return weights
@@ -120,16 +122,23 @@ def prepare(weights: Weights, choice: LinearChoice) -> Weights:
 
 def wrapped(choice: LinearChoice, w: np.ndarray | QuantisedMatrix) -> Any:
     """A matrix in the class that multiplies by it, or as it is."""
+    parts = 3 if choice.activations == "float32" else 1
+    if isinstance(w, QuantisedMatrix):
+        if choice.kind == "amx" and takes("amx", w):
+            from llama3.model.compiled.linear_amx_quantised import AmxQuantisedMatrix
+
+            return AmxQuantisedMatrix(w, parts)
+        if takes("numba", w):
+            from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix
+
+            return NumbaQuantisedMatrix(w)
+        return w
     if not takes(choice.kind, w):
         return w
-    if isinstance(w, QuantisedMatrix):
-        from llama3.model.compiled.linear_quantised import NumbaQuantisedMatrix
-
-        return NumbaQuantisedMatrix(w)
     if choice.kind == "numba":
         from llama3.model.compiled.linear_numba import NumbaMatrix
 
         return NumbaMatrix(w)
     from llama3.model.compiled.linear_amx import AmxMatrix
 
-    return AmxMatrix(w, parts=3 if choice.activations == "float32" else 1)
+    return AmxMatrix(w, parts)

@@ -176,24 +176,41 @@ def test_each_matrix_of_a_mixed_model_gets_the_class_for_it(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-@pytest.mark.parametrize("name", ["GPTQ 8 bits by row", "int4 with zeros"])
-def test_with_amx_numba_s_loops_multiply_by_quantised_matrices(name: str, tmp_path: Path) -> None:
-    """AMX is chosen only if it has a matrix in bfloat16 to multiply by, as the output matrix usually is."""
-    amx = mock.patch.object(linear_amx, "missing", lambda: None), mock.patch.object(linear_amx, "AmxMatrix")
+@pytest.mark.parametrize(("name", "taken"), [("GPTQ 8 bits by row", True), ("int4 with zeros", True), ("NF4", False)])
+def test_with_amx_numba_multiplies_by_the_quantised_matrices_that_amx_does_not_take(
+    name: str, taken: bool, tmp_path: Path
+) -> None:
+    """AMX is chosen only if it has a matrix to multiply by."""
+    from llama3.model.compiled import linear_amx_quantised
+
     folder, _ = quantised_files.write(tmp_path, quantised_files.BY_NAME[name])
     weights = Llama.load(folder, linear="numpy").checkpoint.weights
     mixed = replace(weights, output=np.zeros((64, 128), ml_dtypes.bfloat16))
     all_quantised = replace(weights, output=weights.layers[0].w1)
-    with mock.patch.object(module, "SMALL", 0), amx[0], amx[1] as amx_matrix:
-        choice = choose_linear(mixed)
-        assert choice.kind == "amx"
+    with (
+        mock.patch.object(module, "SMALL", 0),
+        mock.patch.object(linear_amx, "missing", lambda: None),
+        mock.patch.object(linear_amx, "AmxMatrix") as amx,
+        mock.patch.object(linear_amx_quantised, "AmxQuantisedMatrix") as amx_quantised,
+    ):
+        choice = choose_linear(mixed, activations="bfloat16")
+        assert choice.kind == choose_linear(mixed).kind == "amx"
         prepared = prepare(mixed, choice)
-        assert type(prepared.layers[0].wq).__name__ == "NumbaQuantisedMatrix"
-        assert prepared.output is amx_matrix.return_value and amx_matrix.call_count == 1
-        lack = "no matrix fits: bfloat16 in multiples of 32 rows and 32 columns"
-        assert choose_linear(all_quantised) == LinearChoice("numba", lack)
-        with pytest.raises(DeviceError, match=f"activations bfloat16 needs AMX, but {lack}"):
-            choose_linear(all_quantised, activations="bfloat16")
+        assert prepared.output is amx.return_value
+        amx.assert_called_once_with(mixed.output, 1)
+        if taken:
+            assert prepared.layers[0].wq is amx_quantised.return_value
+            assert amx_quantised.call_args_list[0].args == (weights.layers[0].wq, 1)
+            assert choose_linear(all_quantised).kind == "amx"
+        else:
+            assert type(prepared.layers[0].wq).__name__ == "NumbaQuantisedMatrix" and not amx_quantised.called
+            lack = (
+                "no matrix fits: bfloat16 in multiples of 32 rows and 32 columns, or 8 or 4 bits in multiples of 32 "
+                "rows and 32 or 128 columns"
+            )
+            assert choose_linear(all_quantised) == LinearChoice("numba", lack)
+            with pytest.raises(DeviceError, match=f"activations bfloat16 needs AMX, but {lack}"):
+                choose_linear(all_quantised, activations="bfloat16")
 
 
 def test_quantised_weights_of_other_shapes_stay_with_numpy(tmp_path: Path) -> None:

@@ -2,5 +2,5 @@
 
 Nothing here is needed to understand the model, and nothing here runs without the extra `numba`; `linear_choice.py`
 decides. Reading order: fits, jit, vectors, linear_numba, aligned, quantised_kernels, linear_quantised, amx_kernels,
-linear_amx, attention_numba.
+linear_amx, amx_quantised_kernels, linear_amx_quantised, attention_numba.
 """

@@ -118,7 +118,8 @@ def split(rest: Variable, last: Value) -> Value:
 
 
 @compiled(
-    "void(Array(float32, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], float32[:, ::1], int64, int64)", uses=vectors
+    "void(Array(float32, 2, 'C', readonly=True), uint32[:, :, :, :, ::1], float32[:, ::1], int64, int64)",
+    uses=[vectors],
 )
 def pack(x: Any, packed: Any, columns: Any, begin: int, end: int) -> None:
     """Fill the column tiles from begin to end of packed, which may have more rows than x: those become 0.

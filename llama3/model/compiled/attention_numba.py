@@ -168,7 +168,7 @@ def kernel(group: int, head_dim: int) -> Kernel:
 
 @functools.cache
 def _kernel(form: tuple[int, int, int, int]) -> Kernel:
-    @compiled(_signature, uses=vectors, error_model="numpy")
+    @compiled(_signature, uses=[vectors], error_model="numpy")
     def attend(q, k, v, out, records, scale, first_task, last_task):
         """Tasks first_task to last_task: each is the queries of one kv head at up to ROWS positions."""
         for task in range(first_task, last_task):

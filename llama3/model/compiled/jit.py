@@ -7,7 +7,7 @@ import gc
 import inspect
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -59,18 +59,19 @@ def without_collections() -> Iterator[None]:
 
 
 def compiled(
-    *signatures: str, uses: ModuleType | None = None, **options: Any
+    *signatures: str, uses: Sequence[ModuleType] = (), **options: Any
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a kernel with its signatures, for instance "void(float32[:, ::1], int64)"; options are njit's.
 
     The signature of an array that may be read-only, as mapped weights are, is Array(uint16, 2, 'C', readonly=True).
-    It accepts writable arrays, too. uses: another module whose instructions the kernel is made of. numba's cache takes
-    a kernel to be new only if the file with the kernel itself has changed, but it goes by the kernel's name as well.
+    It accepts writable arrays, too. uses: other modules with instructions that the kernel is made of. numba's cache
+    takes a kernel to be new only if the file with the kernel itself has changed, but it goes by the kernel's name, too.
     """
 
     def decorate(py_func: Callable[..., Any]) -> Kernel:
         if uses:
-            py_func.__qualname__ += f"_{zlib.crc32(inspect.getsource(uses).encode()):08x}"
+            source = "".join(map(inspect.getsource, uses))
+            py_func.__qualname__ += f"_{zlib.crc32(source.encode()):08x}"
         return Kernel(py_func, signatures, options)
 
     return decorate

@@ -78,14 +78,14 @@ class AmxMatrix:
         assert all(x.shape[1] == matrix.w.shape[1] for matrix in matrices), [x.shape, *(m.w.shape for m in matrices)]
         out = [np.empty((len(x), len(matrix.w)), np.float32) for matrix in matrices]
         if len(x):
-            packed = _pack(np.ascontiguousarray(x), parts.pop())
+            packed = pack(np.ascontiguousarray(x), parts.pop())
             for matrix, y in zip(matrices, out):
                 rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // x.shape[1] // 32 * 32), len(matrix.w))
                 share(partial(_multiply, packed, matrix.w.view(np.uint16), y, rows), len(matrix.w), rows)
         return out
 
 
-def _pack(x: np.ndarray, parts: int) -> np.ndarray:
+def pack(x: np.ndarray, parts: int) -> np.ndarray:
     """x (T, n_in) float32 -> (blocks of 16 rows, n_in / 32, parts, 16 pairs of columns, 16 rows) uint32"""
     from llama3.model.compiled import amx_kernels
 

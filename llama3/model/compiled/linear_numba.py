@@ -77,7 +77,7 @@ def widen(bits):
 FOUR, THREE, TWO, ONE = (4,), (3,), (2,), (1,)
 
 
-@compiled(SIGNATURE, uses=vectors, error_model="numpy")
+@compiled(SIGNATURE, uses=[vectors], error_model="numpy")
 def multiply(x, w, out, begin, end):
     """out[:, begin:end] = x @ w[begin:end].T. A block of w stays in the cache while x passes by."""
     fours = len(x) - len(x) % 4

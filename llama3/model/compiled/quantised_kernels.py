@@ -52,8 +52,9 @@ ARRAY = "Array({}, 2, 'C', readonly=True)"
 
 
 def in_order(x: np.ndarray) -> np.ndarray:
-    """x (T, n_in) -> the same numbers in the order in which the kernel for 4 bits meets their columns."""
-    return x.reshape(len(x), x.shape[1] // BLOCK, LANES, 8).swapaxes(2, 3).reshape(x.shape)
+    """x (T, n_in) -> the same numbers in the order in which the kernel for 4 bits meets their columns, which is that of
+    (T, n_in / BLOCK, 8, LANES)."""
+    return x.reshape(len(x), x.shape[1] // BLOCK, LANES, 8).swapaxes(2, 3)
 
 
 def runs(codes: int, table: bool) -> bool:
@@ -79,7 +80,7 @@ def kernel(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
     x_type = ARRAY.format("float32")
 
     @compiled(
-        f"void({x_type}, {_matrix(scale_type)}, float32[:, ::1], int64, int64)", uses=vectors, error_model="numpy"
+        f"void({x_type}, {_matrix(scale_type)}, float32[:, ::1], int64, int64)", uses=[vectors], error_model="numpy"
     )
     def multiply(x, codes, scale, zero, table, group, out, begin, end):
         """out[:, begin:end] = x @ w[begin:end].T. A block of w stays in the cache while x passes by.
@@ -107,7 +108,7 @@ def unpacking(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
     """The kernel that makes float32 of a matrix of this kind, for BLAS."""
     form = codes, max(1, scales), zeros, int(scale_type == "float16")
 
-    @compiled(f"void({_matrix(scale_type)}, float32[:, ::1], int64)", uses=vectors, error_model="numpy")
+    @compiled(f"void({_matrix(scale_type)}, float32[:, ::1], int64)", uses=[vectors], error_model="numpy")
     def unpack(codes, scale, zero, table, group, out, begin):
         """out = w[begin : begin + len(out)], (rows, n_in) float32; for 4 bits, the columns are `in_order`."""
         for row in range(len(out)):

@@ -5,17 +5,22 @@ A tile must have been set before it is read. Memory may be touched only inside t
 may be written to W or x. Each thread has tiles of its own, and no configuration outside of a kernel.
 """
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from numba import njit
 
-from llama3.model.compiled import amx_kernels, linear_amx
+from llama3.model.compiled import amx_kernels, amx_quantised_kernels, linear_amx, linear_amx_quantised
 
 TINY = np.float32(2.0**-126)
+original_kernel, original_unpack = amx_quantised_kernels.kernel, amx_quantised_kernels.unpack
+original_add_scaled = amx_quantised_kernels.add_scaled
 
 
 class AmxError(Exception):
@@ -120,12 +125,18 @@ class Tiles(threading.local):
         self.tiles[to] = dot(self._tile(to).view(np.float32), a, b).view(np.uint8)
         self.count += 1
 
-    def run(self, kernel: Any, w: np.ndarray, x: np.ndarray, *others: Any) -> None:
-        """Call the Python function of `few` or `many`."""
-        arrays = [amx_kernels.CONFIG, w, x, *(array for array in others if isinstance(array, np.ndarray))]
-        flags = [(False, False), (False, False), (True, False), *[(True, True)] * (len(arrays) - 3)]
-        self.memory = [(array.reshape(-1).view(np.uint8), *flag) for array, flag in zip(arrays, flags, strict=True)]
-        kernel.py_func(w, x, *others)
+    def run(self, kernel: Any, *arguments: Any) -> None:
+        """Call the Python function of a kernel: of `few` or `many`, whose first argument is W, or of a quantised W.
+
+        Before x come the codes, scales and zeros of a quantised W, which no instruction for tiles may touch.
+        """
+        arrays = [array for array in arguments if isinstance(array, np.ndarray)]
+        i = next(i for i, array in enumerate(arrays) if array.dtype == np.uint32)  # of x
+        known = [(amx_kernels.CONFIG, False, False), (arrays[i], True, False)]
+        known += [(arrays[0], False, False)] if i == 1 else []
+        known += [(array, True, True) for array in arrays[i + 1 :]]
+        self.memory = [(array.reshape(-1).view(np.uint8), *flags) for array, *flags in known]
+        kernel.py_func(*arguments)
         if self.configured:
             raise AmxError("the tiles are not released")
         self.memory = []
@@ -136,18 +147,53 @@ INSTRUCTIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored
 
 @contextmanager
 def simulated() -> Iterator[Tiles]:
-    """AmxMatrix works as on a CPU with AMX: all but the instructions, and numba's compiler, is the real code."""
+    """AMX's matrices work as on a CPU with AMX: all but the instructions, and numba's compiler, is the real code.
+
+    What the kernel of quantised matrices does without tiles is compiled for this CPU.
+    """
     tiles = Tiles()
     with ExitStack() as stack:
         patch = lambda module, name, new: stack.enter_context(mock.patch.object(module, name, new))  # noqa: E731
-        for name in INSTRUCTIONS:
-            patch(amx_kernels, name, getattr(tiles, name))
-        patch(amx_kernels, "address", lambda array: array.ctypes.data)
+        for module in (amx_kernels, amx_quantised_kernels):
+            for name in INSTRUCTIONS:
+                patch(module, name, getattr(tiles, name))
+            patch(module, "address", lambda array: array.ctypes.data)
+        patch(amx_quantised_kernels, "unpack", lambda form, *arguments: vector_parts(form)[0](*arguments))
+        patch(amx_quantised_kernels, "add_scaled", lambda form, *arguments: vector_parts(form)[1](*arguments))
+        patch(amx_quantised_kernels, "kernel", partial(simulated_kernel, tiles))
         for kernel in (amx_kernels.few, amx_kernels.many):
             patch(kernel, "compile", lambda: None)
             patch(kernel, "_compiled", lambda *arguments, kernel=kernel: tiles.run(kernel, *arguments))
-        patch(linear_amx, "missing", lambda: None)
+        for module in (linear_amx, linear_amx_quantised):
+            patch(module, "missing", lambda: None)
         yield tiles
+
+
+def simulated_kernel(tiles: Tiles, *kinds: Any) -> Any:
+    kernel = original_kernel(*kinds)
+
+    class Simulated:
+        def compile(self) -> None: ...
+
+        def __call__(self, *arguments: Any) -> None:
+            tiles.run(kernel, *arguments)
+
+    return Simulated()
+
+
+@functools.cache
+def vector_parts(form: tuple[int, ...]) -> tuple[Any, Any]:
+    """`unpack` and `add_scaled` for one kind of matrix, as functions."""
+
+    @njit
+    def unpack(tiles, codes, zero, row, to, first, place, n, g):
+        original_unpack(form, tiles, codes, zero, row, to, first, place, n, g)
+
+    @njit
+    def add_scaled(y, sums, scale, n, to, block, g):
+        original_add_scaled(form, y, sums, scale, n, to, block, g)
+
+    return unpack, add_scaled
 
 
 def product_in_order(x: np.ndarray, w: np.ndarray, parts: int) -> np.ndarray:

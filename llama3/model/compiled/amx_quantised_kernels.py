@@ -1,0 +1,151 @@
+"""A kernel that multiplies weights in 8 and 4 bits on AMX tiles, whose sums are scaled afterwards.
+
+`amx_kernels.py` explains the tiles. A code less its zero is an integer of at most 256, or a float8 number: bfloat16
+holds both exactly. So `unpack` writes codes as bfloat16 tiles into memory that stays in the cache, they meet the parts
+of x as bfloat16 weights do, and the sum of a group of columns is multiplied by the group's scale:
+
+    y = sum over groups of  scale * (sum over the group's columns of (code - zero) * x)
+
+No entry is rounded. As in `amx_kernels.py`, an entry of y adds its terms in one order, whatever the number of rows of
+x.
+"""
+
+import functools
+
+from llvmlite import ir
+
+from llama3.model.compiled import quantised_kernels, vectors
+from llama3.model.compiled.amx_kernels import (
+    CONFIG,
+    UPPER_HALF,
+    address,
+    ldtilecfg,
+    tdpbf16ps,
+    tileloadd,
+    tilerelease,
+    tilestored,
+    tilezero,
+)
+from llama3.model.compiled.jit import Kernel, compiled
+from llama3.model.compiled.quantised_kernels import (
+    ARRAY,
+    HALF_BYTES,
+    NOT_SHIFTED,
+    SHIFTED_BY_GROUP,
+    factor_of,
+    value,
+)
+from llama3.model.compiled.vectors import FLOAT, INT, SHORT, Array, Value, instruction, loop
+
+DEPTH = 64  # column tiles that are unpacked at a time: those of 32 rows of W are 128 KB
+BYTE = ir.IntType(8)
+
+
+@functools.cache
+def kernel(codes: int, zeros: int, scale_type: str) -> Kernel:
+    """The kernel for one kind of matrix, compiled at its first use. The kinds are those of `quantised_kernels.py`."""
+    form = codes, zeros, int(scale_type == "float16")
+    scale = "float32" if scale_type == "float32" else "uint16"
+    inputs = ", ".join(map(ARRAY.format, ("uint8", scale, "int16")))
+    packed, buffers = "uint32[:, :, :, :, ::1]", "float32[:, ::1], uint32[:, :, :, ::1], float32[:, ::1]"
+
+    uses = [vectors, quantised_kernels]
+
+    @compiled(f"void({inputs}, {packed}, {buffers}, int64, int64, int64)", uses=uses, error_model="numpy")
+    def multiply(codes, scale, zero, x, y, tiles, sums, group, begin, end):
+        """y += w[begin:end] times x, 32 rows of w by 16 rows of x at a time.
+
+        codes (n_out, bytes of a row) uint8; scale and zero (n_out, groups); x as packed; y (>= end - begin, 16 for each
+        block of x) float32. tiles (rows / 16, depth, 16, 16) uint32 and sums (32, 16) float32 are overwritten: so many
+        rows of w and column tiles are unpacked at a time. group: column tiles that share a scale; depth is a multiple
+        of it, unless a row has one scale. begin and end in 32s.
+        Tiles 0 and 1 are sums, 4 and 5 are from w, 6 is from x.
+        """
+        ldtilecfg(address(CONFIG))
+        steps, parts, height, depth = x.shape[1], x.shape[2], 16 * len(tiles), tiles.shape[1]
+        span = group if group < depth else depth
+        for top in range(begin, end, height):
+            bottom = top + height if top + height < end else end
+            for left in range(0, steps, depth):
+                right = left + depth if left + depth < steps else steps
+                for n in range(top, bottom):
+                    for first in range(left, right, span):
+                        last = first + span if first + span < right else right
+                        unpack(form, tiles, codes, zero, n, n - top, first, first - left, last - first, first // group)
+                for block in range(len(x)):
+                    for n in range(top, bottom, 32):
+                        for first in range(left, right, span):
+                            last = first + span if first + span < right else right
+                            a = address(tiles) + ((n - top) // 16 * depth + first - left) * 1024
+                            b = address(x) + (block * steps + first) * parts * 1024
+                            tilezero(0)
+                            tilezero(1)
+                            for _ in range(first, last):
+                                tileloadd(4, a, 64)
+                                tileloadd(5, a + depth * 1024, 64)
+                                for _ in range(parts):
+                                    tileloadd(6, b, 64)
+                                    tdpbf16ps(0, 4, 6)
+                                    tdpbf16ps(1, 5, 6)
+                                    b += 1024
+                                a += 1024
+                            tilestored(0, address(sums), 64)
+                            tilestored(1, address(sums) + 1024, 64)
+                            add_scaled(form, y, sums, scale, n, n - begin, block, first // group)
+        tilerelease()
+
+    return multiply
+
+
+@instruction
+def unpack(
+    form: tuple[int, ...],
+    tiles: Array,
+    codes: Array,
+    zero: Array,
+    row: Value,
+    to: Value,
+    first: Value,
+    place: Value,
+    n: Value,
+    g: Value,
+) -> None:
+    """Write n column tiles of a row of codes, less their zero of group g, to row `to` of the tiles from `place` on.
+
+    A word of a tile has the bfloat16 of an even column in its lower half, and that of the next one in its upper half.
+    """
+    kind, zeros, _ = form
+    shift = None
+    if zeros != NOT_SHIFTED:
+        of_group = zero.number(row, g) if zeros == SHIFTED_BY_GROUP else zero.number(0, 0)
+        shift = of_group.convert("sitofp", FLOAT).spread(16)
+    with loop(n) as k:
+        numbers = pairs(kind, codes, row, first + k)
+        even, odd = ((x if shift is None else x - shift).convert("bitcast", INT) for x in numbers)
+        tiles.store(odd & UPPER_HALF | even.upper_half(), to >> 4, place + k, to & 15, 0)
+
+
+def pairs(kind: int, codes: Array, row: Value, k: Value) -> tuple[Value, Value]:
+    """The values of a column tile's 16 even columns, and of its 16 odd ones. A row four below is read meanwhile."""
+    if kind == HALF_BYTES:
+        byte = k << 4
+        bits = codes.load(16, row, byte).convert("zext", INT)
+        even, odd = (value(kind, bits, part) for part in (0, 1))
+    else:
+        byte = k << 5
+        bits = codes.load(16, row, byte, element=SHORT)
+        even, odd = (value(kind, half.convert("trunc", BYTE), 0) for half in (bits, bits >> 8))
+    codes.prefetch(row + 4, byte)
+    return even, odd
+
+
+@instruction
+def add_scaled(
+    form: tuple[int, ...], y: Array, sums: Array, scale: Array, n: Value, to: Value, block: Value, g: Value
+) -> None:
+    """Add 32 rows of sums, each times its row's scale of group g, to y's rows from `to` on."""
+    kind, _, half = form
+    with loop(n.like(32)) as row:
+        factor = factor_of(scale.number(n + row, g), kind, half).spread(16)
+        column = block << 4
+        y.store(sums.load(16, row, 0).times_plus(factor, y.load(16, to + row, column)), to + row, column)

@@ -1,0 +1,77 @@
+"""The product y = x @ w.T on Intel's AMX tiles, where w is quantised. `amx_quantised_kernels.py` has the kernel.
+
+x is split into three bfloat16 as in `linear_amx.py`, so the result is as accurate as float32, and a row of y has the
+same bits whatever the number of rows of x.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from llama3.model.compiled.aligned import aligned
+from llama3.model.compiled.fits import fits_amx_quantised
+from llama3.model.compiled.linear_amx import DIRECT, missing, pack
+from llama3.model.compiled.linear_quantised import for_kernels
+from llama3.model.quantised import QuantisedMatrix
+from llama3.model.threads import share
+
+SLICE = 2**20  # bytes of codes that a thread takes at a time, with few rows of x
+BLOCK = 128  # rows of W that are unpacked at a time for many rows of x
+
+
+class AmxQuantisedMatrix:
+    """A quantised matrix that AMX multiplies, for `linear`. Making the first of its kind compiles the kernel."""
+
+    def __init__(self, w: QuantisedMatrix, parts: int = 3) -> None:
+        """parts: bfloat16 numbers that a float32 of x is split into: 3 keep all its bits, 1 rounds it."""
+        assert fits_amx_quantised(w) and parts in (1, 2, 3), (w.shape, w.bits, w.codes.dtype, w.group, parts)
+        assert missing() is None, missing()  # or LLVM would end the process
+        from llama3.model.compiled import amx_kernels, amx_quantised_kernels
+
+        self.w, self.shape, self.parts = w, w.shape, parts
+        kind, zeros, scale_type, self._arrays = for_kernels(w)
+        self._kernel = amx_quantised_kernels.kernel(kind, zeros, scale_type)
+        self._group = min(w.group[1], w.shape[1]) // 32  # in column tiles
+        self._depth = amx_quantised_kernels.DEPTH
+        if self._group < self._depth:
+            self._depth -= self._depth % self._group
+        for each in (amx_kernels.pack, self._kernel):
+            each.compile()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.w.nbytes
+
+    def product(self, x: np.ndarray) -> np.ndarray:
+        """x (T, n_in) float32 -> x @ w.T, (T, n_out) float32"""
+        return self.products(x, [self])[0]
+
+    @staticmethod
+    def products(x: np.ndarray, matrices: "Sequence[AmxQuantisedMatrix]") -> list[np.ndarray]:
+        """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. x is packed once for all of them."""
+        parts = {matrix.parts for matrix in matrices}
+        assert x.dtype == np.float32 and len(parts) == 1, (x.dtype, parts)
+        assert all(x.shape[1] == matrix.shape[1] for matrix in matrices), [x.shape, *(m.shape for m in matrices)]
+        out = [np.empty((len(x), len(matrix)), np.float32) for matrix in matrices]
+        if len(x):
+            packed = pack(np.ascontiguousarray(x), parts.pop())
+            for matrix, y in zip(matrices, out):
+                row_bytes = matrix._arrays[0].shape[1]
+                rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // row_bytes // 32 * 32), len(matrix))
+                share(partial(matrix._multiply, packed, y, rows), len(matrix), rows)
+        return out
+
+    def _multiply(self, x: np.ndarray, y: np.ndarray, rows: int, slices: Iterator[slice]) -> None:
+        """Multiply slice after slice, each of up to `rows` rows of w, by packed x, into columns of y (T, n_out)."""
+        buffer = aligned((rows, 16 * len(x)), np.float32)
+        height = min(BLOCK, rows) if len(y) > DIRECT else 32
+        tiles = aligned((height // 16, self._depth, 16, 16), np.uint32)
+        sums = aligned((32, 16), np.float32)
+        for part in slices:
+            buffer.fill(0)
+            self._kernel(*self._arrays, x, buffer, tiles, sums, self._group, part.start, part.stop)
+            y[:, part] = buffer[: part.stop - part.start, : len(y)].T
