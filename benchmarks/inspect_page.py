@@ -19,7 +19,7 @@ from llama3.inspect import inspect
 from llama3.inspect.page import page
 
 TURNS = 9
-QUESTION = "What is RoPE? " * 31  # with 64 tokens of the answer 201 in all
+QUESTION = "What is RoPE? " * 34  # with the answer, which has at most 64 tokens, more than 200 in all
 # From the start of the navigation until a click has been answered and laid out.
 CLICK = "() => { choose(150); document.body.offsetHeight; return performance.now(); }"
 
