@@ -98,6 +98,7 @@ ROUNDED = load(ROUNDING)["models"].values()
 DEMO_CONFIG = load_folder(ROOT / "weights" / "demo").config
 ROWS = (1, 4, 16, 32)
 FULL_8B = load("full-8b-cascade-lake-2026-11-27.json")["measured"]
+LIMITS = "limits-2026-11-28.json"
 QUANTISED_8B = "quantised-8b-cascade-lake-2026-11-28.json"
 SERVING = "serving-demo-cascade-lake-2026-11-27.json"
 RAY_BATCH, RAY_SERVE, RAY_DIALOGUES = (f"ray-{name}-2026-11-28.json" for name in ("batch", "serve", "dialogues"))
@@ -499,6 +500,15 @@ FIGURES: list[tuple[str, str, list[Source]]] = [
         ],
     ),
     # ---- parity, inspect
+    *[
+        ("docs/parity.md", text, [result(LIMITS, f"worst_rows/{dtype}/{name}") for name in names])
+        for text, dtype, names in (
+            ("at most 4.5e-6 and 7.1e-6", "float32", ("logits", "activations")),
+            ("at most 17.0 and 34.4", "float16", ("logits_roundoffs", "activations_roundoffs")),
+            ("at most 17.8 and 36.1", "bfloat16", ("logits_roundoffs", "activations_roundoffs")),
+        )
+    ],
+    ("docs/parity.md", "in 400 random models", [result(LIMITS, "models")]),
     ("docs/parity.md", "528 bytes a position", [equals(compact.TOP * (4 + 4) + 8 + 8)]),  # ids, logits, log_sum, token
     (
         "docs/parity.md",
