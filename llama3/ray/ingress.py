@@ -47,7 +47,7 @@ class Ingress:
         )
 
     async def metrics(self, request: Request) -> Response:
-        """The metrics of all replicas that answer, each sample with the name of its replica."""
+        """The metrics of all replicas that run, each sample with the name of its replica. 503 if one is too slow."""
         asked = self.replicas.broadcast("metrics")
         try:
             found = await asked.results_async(timeout_s=5, return_exceptions=True)  # one may have died just now

@@ -68,7 +68,7 @@ def check_free(applications: Any) -> None:
     if APP in applications:
         raise RequestError(
             "this cluster runs `llama3 serve --ray` already; end that program first, or, if it was killed, "
-            "its replicas with `serve shutdown`"
+            "all that Ray Serve runs there with `serve shutdown`"
         )
 
 

@@ -118,6 +118,7 @@ def test_float32_weights_stay_with_numpy(tmp_path: Path) -> None:
 
 
 def test_loading_kernels_leaves_the_garbage_collector_as_it_was() -> None:
+    gc.unfreeze()  # what other tests have frozen
     for enabled in (True, False):
         (gc.enable if enabled else gc.disable)()
         try:

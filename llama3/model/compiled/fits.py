@@ -46,14 +46,16 @@ def fits_quantised(w: QuantisedMatrix) -> bool:
 def fits_amx_quantised(w: QuantisedMatrix) -> bool:
     """Whether AMX takes w: what the other kernels take, without a table, in rows and columns in multiples of 32.
 
-    A group has all columns, or at most 2,048. A code less its zero is at most 256, so that bfloat16 holds it exactly.
+    A group has all columns, or at most 2,048. A code less its zero is from -256 to 256, so that bfloat16 holds it
+    exactly.
     """
     (n_out, n_in), width = w.shape, w.group[1]
     zeros = np.asarray(w.zero)
+    least, most = (-1, 256) if w.codes.dtype == np.uint8 and w.bits == 8 else (-128, 128)
     return bool(
         fits_quantised(w)
         and w.table is None
         and n_out % 32 == n_in % 32 == 0
         and (width >= n_in or (width % 32 == 0 and width <= 2048))
-        and -128 <= zeros.min() <= zeros.max() <= (128 if w.codes.dtype.name == "int8" else 256)
+        and least <= zeros.min() <= zeros.max() <= most
     )

@@ -1,7 +1,8 @@
 """The product y = x @ w.T on Intel's AMX tiles, where w is quantised. `amx_quantised_kernels.py` has the kernel.
 
 x is split into three bfloat16 as in `linear_amx.py`, so the result is as accurate as float32, and a row of y has the
-same bits whatever the number of rows of x.
+same bits whatever the number of rows of x. It differs from NumPy's in what that file lists, and in two more cases: a
+sum is scaled at its end, so it overflows where x is above 1e35 or so; the codes of float8 that are NaN count as 480.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,11 +68,12 @@ class AmxQuantisedMatrix:
 
     def _multiply(self, x: np.ndarray, y: np.ndarray, rows: int, slices: Iterator[slice]) -> None:
         """Multiply slice after slice, each of up to `rows` rows of w, by packed x, into columns of y (T, n_out)."""
-        buffer = aligned((rows, 16 * len(x)), np.float32)
-        height = min(BLOCK, rows) if len(y) > DIRECT else 32
-        tiles = aligned((height // 16, self._depth, 16, 16), np.uint32)
-        sums = aligned((32, 16), np.float32)
+        buffer = aligned((len(x), rows, 16), np.float32)  # a block of x by rows of w by 16 rows of x
+        unpacked = min(BLOCK, rows) if len(y) > DIRECT else 32
+        tiles = aligned((unpacked // 16, self._depth, 16, 16), np.uint32)
+        sums = aligned((64, 16), np.float32)
         for part in slices:
             buffer.fill(0)
             self._kernel(*self._arrays, x, buffer, tiles, sums, self._group, part.start, part.stop)
-            y[:, part] = buffer[: part.stop - part.start, : len(y)].T
+            height = part.stop - part.start
+            y[:, part] = buffer[:, :height].transpose(0, 2, 1).reshape(-1, height)[: len(y)]

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 
-from llama3.model.compiled import vectors
+from llama3.model.compiled import linear_numba, vectors
 from llama3.model.compiled.jit import Kernel, compiled
 from llama3.model.compiled.linear_numba import widen
 from llama3.model.compiled.vectors import (
@@ -80,7 +80,9 @@ def kernel(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
     x_type = ARRAY.format("float32")
 
     @compiled(
-        f"void({x_type}, {_matrix(scale_type)}, float32[:, ::1], int64, int64)", uses=[vectors], error_model="numpy"
+        f"void({x_type}, {_matrix(scale_type)}, float32[:, ::1], int64, int64)",
+        uses=[vectors, linear_numba],
+        error_model="numpy",
     )
     def multiply(x, codes, scale, zero, table, group, out, begin, end):
         """out[:, begin:end] = x @ w[begin:end].T. A block of w stays in the cache while x passes by.
@@ -108,7 +110,7 @@ def unpacking(codes: int, scales: int, zeros: int, scale_type: str) -> Kernel:
     """The kernel that makes float32 of a matrix of this kind, for BLAS."""
     form = codes, max(1, scales), zeros, int(scale_type == "float16")
 
-    @compiled(f"void({_matrix(scale_type)}, float32[:, ::1], int64)", uses=[vectors], error_model="numpy")
+    @compiled(f"void({_matrix(scale_type)}, float32[:, ::1], int64)", uses=[vectors, linear_numba], error_model="numpy")
     def unpack(codes, scale, zero, table, group, out, begin):
         """out = w[begin : begin + len(out)], (rows, n_in) float32; for 4 bits, the columns are `in_order`."""
         for row in range(len(out)):

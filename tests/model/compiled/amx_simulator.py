@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from llama3.model.compiled import amx_kernels, amx_quantised_kernels, linear_amx, linear_amx_quantised
+from llama3.model.compiled.quantised_kernels import HALF_BYTES
 
 TINY = np.float32(2.0**-126)
 original_kernel, original_unpack = amx_quantised_kernels.kernel, amx_quantised_kernels.unpack
@@ -190,10 +191,26 @@ def vector_parts(form: tuple[int, ...]) -> tuple[Any, Any]:
         original_unpack(form, tiles, codes, zero, row, to, first, place, n, g)
 
     @njit
-    def add_scaled(y, sums, scale, n, to, block, g):
-        original_add_scaled(form, y, sums, scale, n, to, block, g)
+    def add_scaled(y, sums, scale, n, to, block, first, g):
+        original_add_scaled(form, y, sums, scale, n, to, block, first, g)
 
-    return unpack, add_scaled
+    def inside_unpack(tiles: Any, codes: Any, zero: Any, row: int, to: int, first: int, place: int, *n_g: int) -> None:
+        tile_bytes = 16 if form[0] == HALF_BYTES else 32
+        n, g = n_g
+        if row >= len(codes) or (first + n) * tile_bytes > codes.shape[1] or (len(zero) > 1 and g >= zero.shape[1]):
+            raise AmxError(f"no codes of row {row} up to column tile {first + n}, group {g}")
+        if to >= 16 * len(tiles) or place + n > tiles.shape[1]:
+            raise AmxError(f"row {to} is unpacked up to column tile {place + n} of tiles {tiles.shape}")
+        unpack(tiles, codes, zero, row, to, first, place, n, g)
+
+    def inside_add(y: Any, sums: Any, scale: Any, n: int, to: int, block: int, first: int, g: int) -> None:
+        if block >= len(y) or to + 32 > y.shape[1] or first + 32 > len(sums):
+            raise AmxError(f"sums from {first} are added to block {block} of y {y.shape} from {to} on")
+        if n + 32 > len(scale) or g >= scale.shape[1]:
+            raise AmxError(f"no scales of rows {n} to {n + 32}, group {g}")
+        add_scaled(y, sums, scale, n, to, block, first, g)
+
+    return inside_unpack, inside_add
 
 
 def product_in_order(x: np.ndarray, w: np.ndarray, parts: int) -> np.ndarray:

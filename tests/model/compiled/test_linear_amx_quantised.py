@@ -21,7 +21,7 @@ from llama3.model.compiled.linear_amx import missing
 from llama3.model.compiled.linear_amx_quantised import AmxQuantisedMatrix
 from llama3.model.linear import linear, linears
 from llama3.model.quantised import QuantisedMatrix
-from tests.model.compiled.amx_simulator import product_in_order, simulated
+from tests.model.compiled.amx_simulator import product_in_order, simulated, vector_parts
 from tests.model.compiled.test_linear_amx import assembly_of, draw, nmse
 from tests.model.compiled.test_linear_quantised import KINDS, matrix
 
@@ -53,6 +53,22 @@ def test_three_parts_are_as_accurate_as_float32(kind: str, rows: int, amx: None)
     y = AmxQuantisedMatrix(w).product(x)
     assert y.dtype == np.float32 and y.shape == (rows, 96) and y.flags.c_contiguous
     assert nmse(y, x, entries(w)) <= max(2 * nmse(x @ w.rows(0, 96).T, x, entries(w)), 1e-14)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(96, 2208), (1536, 4608)])
+def test_groups_need_not_divide_what_is_unpacked_at_a_time(width: int, columns: int) -> None:
+    """64 column tiles are unpacked at a time, less those of a group that would be cut. Sizes as they are in use."""
+    eight = matrix("int8, a scale a row", 160, columns)
+    scale = np.random.default_rng(0).uniform(0.001, 0.01, (160, columns // width)).astype(np.float32)
+    w = QuantisedMatrix(eight.shape, 8, eight.codes, (1, width), scale)
+    x = draw(65, columns)
+    with simulated():
+        y = AmxQuantisedMatrix(w, parts=1).product(as_bfloat16_numbers(x))
+    assert nmse(y, as_bfloat16_numbers(x), entries(w)) <= 1e-12
+
+
+def as_bfloat16_numbers(x: np.ndarray) -> np.ndarray:
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", TAKEN)
@@ -102,6 +118,17 @@ def as_bfloat16(values: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def test_a_cpu_without_the_look_up_computes_the_same() -> None:
+    x, w = draw(3, 256), matrix(SOME[3], 32, 256)
+    products = []
+    for looks_up in (amx_quantised_kernels.LOOKS_UP, False):
+        vector_parts.cache_clear()
+        with simulated(), mock.patch.object(amx_quantised_kernels, "LOOKS_UP", looks_up):
+            products.append(AmxQuantisedMatrix(w).product(x))
+    vector_parts.cache_clear()
+    np.testing.assert_array_equal(*products)
+
+
 @pytest.mark.parametrize("height", [3, 128, 1000])
 def test_rows_may_share_a_scale(height: int, amx: None) -> None:
     x, w = draw(2, 512), matrix("float8, groups of 128", 288, 512, height=height)
@@ -110,8 +137,8 @@ def test_rows_may_share_a_scale(height: int, amx: None) -> None:
 
 def test_one_part_is_the_product_of_x_rounded_to_bfloat16(amx: None) -> None:
     x, w = draw(5, 256), matrix(SOME[3], 32, 256)
-    as_bfloat16 = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(AmxQuantisedMatrix(w, 1).product(x), AmxQuantisedMatrix(w, 3).product(as_bfloat16))
+    rounded = AmxQuantisedMatrix(w, 3).product(as_bfloat16_numbers(x))
+    np.testing.assert_array_equal(AmxQuantisedMatrix(w, 1).product(x), rounded)
 
 
 def test_several_matrices_by_one_x_and_no_rows_at_all(amx: None) -> None:
@@ -140,7 +167,12 @@ def test_strided_x_mapped_codes_and_any_number_of_threads_give_the_same_bits(
 
 def test_what_does_not_fit_is_refused() -> None:
     eight, four = matrix(SOME[0], 32, 4096), matrix(SOME[3], 32, 4096)
-    many = np.full((32, 32), 257, np.int16)
+    many = np.full((32, 32), 129, np.int16)
+    unsigned = matrix("uint8, zero 128", 32, 256)
+
+    def with_zero(zero: int | np.ndarray) -> QuantisedMatrix:
+        return QuantisedMatrix((32, 256), 8, unsigned.codes, (1, 256), unsigned.scale, zero)
+
     for w in (
         matrix(SOME[0], 48, 256),
         matrix(SOME[0], 32, 48),
@@ -150,28 +182,33 @@ def test_what_does_not_fit_is_refused() -> None:
         QuantisedMatrix((32, 4096), 8, eight.codes, (1, 4096), eight.scale, -129),
         QuantisedMatrix((32, 4096), 8, eight.codes, (1, 4096), eight.scale, 129),
         QuantisedMatrix((32, 4096), 4, four.codes, (1, 128), four.scale, many),
+        *(with_zero(zero) for zero in (-2, 257, np.full((32, 1), -2), np.full((32, 1), 257))),
     ):
         assert not fits_amx_quantised(w)
         with simulated(), pytest.raises(AssertionError):
             AmxQuantisedMatrix(w)
-    assert fits_amx_quantised(eight) and fits_amx_quantised(four)
+    for w in (eight, four, *(with_zero(zero) for zero in (-1, 256, np.full((32, 1), -1)))):
+        assert fits_amx_quantised(w)
 
 
-COMPILE = "amx_quantised_kernels.kernel({kind}, {zeros}, 'bfloat16')"
+COMPILE = "amx_quantised_kernels.kernel({kind}, {zeros}, '{scale}')"
 
 
-@pytest.mark.parametrize(("kind", "zeros"), [(0, 0), (1, 2), (2, 0), (3, 1)])
+@pytest.mark.parametrize(
+    ("kind", "zeros", "scale"), [(0, 0, "bfloat16"), (1, 2, "float16"), (2, 0, "float32"), (3, 1, "bfloat16")]
+)
 def test_compiled_for_sapphire_rapids_the_kernel_keeps_its_tiles_in_registers(
-    kind: int, zeros: int, tmp_path: Path
+    kind: int, zeros: int, scale: str, tmp_path: Path
 ) -> None:
     """See `test_linear_amx.py`. Here codes become floats, so conversions are not counted."""
-    tiles = {"tilezero": "0 1", "tileloadd": "4 5 6", "tdpbf16ps": "046 156", "tilestored": "0 1"}
+    tiles = {"tilezero": "0 1 2 3", "tileloadd": "4 5 6 7", "tdpbf16ps": "046 156 247 357", "tilestored": "0 1 2 3"}
     expected = {(name, each) for name, numbers in tiles.items() for each in numbers.split()}
-    (found,) = assembly_of([COMPILE.format(kind=kind, zeros=zeros)], tmp_path)
+    (found,) = assembly_of([COMPILE.format(kind=kind, zeros=zeros, scale=scale)], tmp_path)
     names = {key for key in found if "cvt" not in key[0]}
     assert names == expected | {("ldtilecfg", ""), ("tilerelease", "")}
     assert found["ldtilecfg", ""] == found["tilerelease", ""] == 1
     assert found["tileloadd", "6"] == found["tdpbf16ps", "046"] == found["tdpbf16ps", "156"]
+    assert found["tileloadd", "7"] == found["tdpbf16ps", "247"] == found["tdpbf16ps", "357"]
 
 
 @needs_amx
