@@ -35,20 +35,18 @@ from llama3.model.compiled.quantised_kernels import (
     factor_of,
     value,
 )
-from llama3.model.compiled.vectors import FEATURES, FLOAT, INT, SHORT, Array, Value, instruction, loop
+from llama3.model.compiled.vectors import FLOAT, INT, SHORT, Array, Value, instruction, loop
 
 DEPTH = 64  # column tiles that are unpacked at a time: those of 32 rows of W are 128 KB
 BYTE = ir.IntType(8)
 USES = [vectors, amx_kernels, linear_numba, quantised_kernels]
-LOOKS_UP = "+avx512bw" in FEATURES  # whether one instruction looks up 32 bfloat16 in a table, as any CPU with AMX can
 
 
 @functools.cache
 def kernel(codes: int, zeros: int, scale_type: str) -> Kernel:
     """The kernel for one kind of matrix, compiled at its first use. The kinds are those of `quantised_kernels.py`."""
-    form = codes, zeros, int(scale_type == "float16")
-    scale = "float32" if scale_type == "float32" else "uint16"
-    inputs = ", ".join(map(ARRAY.format, ("uint8", scale, "int16")))
+    form, by_group = (codes, zeros, int(scale_type == "float16")), zeros == SHIFTED_BY_GROUP
+    inputs = ", ".join(map(ARRAY.format, ("uint8", "float32" if scale_type == "float32" else "uint16", "int16")))
     packed, buffers = "uint32[:, :, :, :, ::1]", "float32[:, :, ::1], uint32[:, :, :, ::1], float32[:, ::1]"
 
     @compiled(f"void({inputs}, {packed}, {buffers}, int64, int64, int64)", uses=USES, error_model="numpy")
@@ -68,9 +66,10 @@ def kernel(codes: int, zeros: int, scale_type: str) -> Kernel:
             bottom = top + height if top + height < end else end
             for left in range(0, steps, depth):
                 right = left + depth if left + depth < steps else steps
+                width = span if by_group else depth
                 for n in range(top, bottom):
-                    for first in range(left, right, span):
-                        last = first + span if first + span < right else right
+                    for first in range(left, right, width):
+                        last = first + width if first + width < right else right
                         unpack(form, tiles, codes, zero, n, n - top, first, first - left, last - first, first // group)
                 for block in range(0, len(x), 2):
                     for n in range(top, bottom, 32):
@@ -124,24 +123,14 @@ def unpack(
     A word of a tile has the bfloat16 of an even column in its lower half, and that of the next one in its upper half.
     """
     kind, zeros, _ = form
-    of_group = zero.number(row, g) if zeros == SHIFTED_BY_GROUP else zero.number(0, 0)
-    shift = of_group.convert("sitofp", FLOAT).spread(16)
-    looks_up = kind == HALF_BYTES and LOOKS_UP
-    if looks_up:
-        numbers = Value(codes.builder, shift.type([float(i) for i in range(16)])) - shift  # of the 16 codes
-        halves = numbers.convert("bitcast", INT).upper_half().convert("trunc", SHORT)
-        table = halves.shuffle([*range(16), *range(16)])
+    shift = None
+    if zeros != NOT_SHIFTED:
+        of_group = zero.number(row, g) if zeros == SHIFTED_BY_GROUP else zero.number(0, 0)
+        shift = of_group.convert("sitofp", FLOAT).spread(16)
     with loop(n) as k:
-        if looks_up:
-            codes.prefetch(row + 4, first + k << 4)
-            bits = codes.load(16, row, first + k << 4).convert("zext", INT)
-            indices = (bits | bits << 12).cut(SHORT, 32)  # their lowest 4 bits: the first code, and the second one
-            word = table.look_up_word(indices).cut(INT, 16)
-        else:
-            values = pairs(kind, codes, row, first + k)
-            even, odd = ((x if zeros == NOT_SHIFTED else x - shift).convert("bitcast", INT) for x in values)
-            word = odd & UPPER_HALF | even.upper_half()
-        tiles.store(word, to >> 4, place + k, to & 15, 0)
+        numbers = pairs(kind, codes, row, first + k)
+        even, odd = ((x if shift is None else x - shift).convert("bitcast", INT) for x in numbers)
+        tiles.store(odd & UPPER_HALF | even.upper_half(), to >> 4, place + k, to & 15, 0)
 
 
 def pairs(kind: int, codes: Array, row: Value, k: Value) -> tuple[Value, Value]:

@@ -156,16 +156,6 @@ class Value:
         function = cgutils.get_or_insert_function(self.builder.module, form, name)
         return Value(self.builder, self.builder.call(function, [self.register, indices.register]))
 
-    def look_up_word(self, indices: "Value") -> "Value":
-        """The same for 32 integers of 16 bits and the lowest 5 bits of 32 indices. AVX-512BW has it."""
-        form = ir.FunctionType(self.type, [self.type, indices.type])
-        function = cgutils.get_or_insert_function(self.builder.module, form, "llvm.x86.avx512.permvar.hi.512")
-        return Value(self.builder, self.builder.call(function, [self.register, indices.register]))
-
-    def cut(self, element: Any, lanes: int) -> "Value":
-        """The same bits as a vector of other numbers. The lower half of a number comes before its upper half."""
-        return Value(self.builder, self.builder.bitcast(self.register, ir.VectorType(element, lanes)))
-
     def spread(self, lanes: int) -> "Value":
         """A vector that has this number in all its lanes."""
         vector = ir.VectorType(self.type, lanes)(ir.Undefined)
