@@ -62,11 +62,11 @@ def kernel(codes: int, zeros: int, scale_type: str) -> Kernel:
         ldtilecfg(address(CONFIG))
         steps, parts, height, depth = x.shape[1], x.shape[2], 16 * len(tiles), tiles.shape[1]
         span = group if group < depth else depth
+        width = span if by_group else depth  # column tiles with one zero
         for top in range(begin, end, height):
             bottom = top + height if top + height < end else end
             for left in range(0, steps, depth):
                 right = left + depth if left + depth < steps else steps
-                width = span if by_group else depth
                 for n in range(top, bottom):
                     for first in range(left, right, width):
                         last = first + width if first + width < right else right

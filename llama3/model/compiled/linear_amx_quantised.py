@@ -17,8 +17,8 @@ from llama3.model.compiled.linear_quantised import for_kernels
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
 
-SLICE = 2**20  # bytes of codes that a thread takes at a time, with few rows of x
-BLOCK = 128  # rows of W that are unpacked at a time for many rows of x
+SLICE = 2**20  # bytes of codes that a thread takes at a time, at most, with few rows of x
+BLOCK = 128  # rows of W that a thread takes and unpacks at a time, at most, with many rows of x
 
 
 class AmxQuantisedMatrix:
@@ -63,7 +63,7 @@ class AmxQuantisedMatrix:
             for matrix, y in zip(matrices, out):
                 row_bytes = matrix._arrays[0].shape[1]
                 rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // row_bytes // 32 * 32), len(matrix))
-                share(partial(matrix._multiply, packed, y, rows), len(matrix), rows)
+                share(partial(matrix._multiply, packed, y, rows), len(matrix), 32, rows)
         return out
 
     def _multiply(self, x: np.ndarray, y: np.ndarray, rows: int, slices: Iterator[slice]) -> None:
