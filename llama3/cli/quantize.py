@@ -12,8 +12,8 @@ from llama3.errors import RequestError
 DESCRIPTION = """\
 Write a checkpoint with 8 or 4 bits a weight instead of 16: half of the memory, or about a third. MODEL is
 a folder in Hugging Face's form, or a name on the hub. The new folder is in the form of compressed-tensors,
-so that vLLM and transformers read it, too. docs/quantize.md says what it costs. If the command is
-interrupted, give it again. Only the folder's path goes to standard output.
+which transformers reads, too. docs/quantize.md says what it costs. If the command is interrupted, give it
+again. Only the folder's path goes to standard output.
 
   llama3 quantize weights/8b --to weights/8b-8bit
   llama3 quantize weights/8b --to weights/8b-4bit --bits 4"""

@@ -118,7 +118,7 @@ def described(weights: numpy_weights.Weights) -> str:
     for parts in products(weights):
         kinds[joint_kind(parts)] += sum(isinstance(part, QuantisedMatrix) for part in parts)
     rounded = kinds.pop(None, 0)
-    codes = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=str))
+    codes = ", ".join(f"{n} in {str(kind).lower()}" for kind, n in sorted(kinds.items(), key=str))
     found = {"quantised matrices that stay codes": codes, "quantised matrices that become bfloat16": rounded}
     return "; ".join(f"{what}: {n}" for what, n in found.items() if n)
 

@@ -7,7 +7,7 @@ import numpy as np
 from llama3.config import ModelConfig
 
 BITS = (8, 4)
-WIDTHS = (128, 64, 32)  # columns of a group: the first that divides every row. vLLM's kernels take all three
+WIDTHS = (128, 64, 32)  # columns of a group: the first that divides every row
 
 
 def group_width(config: ModelConfig, bits: int) -> int | None:

@@ -7,9 +7,11 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # a lazy import
 
 from llama3.checkpoint.json_file import read_json_file
 from llama3.errors import CheckpointError
@@ -39,14 +41,30 @@ def open_partial(to: Path, made_of: dict[str, Any]) -> Path:
         (folder / f"{NOTE}.incomplete").unlink(missing_ok=True)  # of a run that ended before its note was whole
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / NOTE).is_file() or read_json_file(folder / NOTE) != made_of:
-            raise CheckpointError(
-                f"{folder} is not of this run, but of another source or number of bits: delete it, or name another "
-                "target"
-            )
+            other = "is of another source or number of bits" if (folder / NOTE).is_file() else "holds other files"
+            raise CheckpointError(f"{folder} {other}: delete it, or name another target")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NOTE, made_of)
     return folder
+
+
+@contextmanager
+def only_run(to: Path) -> Iterator[None]:
+    """Raises CheckpointError if another run writes the same folder. A lock ends with its process, however that ends."""
+    lock = to.with_name(to.name + ".partial.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=1))
+        except TimeoutError:
+            raise CheckpointError(
+                f"{to}: another run writes it at the moment: wait for that one, or name another target"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, shards: list[Shard]) -> None:

@@ -13,7 +13,15 @@ from llama3.quantize.packing import BITS, group_width, quantization_config
 from llama3.quantize.plan import index, plan
 from llama3.quantize.shard_file import write_shard
 from llama3.quantize.source import open_source
-from llama3.quantize.target import check_space, complete, explain_errors, is_complete, open_partial, write_json
+from llama3.quantize.target import (
+    check_space,
+    complete,
+    explain_errors,
+    is_complete,
+    only_run,
+    open_partial,
+    write_json,
+)
 
 COPIED = ("*.json", TEMPLATE, *TOKENIZERS, "LICENSE*", "USE_POLICY*", "NOTICE*")
 
@@ -48,7 +56,7 @@ def quantize(
         if on_progress:
             on_progress(done, total)
 
-    with explain_errors(to):
+    with explain_errors(to), only_run(to):
         if is_complete(to, made_of):
             return to
         folder = open_partial(to, made_of)

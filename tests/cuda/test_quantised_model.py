@@ -100,7 +100,7 @@ def test_codes_that_the_kernels_take_stay_codes_and_all_others_become_bfloat16(d
     signed = upload_weights(device, replace(changed, layers=[replace(mixed, w2=eight.layers[0].w2)])).layers[0].w2
     assert np.array_equal(device.download(found.w2.rows), device.download(signed.rows))
     stay, become = described(changed).split("; ")
-    assert stay == "quantised matrices that stay codes: 11 Int4, 1 Int8"
+    assert stay == "quantised matrices that stay codes: 11 in int4, 1 in int8"
     assert become == "quantised matrices that become bfloat16: 3"  # wo, and w1 beside w3
     assert described(weights_of(CONFIG)) == ""
 

@@ -51,16 +51,55 @@ def read(fields: dict[str, Any], shape: tuple[int, int], tensors: dict[str, torc
 @pytest.mark.parametrize("shape", [(256, 384), (136, 128), (129, 256)])
 def test_compressed_tensors_reads_the_same_bits(preset: str, shape: tuple[int, int]) -> None:
     pytest.importorskip("compressed_tensors")
-    import compressed_tensors.compressors  # noqa: F401 - fills the registry
-    from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
-    from compressed_tensors.quantization.utils import calculate_qparams
 
     if shape[0] % 8 and preset == "FP8_BLOCK":
         shape = (128, 256)  # whole blocks are what the library's own tensor of scales can be reshaped to
     w = (torch.randn(shape, generator=torch.Generator().manual_seed(SEED)) * 0.02).to(torch.bfloat16)
     scheme = preset_name_to_scheme(preset, ["Linear"])
-    args: Any = scheme.weights
+    compare_with_library(PRESETS[preset], scheme, w)
+
+
+# Formats, shapes and arguments beside those of the presets. Columns need not fill a word, a group or a block.
+OTHERS: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
+    *(
+        ("pack-quantized", (129, 77), {"num_bits": bits, "symmetric": symmetric, "strategy": "channel"})
+        for bits in (4, 8)
+        for symmetric in (True, False)
+    ),
+    *(
+        ("pack-quantized", (33, 96), {"num_bits": bits, "symmetric": symmetric, "strategy": "group", "group_size": 32})
+        for bits in (4, 8)
+        for symmetric in (True, False)
+    ),
+    *(
+        ("int-quantized", (65, 130), {"symmetric": symmetric, "strategy": strategy})
+        for symmetric in (True, False)
+        for strategy in ("channel", "tensor")
+    ),
+    ("int-quantized", (33, 96), {"symmetric": False, "strategy": "group", "group_size": 32}),
+    ("float-quantized", (65, 130), {"type": "float", "strategy": "channel"}),
+    ("float-quantized", (33, 96), {"type": "float", "strategy": "group", "group_size": 32}),
+]
+
+
+@pytest.mark.parametrize(("form", "shape", "arguments"), OTHERS, ids=str)
+def test_so_it_does_for_schemes_without_a_preset(form: str, shape: tuple[int, int], arguments: dict[str, Any]) -> None:
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = QuantizationArgs(**({"num_bits": 8, "type": "int", "symmetric": True} | arguments))
+    w = (torch.randn(shape, generator=torch.Generator().manual_seed(SEED)) * 0.02).to(torch.bfloat16)
+    compare_with_library(form, QuantizationScheme(targets=["Linear"], weights=weights), w)
+
+
+def compare_with_library(form: str, scheme: Any, w: torch.Tensor) -> None:
+    """Have the library quantise w, write it, and read it again: what we read must be the same numbers."""
+    import compressed_tensors.compressors  # noqa: F401 - fills the registry
+    from compressed_tensors.compressors.base import BaseCompressor
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    shape, args = (len(w), w.shape[1]), scheme.weights
     if args.strategy == "tensor":
         low, high = w.min().reshape(1), w.max().reshape(1)
     elif args.strategy == "channel":
@@ -74,12 +113,12 @@ def test_compressed_tensors_reads_the_same_bits(preset: str, shape: tuple[int, i
         blocks = pad.reshape(pad.shape[0] // rows, rows, pad.shape[1] // columns, columns)
         low, high = blocks.amin((1, 3)), blocks.amax((1, 3))
     scale, zero = calculate_qparams(low, high, args)
-    compressor: Any = BaseCompressor.get_value_from_registry(PRESETS[preset])
+    compressor: Any = BaseCompressor.get_value_from_registry(form)
     state = {"weight": w, "weight_scale": scale, "weight_zero_point": zero}
     stored = compressor.compress(dict(state), scheme)
     expected = compressor.decompress(dict(stored), scheme)["weight"]
     fields = json.loads(scheme.model_dump_json())
-    found = read(compressed(PRESETS[preset], fields["weights"], fields["input_activations"]), shape, stored)
+    found = read(compressed(form, fields["weights"], fields["input_activations"]), shape, stored)
     entries = found.rows(0, shape[0])
     assert np.array_equal(entries.astype(BF16), as_numpy(expected.to(torch.bfloat16))), SEED
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from llama3.errors import CheckpointError, RequestError
 from llama3.model.quantised import QuantisedMatrix
 from llama3.quantize import plan, quantize, shard_file, source
+from llama3.quantize.target import only_run
 from tests.tiny import TINY_VOCAB, random_tensors, tiny_config, write_hf, write_meta, write_tokenizer
 
 CONFIG = tiny_config(dim=128, head_dim=32, hidden_dim=256)
@@ -220,6 +221,19 @@ def test_an_interrupted_run_is_not_continued_with_other_bits_or_another_source(
     refused(model, tmp_path / "new", "of another source or number of bits", 8)
     os.utime(model / "model.safetensors")
     refused(model, tmp_path / "new", "of another source or number of bits", 4)
+
+
+def test_two_runs_do_not_write_the_same_folder(model: Path, tmp_path: Path):
+    with only_run(tmp_path / "new"):
+        refused(model, tmp_path / "new", "another run writes it at the moment: wait for that one, or name another")
+    quantize(model, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+
+
+def test_other_files_in_the_way_are_not_overwritten(model: Path, tmp_path: Path):
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "mine").write_text("mine")
+    refused(model, tmp_path / "new", "new.partial holds other files: delete it, or name another target")
 
 
 def test_too_little_space_is_noticed_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -50,7 +50,8 @@ class CompressedTensors:
         group = sizes.get(self.strategy, self.block)
         groups = -(-n_out // group[0]), -(-n_in // group[1])
         flat: dict[str, list[tuple[int, ...]]] = {"tensor": [(), (1,)], "channel": [(n_out,)]}
-        scale = parts.take_scale("weight_scale", groups, *flat.get(self.strategy, [])).reshape(groups)
+        shapes = [groups, *flat.get(self.strategy, [])]  # of one number for each group
+        scale = parts.take_scale("weight_scale", *shapes).reshape(groups)
         if self.format == "pack-quantized":
             codes, middle = self._packed(parts), 1 << (self.bits - 1)
         else:
@@ -58,7 +59,7 @@ class CompressedTensors:
             middle = 0
         zero: np.ndarray | int = middle
         if "weight_zero_point" in parts or not self.symmetric:
-            zero = self._zero(parts, groups, middle)
+            zero = self._zero(parts, groups, shapes, middle)
         if "weight_g_idx" in parts:
             trivial_order(parts, "weight_g_idx", group[1])
         for part in ("input_scale", "input_zero_point"):  # of activations, which stay float32 here
@@ -79,22 +80,23 @@ class CompressedTensors:
         codes = words.view(np.uint8)  # the words are little-endian
         return codes if self.bits == 4 else np.ascontiguousarray(codes[:, :n_in])
 
-    def _zero(self, parts: Parts, groups: tuple[int, int], middle: int) -> np.ndarray | int:
+    def _zero(
+        self, parts: Parts, groups: tuple[int, int], shapes: list[tuple[int, ...]], middle: int
+    ) -> np.ndarray | int:
         """The code of 0 for each group; one number if they are equal. Packed zero points are packed along the rows."""
         in_word = 32 // self.bits
         packed = (-(-groups[0] // in_word), groups[1])
-        may = (("I32", "I8"), packed, groups) if middle else (("I8",), groups)
-        found = parts.take("weight_zero_point", *may)
-        expected = packed if found.dtype == np.int32 else groups
-        if found.shape != expected:
+        found = parts.take("weight_zero_point", ("I32", "I8") if middle else ("I8",), packed, *shapes)
+        expected = [packed] if found.dtype == np.int32 else shapes
+        if found.shape not in expected:
             raise CheckpointError(
-                f"tensor {parts.module + '.weight_zero_point'!r} has the shape {found.shape}; expected {expected}"
+                f"tensor {parts.module + '.weight_zero_point'!r} has the shape {found.shape}; expected {expected[0]}"
             )
         if found.dtype == np.int32:
             shifts = np.arange(0, 32, self.bits, dtype=np.int32)[:, None]  # one for each row of a word
             codes = found[:, None] >> shifts & ((1 << self.bits) - 1)
             return one_value(codes.reshape(-1, groups[1])[: groups[0]].astype(np.uint8))
-        zero = found.astype(np.int16) + middle
+        zero = found.astype(np.int16).reshape(groups) + middle
         if zero.min() < (0 if middle else -128) or zero.max() >= (1 << self.bits if middle else 128):
             name, values = f"{parts.module}.weight_zero_point", f"{found.min()} to {found.max()}"
             raise CheckpointError(f"tensor {name!r} holds {values}; expected integers of {self.bits} bits")
@@ -112,7 +114,9 @@ def from_config(fields: Mapping[str, Any]) -> CompressedTensors:
     if sparsity := fields.get("sparsity_config"):
         found = sparsity.get("format") if isinstance(sparsity, Mapping) else sparsity
         if found != "dense":
-            raise CheckpointError(f"{CONFIG}.sparsity_config has the format {found!r}; expected 'dense', or null")
+            raise CheckpointError(
+                f"{CONFIG}.sparsity_config has the format {repr(found)[:60]}; expected 'dense', or null"
+            )
     groups = get_object(fields, "config_groups", CONFIG)
     if len(groups) != 1:
         raise CheckpointError(f"{CONFIG}.config_groups has {len(groups)} groups; expected one scheme for all matrices")
@@ -129,9 +133,9 @@ def _scheme(format: str, w: Mapping[str, Any], where: str, group: Mapping[str, A
     expect(w, where, type=("float",) if floats else ("int",), num_bits=(4, 8) if packed else (8,), dynamic=(False,))
     expect(w, where, strategy=STRATEGIES, symmetric=(True,) if floats else (True, False))
     expect(w, where, actorder=(None, False, "weight", "static"))  # "group" and "dynamic": columns in another order
-    for name in ("type", "num_bits", "strategy"):
+    for name, expected in (("type", "float" if floats else "int"), ("num_bits", 8), ("strategy", "channel")):
         if name not in w:
-            raise CheckpointError(f"{where}.{name} is missing")
+            raise CheckpointError(f"{where}.{name} is missing; expected a value such as {expected!r}")
     strategy, block = w["strategy"], (1, 1)
     if strategy == "group":
         block = (1, get_size(w, "group_size", where))
@@ -140,7 +144,9 @@ def _scheme(format: str, w: Mapping[str, Any], where: str, group: Mapping[str, A
     rounded = group.get("input_activations")
     activations = ""
     if rounded is not None:
-        rounded = get_object(group, "input_activations", where.removesuffix(".weights"))
-        kind = "float8" if rounded.get("type") == "float" else f"int{rounded.get('num_bits')}"
+        above = where.removesuffix(".weights")
+        rounded = get_object(group, "input_activations", above)
+        expect(rounded, f"{above}.input_activations", num_bits=(8,), type=("int", "float"), dynamic=(False, True))
+        kind = "float8" if rounded.get("type") == "float" else f"int{rounded.get('num_bits', 8)}"
         activations = f"{kind}, scaled {'at each step' if rounded.get('dynamic') else 'by constants in the file'}"
     return CompressedTensors(format, w["num_bits"], w.get("symmetric", True), strategy, block, activations)

@@ -25,6 +25,8 @@ class Gptq:
     bits: int  # 4 or 8
     group: int  # columns that share a scale; -1: all
     minus_1: bool  # whether zeros are stored minus 1
+    in_order: bool  # whether the config says that columns are in order, so that the file need not
+    symmetric: bool  # whether the config says that every zero is in the middle of the codes
     activations: str = ""  # they are not rounded
 
     @property
@@ -41,7 +43,7 @@ class Gptq:
         words = parts.take("qweight", ("I32",), (n_in // in_word, n_out))
         codes = np.ascontiguousarray(words.T).view(np.uint8)  # little-endian: the lowest bits come first
         scale, zeros = take_scale(parts, groups), self._zeros(parts, groups)
-        if "g_idx" in parts:
+        if "g_idx" in parts or not self.in_order:
             trivial_order(parts, "g_idx", width)
         parts.take_zero("bias", (n_out,))  # AutoGPTQ writes one even where the model has none
         return QuantisedMatrix(parts.shape, self.bits, codes, (1, width), scale, zeros)
@@ -55,13 +57,20 @@ class Gptq:
             raise CheckpointError(
                 f"tensor {parts.module + '.qzeros'!r} holds {highest}, which plus 1 is no code of {self.bits} bits"
             )
-        return one_value(np.ascontiguousarray(stored.T) + np.uint8(self.minus_1))
+        zeros, middle = np.ascontiguousarray(stored.T) + np.uint8(self.minus_1), 1 << (self.bits - 1)
+        others = zeros[zeros != middle]
+        if self.symmetric and others.size:
+            raise CheckpointError(
+                f"tensor {parts.module + '.qzeros'!r} stands for a zero of {others[0]}, but {CONFIG}.sym is true; "
+                f"expected {middle}: {CONFIG}.checkpoint_format may be the wrong one of gptq and gptq_v2"
+            )
+        return one_value(zeros)
 
 
 def from_config(fields: Mapping[str, Any]) -> Gptq:
     """fields: the contents of quantization_config. Raises CheckpointError, naming the field that is wrong.
 
-    desc_act may be true: what counts is the order in each matrix's g_idx.
+    desc_act may be true: what counts is the order in each matrix's g_idx, which must then be there.
     """
     expect(fields, CONFIG, bits=(4, 8), pack_dtype=("int32", None), is_marlin_format=(False, None))
     if "bits" not in fields:
@@ -74,4 +83,5 @@ def from_config(fields: Mapping[str, Any]) -> Gptq:
     for name in ("dynamic", "rotation", "adapter"):  # rules by module; a rotation of activations; a LoRA inside
         if fields.get(name):
             raise CheckpointError(f"{CONFIG}.{name} is {repr(fields[name])[:60]}; expected null: it is not read")
-    return Gptq(fields["bits"], get_group(fields, CONFIG, "group_size"), form == "gptq")
+    in_order, symmetric = not fields.get("desc_act"), fields.get("sym") is True
+    return Gptq(fields["bits"], get_group(fields, CONFIG, "group_size"), form == "gptq", in_order, symmetric)

@@ -54,6 +54,15 @@ def state(**changes: Any) -> Callable[[Any], Any]:
     return lambda text: np.frombuffer(json.dumps(json.loads(text.tobytes()) | changes).encode(), np.uint8)
 
 
+def gptq_as(form: str) -> Callable[[Any, Any], Any]:
+    return config(lambda fields: fields.update(sym=True, checkpoint_format=form))
+
+
+def without_order(fields: Any, tensors: Any) -> None:
+    fields["desc_act"] = True
+    del tensors[f"{Q}g_idx"]
+
+
 OTHERS = ("torchao", "hqq", "aqlm", "eetq", "quark", "modelopt", "fbgemm_fp8", "mxfp4", "quanto", "gguf", None)
 INT4, INT8, ZEROS, FP8 = "int4 by group", "int8 by row", "int4 with zeros", "float8 by matrix"
 STATE = "weight.quant_state.bitsandbytes__nf4"
@@ -92,6 +101,8 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     (INT4, put("weight_scale", spoilt(np.inf)), f"{Q}weight_scale' holds a number that is not finite"),
     (INT4, put("weight_packed", lambda a: a[:, :-1]), f"{Q}weight_packed' has the shape"),
     (INT4, put("weight_packed", lambda a: a.astype(np.int64)), f"{Q}weight_packed' is I64; expected I32"),
+    (FP8, group(input_activations={"num_bits": 4, "type": "float"}), "input_activations.num_bits is 4; expected 8"),
+    (FP8, group(input_activations={"num_bits": 8, "type": "float", "dynamic": "local"}), "dynamic is 'local'"),
     (INT4, put("weight_g_idx", lambda a: np.arange(52)[::-1].astype("i4") // 32), "in another order (act-order)"),
     (INT4, put("bias", lambda a: np.ones(40, "f4")), f"{Q}bias' is not part of the scheme"),
     (ZEROS, put("weight_zero_point", lambda a: a[:-1]), f"{Q}weight_zero_point' has the shape"),
@@ -120,6 +131,9 @@ CASES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ("GPTQ", put("g_idx", lambda a: np.random.RandomState(0).permutation(a)), "in another order (act-order)"),
     ("GPTQ", put("qzeros", lambda a: np.full_like(a, -1)), f"{Q}qzeros' holds 15, which plus 1 is no code of 4 bits"),
     ("GPTQ", put("qzeros", lambda a: None), f"{Q}qzeros' is missing"),
+    ("GPTQ", gptq_as("gptq_v2"), "qzeros' stands for a zero of 7, but quantization_config.sym is true; expected 8"),
+    ("GPTQ", put("qzeros", lambda a: np.full_like(a, -0x77777778)), f"{Q}qzeros' stands for a zero of 9"),  # all 8s
+    ("GPTQ", without_order, f"{Q}g_idx' is missing, which quantization_config calls for"),
     ("GPTQ", put("scales", spoilt(np.nan)), f"{Q}scales' holds a number that is not finite"),
     ("GPTQ", put("qweight", lambda a: a.T), f"{Q}qweight' has the shape (128, 16); expected (16, 128)"),
     ("GPTQ", put("bias", lambda a: a + 1), f"{Q}bias' is not zero; Llama 3 has no bias"),
