@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 
+import gpu_timing
 import pytest
 import torch
 from gpu_fast import Fast, random_model
@@ -102,6 +104,16 @@ def test_torch_compile_may_put_the_fast_baseline_into_a_cuda_graph(tiny):
     torch._dynamo.reset()
     assert inputs["static"] == set(range(inputs["n"])), inputs
     assert len(inputs["mutated"]) == 2 * TINY.n_layers + 2, inputs  # keys, values; the token and its position
+
+
+@pytest.mark.parametrize("context", [128, 1024, 8192])
+def test_graphs_without_the_host_read_as_many_positions_as_the_steps_do(context):
+    """On average. Otherwise their time, over that of a step, would not be the share in which the GPU works."""
+    prompt, start = (of(context, 8192) for of in (gpu_timing.prompt_length, gpu_timing.graph_position))
+    steps = range(gpu_timing.WARM_STEPS, gpu_timing.WARM_STEPS + gpu_timing.RUNS * gpu_timing.STEPS)
+    replays = range(gpu_timing.WARM * gpu_timing.GRAPHS, (gpu_timing.WARM + gpu_timing.RUNS) * gpu_timing.GRAPHS)
+    assert start > 0 and mean(prompt + i for i in steps) == mean(start + 1 + i for i in replays)
+    assert start + 1 + replays[-1] <= gpu_timing.cache_length(context, 8192)
 
 
 def test_a_target_holds_or_not_or_is_not_measured():
