@@ -41,7 +41,6 @@ from llama3.cuda.device import open_device
 from llama3.errors import DeviceError
 
 LEFT = 3  # exit status: rows are left
-SETUP = 90  # seconds, guessed, until the model is there and the limits are measured
 
 
 class Sitting:

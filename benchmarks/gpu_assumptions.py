@@ -49,7 +49,10 @@ MATMUL_SHARE = {128: 0.36, 256: 0.65, 512: 0.78, 2048: 0.815}  # of tensor_peak,
 
 @dataclass(frozen=True)
 class PromptKernel:
-    """The work of an SM's warps on one turn of the kernel's loop, counted in the machine code for sm_90."""
+    """The work of an SM's warps on one turn of the kernel's loop.
+
+    benchmarks/gpu_attention_counts.py counts it in the machine code for sm_90. Only TILES_64 is an estimate.
+    """
 
     name: str
     rows: int  # of a block
@@ -124,4 +127,6 @@ SOURCES = [  # (what, H100, H200, source)
      "H100 has 36, 65, 78 and 81.5 % of 989 at 128, 256, 512 and 2,048 rows (published)"),
     ("tensor cores by mma.sync", "62 % of their peak", "the same", "published microbenchmarks of Hopper"),
     ("prompt attention", "83 % of the lowest ceiling", "the same", "FlashAttention 2, with such tiles: 333 of 399"),
+    ("work of 64 rows a block", "972 instructions, 2,816 cycles", "the same", "estimated, for the kernel as it was; "
+     "a script counts those of 128 rows"),
 ]  # fmt: skip

@@ -61,8 +61,8 @@ def decoded_tokens() -> int:
 
 
 def positions_after() -> int:
-    """The positions that are written after the prompt: by these tokens, and by graphs that are replayed afterwards."""
-    return decoded_tokens() + (WARM + RUNS) * GRAPHS + 1
+    """The positions behind the prompt that are written: by these tokens, or by graphs that are replayed afterwards."""
+    return max(decoded_tokens(), (WARM + RUNS) * GRAPHS) + 1
 
 
 def prompt_length(context: int, max_len: int) -> int:
@@ -74,6 +74,14 @@ def prompt_length(context: int, max_len: int) -> int:
 def mean_context(context: int, max_len: int) -> int:
     """The context in the middle of the counted steps."""
     return prompt_length(context, max_len) + WARM_STEPS + RUNS * STEPS // 2
+
+
+def graph_position(context: int, max_len: int) -> int:
+    """The position of the first replay of `timed_graph` at which the middle of those that count is at `mean_context`.
+
+    A row at position p reads p + 1 positions.
+    """
+    return max(0, mean_context(context, max_len) - 1 - WARM * GRAPHS - RUNS * GRAPHS // 2)
 
 
 def cache_length(context: int, max_len: int) -> int:

@@ -31,7 +31,7 @@ def targets(rows: dict[str, dict[str, Any]]) -> list[tuple[str, float, float]]:
     def faster(ours: str, others: list[str]) -> float:
         """The speed relative to the fastest of the others. The compiled baseline must be there, and in CUDA graphs."""
         compiled = [rows.get(name, {}) for name in others if name.endswith("fast_compile")]
-        if any("ms" not in row or row.get("cudagraph_skips") for row in compiled):
+        if any("ms" not in row or row.get("cudagraph_skips") or row.get("cudagraphs") == 0 for row in compiled):
             return NAN
         return min([ms[name] for name in others if name in ms], default=NAN) / ms.get(ours, NAN)
 

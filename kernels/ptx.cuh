@@ -21,8 +21,9 @@ __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsi
 // ---- programmatic dependent launch (griddepcontrol) ------------------------------------------------------------
 // Before sm_90, a kernel starts only when its predecessor has ended, and both functions do nothing.
 
-// A kernel may start while its predecessor still runs. Before this call it must not read anything that a kernel has
-// written, and must not write at all. Every thread of the block calls it once, even if the launch does not overlap.
+// A kernel may start while its predecessor still runs. Before this call it must not write at all, and it may only read
+// what no kernel has written, or what was written two launches earlier or more: that launch has ended, because the
+// predecessor has waited for it. Every thread of the block calls it once, even if the launch does not overlap.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifndef __CUDACC__
     emulator::wait_for_predecessor(__builtin_LINE());

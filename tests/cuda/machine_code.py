@@ -10,6 +10,7 @@ nvdisasm (pip install nvidia-cuda-nvdisasm) writes one instruction a line, and a
 An opcode is a name and modifiers. These are read here:
 
     ACQBULK           griddepcontrol.wait: waits for the kernel before this one
+    UBLKPF            cp.async.bulk.prefetch.L2: what prefetch_range of ptx.cuh asks for
     LDG, STG, RED...  loads, stores and atomics of global memory; LDL and STL are those of a thread's own stack
     .CONSTANT         of a load: read-only (ld.global.nc), which may be moved across ACQBULK
     .NA, .EL          of a load: no_allocate and evict_last, which only load_once and load_kept of ptx.cuh ask for
@@ -26,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 
 WAIT = "ACQBULK"
+PREFETCH = "UBLKPF"
 LOADS = ("LD", "LDG", "LDGSTS")  # of global memory; LDGSTS is cp.async
 STORES = ("ST", "STG", "RED", "REDG", "ATOM", "ATOMG")  # to global memory, with atomics
 LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([\w.]+)\s*(.*?)\s*(?:\(\*.*\*\)\s*)?;")

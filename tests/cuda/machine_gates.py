@@ -5,11 +5,12 @@
 The emulation proves in which order the source reads and writes. The compiler may change that order.
 """
 
+import itertools
 import sys
 
 from llama3.cuda.source import kernel_source
 from tests.cuda.compile_gates import compiled
-from tests.cuda.machine_code import LOADS, STORES, Instruction, MachineCode, disassemble
+from tests.cuda.machine_code import LOADS, PREFETCH, STORES, Instruction, MachineCode, disassemble
 
 ARCHITECTURES = (90, "90a", 100, 120)
 # Loads of weights that a thread starts before it waits for the predecessor. All other kernels start none.
@@ -25,6 +26,12 @@ EARLY_LOADS = {
 EARLY_SCALES = {
     **dict.fromkeys(("linear", "linear_float", "linear_add", "norm_linear", "norm_qkv_rope"), 1),
     "norm_swiglu": 2,
+}
+# Ranges that a block prefetches into the L2 cache before it waits: behind the first loads of each row of weights, and
+# attention's keys and values. All other kernels prefetch none.
+EARLY_PREFETCHES = {
+    **dict.fromkeys(("linear", "linear_float", "linear_add", "norm_linear", "norm_qkv_rope"), 1),
+    **dict.fromkeys(("norm_swiglu", "attention"), 2),
 }
 # Other loads before the wait. They are right only for what was written two launches earlier or more: that launch has
 # ended, because the predecessor has waited for it. Attention reads the row's slot and position: the last step's.
@@ -58,6 +65,8 @@ def faults(file: str, kernel: str, code: MachineCode, defines: tuple[str, ...] =
         under_way = min(map(under_way_while_waiting, code.loops()), default=0)
         if under_way < UNDER_WAY.get(kernel, 0):
             found.append(f"in the loop, {under_way} loads of weights are under way while a warp waits for others")
+        if kernel == "attention":
+            found += [f"it asks for values after the softmax: {i}" for i in loads_after_the_softmax(code)]
     return found
 
 
@@ -70,6 +79,9 @@ def _before_the_wait(kernel: str, early: list[Instruction], expected: int) -> li
     loads = sum(i.loads_weights for i in early)
     if loads != expected:
         found.append(f"{loads} loads of weights before the wait; expected {expected}")
+    prefetches, expected = sum(i.name == PREFETCH for i in early), EARLY_PREFETCHES.get(kernel, 0)
+    if prefetches != expected:
+        found.append(f"{prefetches} prefetches before the wait; expected {expected}")
     return found
 
 
@@ -97,6 +109,16 @@ def under_way_while_waiting(loop: list[Instruction]) -> int:
         if instruction.loads_weights:
             under_way.append(instruction.loaded_quad)
     return 99 if least is None else least
+
+
+def loads_after_the_softmax(code: MachineCode) -> list[Instruction]:
+    """The loads of attention between its first exponential and the first product with values.
+
+    The first values must be under way by then, so that they arrive while the weights are computed.
+    """
+    exponentials = (at for at, i in enumerate(code.instructions) if i.name == "MUFU" and "EX2" in i.modifiers)
+    softmax = itertools.takewhile(lambda i: i.name != "HMMA", code.instructions[next(exponentials) :])
+    return [i for i in softmax if i.name in LOADS]
 
 
 def main() -> None:

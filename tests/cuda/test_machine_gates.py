@@ -7,11 +7,14 @@ import pytest
 
 from llama3.cuda.source import kernel_source
 from tests.cuda.compile_gates import VARIANTS
-from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, UNDER_WAY, faults, machine_code
+from tests.cuda.machine_gates import ARCHITECTURES, EARLY_LOADS, EARLY_PREFETCHES, UNDER_WAY, faults, machine_code
 from tests.cuda.test_compile_gates import variants
 
 WAIT = "    wait_for_predecessor();\n"
 LOAD = "load_once(reinterpret_cast<const uint4*>(rows.of[i] + elements(channel)"
+PREFETCH = "    prefetch_split(keys + at, values + at, min(n - split * SPLIT, SPLIT));\n"
+VALUES = "    load_values(value, values, first, n);\n"
+WEIGHTS = "    float sum = compute_weights(scores, largest);\n"
 # For each rule: a kernel file, a text in it, what replaces the text, and the fault that the rule must then find.
 BROKEN = [
     # Read-only loads of weights, as they once were
@@ -23,6 +26,9 @@ BROKEN = [
     ("feed_forward.cu", WAIT, "    if (__bfloat162float(gate_up[0]) > 0) return;\n" + WAIT, "it reads before the wait"),
     ("feed_forward.cu", WAIT, "", "it does not wait"),
     ("linear.cu", "__launch_bounds__(THREADS)", "__launch_bounds__(THREADS, 6)", "a spill"),
+    ("linear.cu", "if (lane == 0 && r.n_pieces > STEP)", "if (false)", "0 prefetches before the wait"),
+    ("attention.cu", PREFETCH + WAIT, WAIT + PREFETCH, "0 prefetches before the wait"),
+    ("attention.cu", VALUES + WEIGHTS, WEIGHTS + VALUES, "it asks for values after the softmax"),
 ]  # fmt: skip
 
 
@@ -46,4 +52,4 @@ def test_a_rule_finds_its_fault(file, text, instead, fault):
 def test_the_tables_name_kernels_that_exist():
     assert EARLY_LOADS.keys() >= UNDER_WAY.keys()
     sources = "".join(kernel_source(file) for file, _ in VARIANTS)
-    assert [kernel for kernel in EARLY_LOADS if f" {kernel}(" not in sources] == []
+    assert [kernel for kernel in EARLY_LOADS | EARLY_PREFETCHES if f" {kernel}(" not in sources] == []
