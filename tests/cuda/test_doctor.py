@@ -48,8 +48,8 @@ def test_two_cupys_in_one_environment(demo, monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "device", "found"),
     [
-        ("float8 by row", "cuda", "quantised matrices that stay codes: 14 Fp8"),
-        ("float8 by row", "cuda:0-1", "quantised matrices that stay codes: 14 Fp8"),
+        ("float8 by row", "cuda", "quantised matrices that stay codes: 14 in fp8"),
+        ("float8 by row", "cuda:0-1", "quantised matrices that stay codes: 14 in fp8"),
         ("int4 with zeros", "cuda", "quantised matrices that become bfloat16: 14"),  # groups of 64
     ],
 )
