@@ -16,6 +16,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -73,16 +74,26 @@ class AmxMatrix:
     @staticmethod
     def products(x: np.ndarray, matrices: "Sequence[AmxMatrix]") -> list[np.ndarray]:
         """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. x is packed once for all of them."""
-        parts = {matrix.parts for matrix in matrices}
-        assert x.dtype == np.float32 and len(parts) == 1, (x.dtype, parts)
-        assert all(x.shape[1] == matrix.w.shape[1] for matrix in matrices), [x.shape, *(m.w.shape for m in matrices)]
-        out = [np.empty((len(x), len(matrix.w)), np.float32) for matrix in matrices]
-        if len(x):
-            packed = pack(np.ascontiguousarray(x), parts.pop())
-            for matrix, y in zip(matrices, out):
-                rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // x.shape[1] // 32 * 32), len(matrix.w))
-                share(partial(_multiply, packed, matrix.w.view(np.uint16), y, rows), len(matrix.w), rows)
-        return out
+        return products(x, matrices)
+
+    def multiply(self, packed: np.ndarray, y: np.ndarray) -> None:
+        """y (T, n_out) = x, which is packed, times w"""
+        n_out, n_in = self.w.shape
+        rows = min(BLOCK if len(y) > DIRECT else max(32, SLICE // n_in // 32 * 32), n_out)
+        share(partial(_multiply, packed, self.w.view(np.uint16), y, rows), n_out, rows)
+
+
+def products(x: np.ndarray, matrices: Sequence[Any]) -> list[np.ndarray]:
+    """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. matrices: AmxMatrix or AmxQuantisedMatrix."""
+    parts = {matrix.parts for matrix in matrices}
+    assert x.dtype == np.float32 and len(parts) == 1, (x.dtype, parts)
+    assert all(x.shape[1] == matrix.w.shape[1] for matrix in matrices), [x.shape, *(m.w.shape for m in matrices)]
+    out = [np.empty((len(x), len(matrix.w)), np.float32) for matrix in matrices]
+    if len(x):
+        packed = pack(np.ascontiguousarray(x), parts.pop())
+        for matrix, y in zip(matrices, out):
+            matrix.multiply(packed, y)
+    return out
 
 
 def pack(x: np.ndarray, parts: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama3.model.compiled.aligned import aligned
 from llama3.model.compiled.fits import fits_amx_quantised
-from llama3.model.compiled.linear_amx import DIRECT, missing, pack
+from llama3.model.compiled.linear_amx import DIRECT, missing, products
 from llama3.model.compiled.linear_quantised import for_kernels
 from llama3.model.quantised import QuantisedMatrix
 from llama3.model.threads import share
@@ -54,17 +54,13 @@ class AmxQuantisedMatrix:
     @staticmethod
     def products(x: np.ndarray, matrices: "Sequence[AmxQuantisedMatrix]") -> list[np.ndarray]:
         """x (T, n_in) float32 -> x @ w.T of each, (T, n_out) float32. x is packed once for all of them."""
-        parts = {matrix.parts for matrix in matrices}
-        assert x.dtype == np.float32 and len(parts) == 1, (x.dtype, parts)
-        assert all(x.shape[1] == matrix.shape[1] for matrix in matrices), [x.shape, *(m.shape for m in matrices)]
-        out = [np.empty((len(x), len(matrix)), np.float32) for matrix in matrices]
-        if len(x):
-            packed = pack(np.ascontiguousarray(x), parts.pop())
-            for matrix, y in zip(matrices, out):
-                row_bytes = matrix._arrays[0].shape[1]
-                rows = min(BLOCK if len(x) > DIRECT else max(32, SLICE // row_bytes // 32 * 32), len(matrix))
-                share(partial(matrix._multiply, packed, y, rows), len(matrix), 32, rows)
-        return out
+        return products(x, matrices)
+
+    def multiply(self, packed: np.ndarray, y: np.ndarray) -> None:
+        """y (T, n_out) = x, which is packed, times w"""
+        row_bytes = self._arrays[0].shape[1]
+        rows = min(BLOCK if len(y) > DIRECT else max(32, SLICE // row_bytes // 32 * 32), len(self))
+        share(partial(self._multiply, packed, y, rows), len(self), 32, rows)
 
     def _multiply(self, x: np.ndarray, y: np.ndarray, rows: int, slices: Iterator[slice]) -> None:
         """Multiply slice after slice, each of up to `rows` rows of w, by packed x, into columns of y (T, n_out)."""
